@@ -1,0 +1,40 @@
+"""Make any Hugging Face transformer smaller and really faster, from the Trainer you already use."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Public name -> module; a module is imported when a name of it is first used, so that `import hf_prune` stays cheap.
+_PUBLIC = {
+    **dict.fromkeys(["Kind", "Kept", "Slice", "Counter", "Group"], "structure"),
+    **dict.fromkeys(["PruningError", "UnsupportedModelError", "CheckpointError", "RecipeError"], "errors"),
+    **dict.fromkeys(["find_groups", "register_architecture"], "architectures"),
+    **dict.fromkeys(["mask_units", "shrink"], "removal"),
+    "register_score": "scores",
+    **dict.fromkeys(["Schedule", "register_schedule"], "schedules"),
+    "register_allocation": "allocation",
+    **dict.fromkeys(["Pruner", "HeadPruner", "NeuronPruner", "WeightPruner", "Target"], "pruners"),
+    **dict.fromkeys(["Pruning", "prune"], "session"),
+    **dict.fromkeys(["PruningCallback"], "callback"),
+    **dict.fromkeys(["Distillation", "DistillationMixin", "DistillationTrainer"], "distillation"),
+    **dict.fromkeys(["Report", "Measurement", "measure"], "report"),
+    **dict.fromkeys(["save_pruned", "load_pruned", "disable_loading"], "checkpoint"),
+    **dict.fromkeys(["push_pruned", "model_card"], "hub"),
+    **dict.fromkeys(["export_onnx", "OnnxExport"], "export"),
+    **dict.fromkeys(["Recipe"], "recipe"),
+    **dict.fromkeys(["run"], "workflow"),
+}
+__all__ = sorted([*_PUBLIC, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'hf_prune' has no attribute '{name}'")
+    return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
