@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from wrapt import when_imported
+
 __version__ = "0.1.0"
 
 # Public name -> module; a module is imported when a name of it is first used, so that `import hf_prune` stays cheap.
@@ -38,3 +40,13 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return list(__all__)
+
+
+def _teach_from_pretrained(modeling_utils: Any) -> None:
+    from .checkpoint import enable_loading
+
+    enable_loading(modeling_utils)
+
+
+# Cheap, and in whichever order the two are imported: runs when (or if already) transformers' models are imported.
+when_imported("transformers.modeling_utils")(_teach_from_pretrained)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -93,3 +94,58 @@ class Group:
     def per_part(self) -> int:
         """Units in one part."""
         return self.units // self.parts
+
+
+Shapes = Mapping[str, Sequence[int]]
+KeepVectors = dict[tuple[str, int], torch.Tensor]
+
+
+def keep_vectors(groups: Sequence[Group], live_kept: Kept, shapes: Shapes) -> KeepVectors:
+    """Return, for each tensor and axis that loses entries, which entries stay.
+
+    Several groups may own entries of one axis (KV groups and the heads inside them): an entry stays when all agree.
+
+    Args:
+        groups: The live model's groups.
+        live_kept: Group name to the live unit numbers that stay; a group that is not named keeps all.
+        shapes: Tensor name to its live shape.
+
+    Returns:
+        ``{(tensor name, dim): boolean tensor of that axis' length, True = keep}``.
+    """
+    vectors: KeepVectors = {}
+    for group in groups:
+        if group.name not in live_kept:
+            continue
+        stays = torch.zeros(group.units, dtype=torch.bool)
+        stays[torch.as_tensor(list(live_kept[group.name]), dtype=torch.long)] = True
+        removed = (~stays).nonzero().view(-1)
+        for part in group.slices if len(removed) else ():
+            key = (part.parameter, part.dim)
+            vector = vectors.setdefault(key, torch.ones(shapes[part.parameter][part.dim], dtype=torch.bool))
+            vector[part.index(removed, group.per_part)] = False
+    return vectors
+
+
+def matrix_entries(groups: Sequence[Group], shapes: Shapes, vectors: KeepVectors | None = None) -> int:
+    """Count the entries of all matrices that the groups cut: their multiply-accumulates per token.
+
+    Args:
+        groups: The live model's groups.
+        shapes: Tensor name to its live shape.
+        vectors: What would stay (`keep_vectors`); ``None`` counts everything that is there now.
+    """
+    total = 0
+    for name in {part.parameter for group in groups for part in group.slices}:
+        shape = list(shapes[name])
+        for dim in range(len(shape)):
+            if vectors and (name, dim) in vectors:
+                shape[dim] = int(vectors[name, dim].sum())
+        total += math.prod(shape) if len(shape) > 1 else 0
+    return total
+
+
+def unit_cost(group: Group, shapes: Shapes) -> int:
+    """Return the multiply-accumulates per token that leave with one unit of this group."""
+    matrices = [part for part in group.slices if len(shapes[part.parameter]) > 1]
+    return sum(part.per_unit * math.prod(shapes[part.parameter]) // shapes[part.parameter][part.dim] for part in matrices)

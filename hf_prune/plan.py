@@ -1,0 +1,215 @@
+"""The written plan: `pruning_config` in config.json, run-length text, and when a stock config can say the shape."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import __version__
+from .architectures.conventions import CONFIG_COUNTS
+from .errors import CheckpointError, PruningError
+from .structure import Group, Kept
+
+BLOCK = "pruning_config"
+FORMAT = 1
+_TEXT = re.compile(r"(\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*)? ?of (\d{1,9})")
+
+
+def encode_units(units: Sequence[int], dense: int) -> str:
+    """Write kept units as runs, with the dense number of units behind them.
+
+    Example:
+        >>> encode_units([0, 1, 2, 3, 7], 12)
+        '0-3,7 of 12'
+    """
+    runs: list[list[int]] = []
+    for unit in units:
+        if runs and unit == runs[-1][1] + 1:
+            runs[-1][1] = unit
+        else:
+            runs.append([unit, unit])
+    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs) + f" of {dense}"
+
+
+def decode_units(name: str, text: object) -> tuple[list[int], int]:
+    """Read `encode_units` back: kept units in the dense model's numbering, and how many the dense model has.
+
+    Raises:
+        CheckpointError: Not such a text, units out of order, doubled or out of range. The text is a stranger's:
+            nothing is allocated before it is known to be sound.
+    """
+    match = _TEXT.fullmatch(text) if isinstance(text, str) else None
+    rule = f"{BLOCK}.kept['{name}'] must be increasing unit runs such as '0-3,7 of 12'. Received: {text!r:.80}"
+    if match is None:
+        raise CheckpointError(rule)
+    dense, last, units = int(match[5]), -1, list[range]()
+    for run in (match[1] or "").split(",") if match[1] else ():
+        first, _, end = run.partition("-")
+        a, b = int(first), int(end or first)
+        if a <= last or b < a or b >= dense:
+            raise CheckpointError(rule)
+        units.append(range(a, b + 1))
+        last = b
+    return [unit for run in units for unit in run], dense
+
+
+class Record(dict[str, tuple[list[int], int]]):
+    """What has been removed so far: group name to (kept units in dense numbering, dense number of units)."""
+
+    def dense_numbers(self, group: Group) -> list[int]:
+        """Return the dense number of each live unit of a group."""
+        if group.name in self:
+            return self[group.name][0]
+        parent = parent_name(group)
+        if group.parts > 1 and parent in self:  # all heads of the KV groups that stayed
+            return [part * group.per_part + i for part in self[parent][0] for i in range(group.per_part)]
+        return list(range(group.units))
+
+    def dense_units(self, group: Group) -> int:
+        """Return how many units the dense model has in this group."""
+        if group.name in self:
+            return self[group.name][1]
+        parent = parent_name(group)
+        return self[parent][1] * group.per_part if group.parts > 1 and parent in self else group.units
+
+    def to_live(self, groups: Sequence[Group], kept: Kept) -> dict[str, list[int]]:
+        """Turn kept units from dense into live numbering; groups that lose nothing are left out.
+
+        Raises:
+            PruningError: An unknown group, a unit that is out of range, doubled, or was removed before.
+        """
+        by_name = {group.name: group for group in groups}
+        live: dict[str, list[int]] = {}
+        for name, units in kept.items():
+            if name not in by_name:
+                raise PruningError(f"kept names a group that this model does not have. Received: '{name}'. {_some(by_name)}")
+            numbers = {dense: i for i, dense in enumerate(self.dense_numbers(by_name[name]))}
+            wrong = [unit for unit in units if unit not in numbers]
+            if wrong or len(set(units)) != len(units):
+                raise PruningError(
+                    f"kept['{name}'] must name units that are there, each once ({len(numbers)} of "
+                    f"{self.dense_units(by_name[name])} are). Received: {(wrong or list(units))[:8]}"
+                )
+            live[name] = sorted(numbers[unit] for unit in units)
+        return live
+
+    def after(self, groups: Sequence[Group], live_kept: Kept) -> Record:
+        """Return the record as it is once these live units are all that stays."""
+        result = Record(self)
+        for group in groups:
+            stays = live_kept.get(group.name)
+            if stays is not None and (len(stays) < group.units or group.name in self):
+                numbers = self.dense_numbers(group)
+                result[group.name] = ([numbers[i] for i in stays], self.dense_units(group))
+        return result
+
+
+def parent_name(group: Group) -> str:
+    """Return the name of the KV groups that hold these heads."""
+    return group.name.removesuffix("heads") + "kv_groups"
+
+
+def close_kept(groups: Sequence[Group], live_kept: Kept) -> dict[str, list[int]]:
+    """Make KV groups and the heads inside them agree: heads of removed groups go too.
+
+    Raises:
+        PruningError: Parts that stay would keep unequal numbers of units, or a group would keep none.
+    """
+    closed = {name: sorted(units) for name, units in live_kept.items()}
+    for group in groups:
+        parts = closed.get(parent_name(group)) if group.parts > 1 else None
+        if group.name not in closed and (parts is None or len(parts) == group.parts):
+            continue
+        units = closed.get(group.name, list(range(group.units)))
+        parts = list(range(group.parts)) if parts is None else parts
+        units = [unit for unit in units if unit // group.per_part in parts]
+        counts = {sum(unit // group.per_part == part for unit in units) for part in parts}
+        if len(counts) > 1:
+            raise PruningError(f"Each KV group of '{group.name}' must keep equally many heads. Received: {sorted(counts)}")
+        closed[group.name] = units
+    empty = [name for name, units in closed.items() if not units]
+    if empty:
+        raise PruningError(f"At least one unit of '{empty[0]}' must stay. Received: none")
+    return closed
+
+
+def read_record(model: nn.Module) -> Record:
+    """Read what a model's config says was removed.
+
+    Raises:
+        CheckpointError: The block is malformed or newer than this library.
+    """
+    block = getattr(getattr(model, "config", None), BLOCK, None)
+    if block is None:
+        return Record()
+    if not isinstance(block, dict) or not isinstance(block.get("kept", {}), dict):
+        raise CheckpointError(f"{BLOCK} must be a mapping with a mapping 'kept'. Received: {block!r:.80}")
+    if not isinstance(block.get("format"), int) or not 1 <= block["format"] <= FORMAT:
+        raise CheckpointError(
+            f"{BLOCK}.format must be 1 to {FORMAT} for hf_prune {__version__}: update hf_prune to load newer folders. "
+            f"Received: {block.get('format')!r:.80}"
+        )
+    return Record({name: decode_units(name, text) for name, text in block.get("kept", {}).items()})
+
+
+def write_record(model: nn.Module, record: Record, groups: Sequence[Group], *, stock: bool = True, **notes: Any) -> None:
+    """Write the block into the model's config, and the small shape itself where a stock config can say it.
+
+    Args:
+        model: The live model; one without a config is left alone.
+        record: What was removed, in dense numbering.
+        groups: The live model's groups.
+        stock: Whether a stock config may be written.
+        **notes: Further keys of the block, such as ``recipe`` and ``base_model``; ``None`` leaves what is there.
+    """
+    config = getattr(model, "config", None)
+    if config is None or not (record or notes):
+        return
+    old = getattr(config, BLOCK, None) or {}
+    known = {"base_model": getattr(config, "_name_or_path", "") or None, "recipe": None, **old}
+    known.update({key: value for key, value in notes.items() if value is not None})
+    for name, value in _counts(config, groups, {g.name: record.dense_units(g) for g in groups}).items():
+        setattr(config, name, value)
+    small = _counts(config, groups, {group.name: group.units for group in groups}) if stock and record else {}
+    fits = bool(record) and stock and _builds_shapes(model, small)
+    for name, value in small.items() if fits else ():
+        setattr(config, name, value)
+    kept = {name: encode_units(*units) for name, units in record.items()}
+    block = {"format": FORMAT, "library_version": __version__, "stock": fits, "kept": kept}
+    setattr(config, BLOCK, {**known, **block})
+
+
+def _counts(config: Any, groups: Sequence[Group], units: Mapping[str, int]) -> dict[str, int]:
+    """Return config attributes for kinds whose every group has the same number of units."""
+    result: dict[str, int] = {}
+    for kind, attributes in CONFIG_COUNTS.items():
+        counts = {units[group.name] for group in groups if group.kind == kind}
+        if len(counts) == 1:
+            result.update({a: counts.copy().pop() for a in attributes if isinstance(getattr(config, a, None), int)})
+    return result
+
+
+def _builds_shapes(model: nn.Module, changes: Mapping[str, int]) -> bool:
+    """Whether the stock class, built from the changed config, has exactly the live model's tensors."""
+    config = copy.deepcopy(model.config)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    if hasattr(config, BLOCK):
+        delattr(config, BLOCK)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            stock = type(model)(config)
+    except Exception:  # a class that refuses the small config cannot say the shape: the block then does
+        return False
+    mine, theirs = model.state_dict(), stock.state_dict()
+    return mine.keys() == theirs.keys() and all(mine[key].shape == theirs[key].shape for key in mine)
+
+
+def _some(names: Mapping[str, object]) -> str:
+    shown = list(names)[:4]
+    return f"It has {', '.join(shown)}{' …' if len(names) > 4 else ''}."
