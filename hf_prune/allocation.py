@@ -1,0 +1,146 @@
+"""Allocation and selection: make scores comparable between groups, then turn them into masks in exactly one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .registry import Registry
+from .structure import Group
+
+AllocationFunction = Callable[[Mapping[str, Tensor], Mapping[str, float]], dict[str, Tensor]]
+ALLOCATIONS: Registry[AllocationFunction] = Registry("allocation")
+
+
+def register_allocation(name: str) -> Callable[[AllocationFunction], AllocationFunction]:
+    """Register a function from (scores by group, cost of one unit by group) to values that compare between groups.
+
+    The units with the smallest values leave first, until the budget is met.
+
+    Example:
+        >>> @register_allocation("mean_normalised")
+        ... def mean_normalised(scores, costs):
+        ...     return {name: score / score.mean() for name, score in scores.items()}
+    """
+    return ALLOCATIONS.register(name)
+
+
+@register_allocation("global")
+def global_by_cost(scores: Mapping[str, Tensor], costs: Mapping[str, float]) -> dict[str, Tensor]:
+    """Rank over all groups by score per cost: what is worth least for what it costs leaves first."""
+    return {name: score / costs[name] for name, score in scores.items()}
+
+
+@register_allocation("uniform")
+def uniform(scores: Mapping[str, Tensor], costs: Mapping[str, float]) -> dict[str, Tensor]:
+    """Rank inside each group: every group loses the same share."""
+    return {name: (_ranks(score) + 0.5) / score.numel() for name, score in scores.items()}
+
+
+def _ranks(score: Tensor) -> Tensor:
+    """Return each entry's place in ascending order, of the scores' shape."""
+    order = score.flatten().argsort(stable=True)
+    ranks = torch.empty(len(order), dtype=torch.float64, device=score.device)
+    ranks[order] = torch.arange(len(order), dtype=torch.float64, device=score.device)
+    return ranks.view(score.shape)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Units of one group that can only leave together: one of each part, and as many as keep a multiple."""
+
+    value: float
+    group: str
+    units: tuple[int, ...]
+    cost: float
+
+
+def select_units(
+    groups: Mapping[str, Group],
+    values: Mapping[str, Tensor],
+    alive: Mapping[str, Tensor],
+    costs: Mapping[str, float],
+    excess: float,
+    *,
+    min_kept: Mapping[str, int],
+    multiple_of: Mapping[str, int],
+) -> dict[str, Tensor]:
+    """Remove the least valuable units until `excess` is gone; what was removed before stays removed.
+
+    A unit that costs more than what is still to go is passed over, unless nothing smaller could leave: the budget is
+    missed by less than one of the smallest units.
+
+    Args:
+        groups: The groups to choose among, by name.
+        values: ``(units,)`` for each group, comparable between groups, larger = keep.
+        alive: ``(units,)`` boolean: what is there now.
+        costs: What leaves with one unit of each group.
+        excess: How much has to leave, in the unit of `costs`.
+        min_kept: Units that stay in each part of a group at least.
+        multiple_of: Kept units per part are a multiple of this, where there are as many.
+
+    Returns:
+        ``(units,)`` boolean masks, True = keep.
+    """
+    masks = {name: mask.clone() for name, mask in alive.items()}
+    bundles = [
+        bundle
+        for name, group in groups.items()
+        for bundle in _bundles(group, values[name], alive[name], costs[name], min_kept[name], multiple_of[name])
+    ]
+    smallest = min((bundle.cost for bundle in bundles), default=0.0)
+    passed = set()
+    for bundle in sorted(bundles, key=lambda bundle: bundle.value):
+        if excess <= 0:
+            break
+        if bundle.group in passed:
+            continue
+        if bundle.cost > excess and bundle.cost > smallest:
+            passed.add(bundle.group)  # its later bundles cost as much, and must not overtake it
+            continue
+        masks[bundle.group][list(bundle.units)] = False
+        excess -= bundle.cost
+    return masks
+
+
+def _bundles(group: Group, value: Tensor, alive: Tensor, cost: float, min_kept: int, multiple: int) -> list[Bundle]:
+    """Return what can leave a group, the least valuable first."""
+    here = alive.view(group.parts, -1)
+    parts = [part for part in range(group.parts) if here[part].any()]
+    order = []
+    for part in parts:
+        units = here[part].nonzero().view(-1) + part * group.per_part
+        order.append(units[value[units].argsort(stable=True)].tolist())
+    left, bundles, start = len(order[0]) if order else 0, list[Bundle](), 0
+    while left > 0:
+        count = left % multiple or multiple
+        if left - count < max(1, min_kept):
+            break
+        units = tuple(unit for row in order for unit in row[start : start + count])
+        bundles.append(Bundle(float(value[list(units)].mean()), group.name, units, cost * len(units)))
+        start, left = start + count, left - count
+    return bundles
+
+
+def select_weights(values: Mapping[str, Tensor], keep: int) -> dict[str, Tensor]:
+    """Keep exactly this many weights, the most valuable ones; among equals the earlier ones.
+
+    Args:
+        values: One tensor of values for each parameter, comparable between them, larger = keep.
+        keep: Weights that stay in all.
+
+    Returns:
+        Boolean masks of the values' shapes, True = keep.
+    """
+    flat = torch.cat([value.flatten() for value in values.values()])
+    mask = torch.ones_like(flat, dtype=torch.bool)
+    if keep < len(flat):
+        threshold = flat.kthvalue(len(flat) - keep).values
+        mask = flat > threshold
+        equal = (flat == threshold).nonzero().view(-1)
+        mask[equal[: keep - int(mask.sum())]] = True
+    parts = mask.split([value.numel() for value in values.values()])
+    return {name: part.view(value.shape).clone() for (name, value), part in zip(values.items(), parts)}

@@ -1,0 +1,82 @@
+"""What a run kept and what that brought: as a table, as JSON, as a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from .display import draw, plain_table
+from .environment import environment
+from .measurement import Measurement, compare_latency, count, measure, measure_pair, random_inputs
+
+__all__ = [
+    "Measurement",
+    "Report",
+    "compare_latency",
+    "count",
+    "environment",
+    "measure",
+    "measure_pair",
+    "random_inputs",
+]
+
+
+@dataclass
+class Report:
+    """What a run kept, and what that brought.
+
+    Args:
+        kept: Group name -> units that stayed, in the dense model's numbering; a group that is not named is whole.
+        units: Group name -> units of the dense model.
+        dense: The model before.
+        pruned: The model after.
+        metrics: ``{"accuracy": {"dense": 0.88, "pruned": 0.87}}``.
+        settings: Whatever tells how the run was done.
+    """
+
+    kept: dict[str, list[int]] = field(default_factory=dict)
+    units: dict[str, int] = field(default_factory=dict)
+    dense: Measurement | None = None
+    pruned: Measurement | None = None
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def table(self) -> str:
+        """Return dense against pruned as an aligned plain-text (Markdown) table of at most 100 columns."""
+        return plain_table(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report in types that JSON knows."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), default=_plain))
+        return plain
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Report:
+        """Return the report that `to_dict` wrote; keys of a newer version are ignored."""
+        known = {name: data[name] for name in (one.name for one in fields(cls)) if name in data}
+        names = {one.name for one in fields(Measurement)}
+        for which in ("dense", "pruned"):
+            if known.get(which) is not None:
+                known[which] = Measurement(**{key: value for key, value in known[which].items() if key in names})
+        return cls(**known)
+
+    def plot(self, path: str | Path) -> Path:
+        """Draw what stayed of each layer against the dense outline, and return the path of the picture.
+
+        Args:
+            path: Where to write; the suffix chooses the format (png, svg, pdf).
+
+        Raises:
+            PruningError: The report has no groups to draw.
+        """
+        return draw(self, Path(path))
+
+
+def _plain(value: Any) -> Any:
+    """Say in JSON's types what json does not know: numpy and torch numbers and arrays, sets, paths."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)

@@ -1,0 +1,189 @@
+"""How a report looks: an aligned plain-text table, and a picture of what each layer kept."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import PruningError
+
+if TYPE_CHECKING:
+    from . import Report
+    from .measurement import Measurement
+
+_COLOURS = ("#2f6db5", "#d9772b", "#3d9a6a", "#8a5bb0", "#b8434e")
+_OUTLINE, _EMPTY = "#9aa3ad", "#eef0f3"
+_LABELLED_LAYERS = 16  # more bars than this have no room for a number on each
+_INDEX = re.compile(r"(?:^|(?<=\.))(?:layers|stages)\.(\d+)(?:\.|$)")
+_EXPERT = re.compile(r"experts\.\d+")
+Panel = dict[tuple[int, ...], tuple[int, int]]  # numbers of stage and layer -> (kept, dense)
+Row = tuple[str, str, str, str]  # what, dense, pruned, change
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def plain_table(report: Report) -> str:
+    """Return the report as Markdown that is aligned for plain text too, at most 100 columns wide."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", box=box.MARKDOWN)
+    for column in ("dense", "pruned", "change"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in _rows(report):
+        table.add_row(*row)
+    out = StringIO()
+    Console(file=out, width=100, no_color=True, markup=False, emoji=False).print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines() if line.strip())
+
+
+def _rows(report: Report) -> Iterator[Row]:
+    for name, values in report.metrics.items():
+        yield _difference(name, values.get("dense"), values.get("pruned"))
+    for kind, (kept, units) in _kept_by_kind(report).items():
+        yield _share(kind.replace("_", " "), units, kept, "{:,.0f}")
+    known = report.dense or report.pruned
+    if known is not None:
+        yield from _cost_rows(report.dense, report.pruned, known)
+
+
+def _cost_rows(dense: Measurement | None, pruned: Measurement | None, known: Measurement) -> Iterator[Row]:
+    one_forward = f"{known.batch} x {known.length} tokens" if known.length else f"batch of {known.batch}"
+    has_zeros = pruned is not None and pruned.nonzero < 0.99 * pruned.parameters
+    figures = [("parameters", "parameters"), *([("parameters that are not 0", "nonzero")] if has_zeros else [])]
+    figures += [(f"prunable MACs per {'token' if known.length else 'patch'}", "prunable_macs")]
+    figures += [(f"MACs ({one_forward})", "macs")]
+    for what, key in figures:
+        pair = getattr(dense, key, None), getattr(pruned, key, None)
+        if pair != (None, None):
+            yield _share(what, *pair)
+    yield _share("size, MB", getattr(dense, "size_mb", None), getattr(pruned, "size_mb", None), "{:,.2f}")
+    before_ms, after_ms = (one.latency_ms if one else {} for one in (dense, pruned))
+    threads = f"{known.threads} thread{'s' * (known.threads > 1)}"
+    for runtime in dict.fromkeys([*before_ms, *after_ms]):
+        what = f"latency in {runtime}, ms ({one_forward}, {threads})"
+        yield _speed(what, before_ms.get(runtime), after_ms.get(runtime))
+
+
+def _difference(what: str, dense: float | None, pruned: float | None) -> Row:
+    change = "" if dense is None or pruned is None else f"{pruned - dense:+.4f}"
+    return what, _cell(dense, "{:.4f}"), _cell(pruned, "{:.4f}"), change
+
+
+def _share(what: str, dense: float | None, pruned: float | None, form: str | None = None) -> Row:
+    change = f"{pruned / dense:.1%} left" if dense and pruned is not None else ""
+    return what, _cell(dense, form), _cell(pruned, form), change
+
+
+def _speed(what: str, dense: float | None, pruned: float | None) -> Row:
+    change = f"{dense / pruned:.2f}x speed" if dense and pruned else ""
+    return what, _cell(dense, "{:.4g}"), _cell(pruned, "{:.4g}"), change
+
+
+def _cell(value: float | None, form: str | None) -> str:
+    if value is None:
+        return "-"
+    return form.format(value) if form else short(value)
+
+
+def short(count: float) -> str:
+    """Return a count with four figures and its unit.
+
+    Example:
+        >>> short(22_713_216), short(384)
+        ('22.71 M', '384')
+    """
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:#.4g} {unit}"
+    return f"{count:g}"
+
+
+def _kept_by_kind(report: Report) -> dict[str, tuple[int, int]]:
+    """Return ``{"heads": (kept, dense), …}`` over all layers."""
+    totals: dict[str, tuple[int, int]] = {}
+    for name, units in report.units.items():
+        kind = name.rsplit(".", 1)[-1]
+        kept, whole = totals.get(kind, (0, 0))
+        totals[kind] = kept + _stayed(report, name), whole + units
+    return totals
+
+
+def _stayed(report: Report, name: str) -> int:
+    """Return how many units of a group stayed; a group that is not named is whole."""
+    return len(report.kept[name]) if name in report.kept else report.units[name]
+
+
+# --- the picture -----------------------------------------------------------------------------------------------------
+
+
+def draw(report: Report, path: Path) -> Path:
+    """Draw one panel for each kind of place (``attention.heads``, ``mlp.neurons``), one bar for each layer."""
+    from matplotlib.figure import Figure
+
+    panels = _panels(report)
+    if not panels:
+        raise PruningError("plot needs the dense unit counts of at least one group. Received: units={}.")
+    layers = max(len(panel) for panel in panels.values())
+    size = (min(max(8.5, 2 + 0.36 * layers), 14.0), 0.7 + 2.3 * len(panels))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for number, (ax, (name, panel)) in enumerate(zip(axes, panels.items(), strict=True)):
+        _draw_panel(ax, name, panel, _COLOURS[number % len(_COLOURS)])
+    axes[0].legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=2, frameon=False, fontsize=9)
+    axes[-1].set_xlabel("layer")
+    figure.suptitle(_headline(report), fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def _panels(report: Report) -> dict[str, Panel]:
+    """Sort the groups into panels by what is left of their names without the numbers; experts of a layer add up."""
+    panels: dict[str, Panel] = {}
+    for name, units in report.units.items():
+        layer = tuple(int(number) for number in _INDEX.findall(name))
+        panel = panels.setdefault(_EXPERT.sub("experts", _INDEX.sub("", name)), {})
+        kept, whole = panel.get(layer, (0, 0))
+        panel[layer] = kept + _stayed(report, name), whole + units
+    return {name: dict(sorted(panel.items())) for name, panel in panels.items()}
+
+
+def _draw_panel(ax: Any, name: str, panel: Panel, colour: str) -> None:
+    kept, whole = ([pair[which] for pair in panel.values()] for which in (0, 1))
+    places = range(len(panel))
+    ax.bar(places, whole, width=0.8, color=_EMPTY, edgecolor=_OUTLINE, linewidth=0.8, label="dense")
+    ax.bar(places, kept, width=0.8, color=colour, label="kept")
+    ax.set_title(
+        f"{name}: {sum(kept):,} of {sum(whole):,} kept ({sum(kept) / sum(whole):.0%})", loc="left", fontsize=10
+    )
+    ax.set_ylabel(name.rsplit(".", 1)[-1].replace("_", " "))
+    ax.set_ylim(0, max(whole) * (1.18 if len(panel) <= _LABELLED_LAYERS else 1.06))
+    spare = max(0, 6 - len(panel)) / 2  # few layers: slim bars in the middle
+    ax.set_xlim(-0.7 - spare, len(panel) - 0.3 + spare)
+    ax.yaxis.get_major_locator().set_params(integer=True)
+    every = -(-len(panel) // 40)
+    labels = [".".join(map(str, layer)) or "all" for layer in panel]
+    ax.set_xticks(list(places)[::every], labels[::every], fontsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
+    if len(panel) <= _LABELLED_LAYERS:
+        for place, (stayed, units) in enumerate(zip(kept, whole, strict=True)):
+            ax.text(place, units + max(whole) * 0.02, f"{stayed:,}", ha="center", va="bottom", fontsize=8, color=colour)
+
+
+def _headline(report: Report) -> str:
+    """Say in one line what the pruning did, as far as it is known."""
+    dense, pruned, parts = report.dense, report.pruned, []
+    if dense and pruned:
+        parts.append(f"parameters {short(dense.parameters)} → {short(pruned.parameters)}")
+        if dense.prunable_macs and pruned.prunable_macs is not None:
+            parts.append(f"prunable MACs {short(dense.prunable_macs)} → {short(pruned.prunable_macs)}")
+    for name, values in list(report.metrics.items())[:1]:
+        if {"dense", "pruned"} <= set(values):
+            parts.append(f"{name} {values['dense']:.4f} → {values['pruned']:.4f}")
+    return "   ·   ".join(parts) or "What pruning kept"

@@ -1,0 +1,521 @@
+"""What happens at a step: `Pruning`, used by the callback and by loops of one's own; and one-shot `prune`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .allocation import select_units, select_weights
+from .architectures import find_groups, live_shapes
+from .calibration import GateWatcher, Loss, backward_all
+from .errors import PruningError
+from .masks import Masks, apply_masks, check_ranks_agree, sparsity_of
+from .plan import Record, close_kept, read_record, write_record
+from .pruners import Pruner, Target, UnitPruner, WeightPruner
+from .removal import cut, named_tensors, unmasked_units, zero_removed
+from .report import Measurement, Report, count
+from .schedules import Schedule
+from .structure import Group, keep_vectors, matrix_entries, unit_cost
+
+logger = logging.getLogger(__name__)
+DECAY = 0.98  # of the running means of scores: about the last 50 batches
+
+
+class Pruning:
+    """Gradual pruning for any training loop; the Trainer callback is a thin layer over it.
+
+    Call `after_backward` before, and `step` after each optimizer step (before gradients are zeroed), then `finish`.
+
+    Args:
+        model: The model; one wrapped by accelerate, DDP or torch.compile is unwrapped.
+        pruners: What to remove. Structured pruners either state a sparsity each, or leave it to `target` together.
+        schedule: When; ``None`` takes `Schedule()`. A pruner's own schedule comes first.
+        target: How much is to remain over all structured pruners.
+        total_steps: Optimizer steps of the whole run, at least 1.
+        optimizer: Its moments are zeroed where weights are.
+        accelerator: To unwrap the model.
+        data: Calibration batches (dicts with labels): scores are taken from them at each change, instead of from the
+            training batches themselves.
+        loss: From (model, batch) to the loss on `data`; ``None``: the model's own.
+        shrink_live: Remove units physically at every change, which saves time; in one process, without torch.compile.
+        seed: For scores that draw numbers.
+
+    Raises:
+        PruningError: Settings contradict each other, or nothing could be pruned.
+
+    Example:
+        >>> pruning = Pruning(model, [HeadPruner(), NeuronPruner()], target=Target(macs=0.5), total_steps=1000,
+        ...                   optimizer=optimizer)  # doctest: +SKIP
+        >>> loss.backward(); pruning.after_backward(); optimizer.step(); pruning.step()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        pruners: Pruner | Sequence[Pruner],
+        schedule: Schedule | None = None,
+        *,
+        target: Target | None = None,
+        total_steps: int,
+        optimizer: Any = None,
+        accelerator: Any = None,
+        data: Iterable[Mapping[str, Any]] | None = None,
+        loss: Loss | None = None,
+        shrink_live: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.model = unwrap(model, accelerator)
+        self.pruners = [pruners] if isinstance(pruners, Pruner) else list(pruners)
+        self.schedule, self.target, self.total_steps = schedule or Schedule(), target, total_steps
+        self.optimizer, self.data, self.loss, self.shrink_live, self.seed = optimizer, data, loss, shrink_live, seed
+        self.steps = 0
+        _check_settings(self.pruners, target)
+        structured = any(isinstance(pruner, UnitPruner) for pruner in self.pruners)
+        self.groups = find_groups(self.model) if structured else []
+        self.record = read_record(self.model)
+        self.chosen = {i: p.choose(self.groups) for i, p in enumerate(self.pruners) if isinstance(p, UnitPruner)}
+        self.weights = {i: p.choose_weights(self.model) for i, p in enumerate(self.pruners) if isinstance(p, WeightPruner)}
+        _check_disjoint(self.chosen, target)
+        self.changes = {i: (p.schedule or self.schedule).change_steps(total_steps) for i, p in enumerate(self.pruners)}
+        self.alive = {group.name: torch.ones(group.units, dtype=torch.bool) for group in self.groups}
+        self.masks: Masks = {}
+        self.dense_units = {group.name: group.units for group in self.groups}
+        self.dense_macs = matrix_entries(self.groups, live_shapes(self.model))
+        self.dense: Measurement = count(self.model)
+        self.watcher = self._watch()
+        self._weight_scores: dict[str, Tensor] = {}
+        self._leaky, self._unchecked = False, False
+
+    # what a training loop calls
+    def after_backward(self) -> None:
+        """Read gradients: call it when they are complete (and clipped), before the optimizer's step."""
+        due = [i for i in self.weights if self.steps + 1 in self.changes[i]]
+        if self.data is None:
+            for i in due:
+                self._weight_scores.update(self._score_weights(i))
+        if self._unchecked and not self._leaky:
+            self._unchecked, self._leaky = False, self._gradients_leak()
+
+    def step(self) -> bool:
+        """Advance by one optimizer step; change masks where the schedule says so, and hold them elsewhere.
+
+        Returns:
+            Whether masks changed.
+        """
+        self.steps += 1
+        due = [i for i, steps in self.changes.items() if self.steps in steps]
+        if due:
+            self._change(due)
+        elif self.masks or self._leaky:
+            self.hold()
+        return bool(due)
+
+    def finish(self, shrink: bool = True) -> Report:
+        """Hold the masks once more, remove the units, write the plan into the config, and report.
+
+        Args:
+            shrink: Remove units physically; ``False`` leaves them as zeros.
+        """
+        if self.watcher is not None:
+            self.watcher.stop()
+        if not self.finished:
+            logger.warning(
+                f"Training ended at step {self.steps}, before the schedule did at {max(map(max, self.changes.values()))}: "
+                f"the model is denser than was asked for."
+            )
+        self.hold()
+        if shrink:
+            self._cut()
+        kept = {group.name: [numbers[i] for i in self._live_kept()[group.name]]
+                for group in self.groups for numbers in [self.record.dense_numbers(group)]}  # fmt: skip
+        write_record(self.model, self.record, self.groups, **self._notes())
+        units = {group.name: self.record.dense_units(group) for group in self.groups}
+        return Report(kept=kept, units=units, dense=self.dense, pruned=count(self.model), metrics={}, settings=self.logs())
+
+    # what anyone may ask
+    @property
+    def finished(self) -> bool:
+        """Whether the last change has been made: the model is as sparse as was asked for."""
+        return self.steps >= max(map(max, self.changes.values()))
+
+    def macs_left(self) -> float:
+        """Return the share of the dense model's prunable multiply-accumulates that remain, in (0, 1]."""
+        if not self.groups:
+            return 1.0
+        return self._macs_now() / self.dense_macs
+
+    def logs(self) -> dict[str, float]:
+        """Return what a log should show: sparsity by kind, and the share of MACs left."""
+        result: dict[str, float] = {}
+        for kind in dict.fromkeys(group.kind for groups in self.chosen.values() for group in groups):
+            groups = [g for chosen in self.chosen.values() for g in chosen if g.kind == kind]
+            left = sum(int(self.alive[group.name].sum()) for group in groups)
+            result[f"sparsity_{kind}"] = round(1 - left / sum(self.dense_units[group.name] for group in groups), 6)
+        if self.weights:
+            result["sparsity_weight"] = round(sparsity_of(self.masks), 6) if self.masks else 0.0
+        if self.groups:
+            result["macs_left"] = round(self.macs_left(), 6)
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything a resumed run needs: step, plan, masks, running means."""
+        state: dict[str, Any] = {
+            "steps": self.steps,
+            "leaky": self._leaky,
+            "unchecked": self._unchecked,
+            "record": {name: list(entry) for name, entry in self.record.items()},
+            "dense": [self.dense_units, self.dense_macs, asdict(self.dense)],
+            "alive": dict(self.alive),
+            "masks": dict(self.masks),
+        }
+        if self.watcher is not None:
+            state["square"], state["absolute"] = dict(self.watcher.square), dict(self.watcher.absolute)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken; the model's weights are loaded by whoever saved them.
+
+        Raises:
+            PruningError: The state is of another model or of other pruners.
+        """
+        if set(state["alive"]) != set(self.alive):
+            raise PruningError(f"The pruning state must be of this model and these pruners. Received groups: {sorted(state['alive'])[:4]}")
+        self.steps, self._leaky, self._unchecked = state["steps"], state["leaky"], state["unchecked"]
+        self.record = Record({name: (list(kept), dense) for name, (kept, dense) in state["record"].items()})
+        self.dense_units, self.dense_macs, dense = state["dense"]
+        self.dense = Measurement(**dense)
+        self.groups = find_groups(self.model) if self.groups else []
+        for group in self.groups:
+            if len(state["alive"][group.name]) != group.units:
+                raise PruningError(
+                    f"The pruning state has {len(state['alive'][group.name])} units of '{group.name}', the model {group.units}."
+                )
+        self.alive = {name: mask.clone() for name, mask in state["alive"].items()}
+        self.masks = {name: mask.to(named_tensors(self.model)[name].device) for name, mask in state["masks"].items()}
+        if self.watcher is not None and "square" in state:
+            self.watcher.stop()
+            self.watcher.groups = [group for group in self.groups if group.name in self.watcher.square]
+            self.watcher.square, self.watcher.absolute = dict(state["square"]), dict(state["absolute"])
+            if not self.finished and self.data is None:
+                self.watcher.start()
+        self.hold()
+
+    def hold(self) -> None:
+        """Zero again what is masked."""
+        tensors = named_tensors(self.model)
+        apply_masks(tensors, self.masks)
+        if self.groups:
+            zero_removed(tensors, self._vectors())
+
+    # one change, from scores to zeros
+    def _change(self, due: Sequence[int]) -> None:
+        scores = self._unit_scores(due)
+        if self.target is not None and any(i in self.chosen for i in due):
+            self._select_together(scores)
+        else:
+            for i in due:
+                if i in self.chosen:
+                    self._select_alone(i, scores)
+        for i in due:
+            if i in self.weights:
+                self._select_weights(i)
+        check_ranks_agree({**self.alive, **self.masks})
+        tensors = named_tensors(self.model)
+        apply_masks(tensors, self.masks, self.optimizer)
+        zero_removed(tensors, self._vectors() if self.groups else {}, self.optimizer)
+        self._unchecked = True
+        if self.watcher is not None and self.finished:
+            self.watcher.stop()
+        if self.shrink_live:
+            self._cut()
+
+    def _select_together(self, scores: Mapping[str, Tensor]) -> None:
+        """One ranking over all structured pruners, down to the target's share of the MACs."""
+        assert self.target is not None
+        shapes = live_shapes(self.model)
+        groups = {group.name: group for chosen in self.chosen.values() for group in self._live(chosen)}
+        costs = {name: float(unit_cost(group, shapes)) for name, group in groups.items()}
+        goal = 1 - (1 - self.target.macs) * self.schedule.fraction(self.steps, self.total_steps)
+        excess = self._macs_now() - goal * self.dense_macs
+        values: dict[str, Tensor] = {}
+        limits: dict[str, tuple[int, int]] = {}
+        for i, chosen in self.chosen.items():
+            names = [group.name for group in chosen]
+            values.update(self.pruners[i].allocate()({n: scores[n] for n in names}, {n: costs[n] for n in names}))
+            limits.update({n: (self.pruners[i].min_kept, self.pruners[i].multiple_of) for n in names})
+        self._select(groups, values, costs, excess, limits)
+
+    def _select_alone(self, i: int, scores: Mapping[str, Tensor]) -> None:
+        """One pruner's own sparsity, counted in units."""
+        pruner = self.pruners[i]
+        assert pruner.sparsity is not None
+        groups = {group.name: group for group in self._live(self.chosen[i])}
+        costs = dict.fromkeys(groups, 1.0)
+        fraction = (pruner.schedule or self.schedule).fraction(self.steps, self.total_steps)
+        now = sum(int(self.alive[name].sum()) for name in groups)
+        excess = now - (1 - pruner.sparsity * fraction) * sum(self.dense_units[name] for name in groups)
+        values = pruner.allocate()({name: scores[name] for name in groups}, costs)
+        self._select(groups, values, costs, round(excess), dict.fromkeys(groups, (pruner.min_kept, pruner.multiple_of)))
+
+    def _select(
+        self,
+        groups: Mapping[str, Group],
+        values: Mapping[str, Tensor],
+        costs: Mapping[str, float],
+        excess: float,
+        limits: Mapping[str, tuple[int, int]],
+    ) -> None:
+        alive = {name: self.alive[name] for name in groups}
+        floors, multiples = ({name: limit[k] for name, limit in limits.items()} for k in (0, 1))
+        chosen = select_units(groups, values, alive, costs, excess, min_kept=floors, multiple_of=multiples)
+        live = {name: mask.nonzero().view(-1).tolist() for name, mask in chosen.items()}
+        for name, units in close_kept(self.groups, live).items():
+            self.alive[name] = torch.zeros_like(self.alive[name])
+            self.alive[name][units] = True
+
+    def _select_weights(self, i: int) -> None:
+        pruner, scores = self.pruners[i], self._weight_scores
+        if not scores:
+            scores = self._score_weights(i)
+        assert pruner.sparsity is not None
+        for name, mask in self.masks.items():  # what is masked stays masked
+            if name in scores:
+                scores[name] = scores[name].masked_fill(~mask, -torch.inf)
+        values = pruner.allocate()({name: scores[name] for name in self.weights[i]}, dict.fromkeys(scores, 1.0))
+        fraction = (pruner.schedule or self.schedule).fraction(self.steps, self.total_steps)
+        total = sum(value.numel() for value in values.values())
+        self.masks.update(select_weights(values, total - round(pruner.sparsity * fraction * total)))
+        self._weight_scores = {}
+
+    # scores
+    def _watch(self) -> GateWatcher | None:
+        needing = [i for i, chosen in self.chosen.items() if _needs_gates(self.pruners[i])]
+        if not needing:
+            return None
+        groups = [group for i in needing for group in self.chosen[i]]
+        watcher = GateWatcher(self.model, groups, DECAY if self.data is None else 1.0)
+        if self.data is None:
+            watcher.start()
+        return watcher
+
+    def _calibrate(self) -> None:
+        """Take gate statistics and gradients of weights from the calibration data."""
+        assert self.data is not None
+        saved = {parameter: parameter.grad for parameter in self.model.parameters()}
+        self.model.zero_grad(set_to_none=True)
+        if self.watcher is not None:
+            for means in (self.watcher.square, self.watcher.absolute):
+                for mean in means.values():
+                    mean.zero_()
+            self.watcher.start()
+        backward_all(self.model, self.data, self.loss)
+        if self.watcher is not None:
+            self.watcher.stop()
+        for i in self.weights:
+            self._weight_scores.update(self._score_weights(i))
+        for parameter, gradient in saved.items():
+            parameter.grad = gradient
+
+    def _unit_scores(self, due: Sequence[int]) -> dict[str, Tensor]:
+        """Return ``(units,)`` scores of every group of the pruners that are due, checked to be finite."""
+        needs = {need for i in due for need in self._score(i).needs}
+        if self.data is not None and needs - {"noise"}:
+            self._calibrate()
+        if self.watcher is not None:
+            self.watcher.synchronize()
+        scores: dict[str, Tensor] = {}
+        for i in due if self.target is None else self.chosen:
+            for group in self._live(self.chosen.get(i, [])):
+                scores[group.name] = self._score_group(i, group)
+                if not scores[group.name].isfinite().all():
+                    raise PruningError(f"Score '{self._score(i).name}' of '{group.name}' is not finite; nothing was cut.")
+        return scores
+
+    def _score_group(self, i: int, group: Group) -> Tensor:
+        score = self._score(i)
+        if score.of == "unit":
+            given = {need: self._unit_need(need, group) for need in score.needs}
+            return score.function(**given).double()
+        total = torch.zeros(group.units, dtype=torch.float64)
+        tensors = named_tensors(self.model)
+        for part in group.slices:
+            entries = self._weight_score(score, part.parameter, tensors[part.parameter])
+            rows = entries.double().movedim(part.dim, 0).flatten(1).sum(1) if entries.ndim > 1 else entries.double()
+            index = part.index(torch.arange(group.units), group.per_part)
+            total += rows.cpu()[index].view(group.units, part.per_unit).sum(1)
+        return total
+
+    def _unit_need(self, need: str, group: Group) -> Tensor:
+        if need == "noise":
+            return torch.rand(group.units, generator=self._generator(group.name))
+        assert self.watcher is not None
+        return (self.watcher.square if need == "gate_square" else self.watcher.absolute)[group.name]
+
+    def _score_weights(self, i: int) -> dict[str, Tensor]:
+        tensors, score = named_tensors(self.model), self._score(i)
+        scores = {name: self._weight_score(score, name, tensors[name]) for name in self.weights[i]}
+        broken = next((name for name, value in scores.items() if not value.isfinite().all()), None)
+        if broken:
+            raise PruningError(f"Score '{score.name}' of '{broken}' is not finite; nothing was cut.")
+        return scores
+
+    @torch.no_grad()
+    def _weight_score(self, score: Any, name: str, weight: Tensor) -> Tensor:
+        given: dict[str, Tensor] = {}
+        if "gradient" in score.needs:
+            if weight.grad is None:
+                raise PruningError(
+                    f"Score '{score.name}' needs the gradient of '{name}', which is None: call after_backward() between "
+                    f"backward() and optimizer.step(), or pass data=."
+                )
+            given["gradient"] = weight.grad.float()
+        if "noise" in score.needs:
+            given["noise"] = torch.rand(weight.shape, generator=self._generator(name)).to(weight.device)
+        return score.function(weight.detach().float(), **given)  # type: ignore[no-any-return]
+
+    def _score(self, i: int) -> Any:
+        pruner = self.pruners[i]
+        return pruner.unit_score() if isinstance(pruner, UnitPruner) else pruner.weight_score()  # type: ignore[attr-defined]
+
+    def _generator(self, name: str) -> torch.Generator:
+        """Return a generator that depends on seed and name alone: the same on every rank and after a resume."""
+        return torch.Generator().manual_seed(hash_text(f"{self.seed} {name}"))
+
+    # structure
+    def _live(self, groups: Sequence[Group]) -> list[Group]:
+        """Return these groups as they are in the live model."""
+        by_name = {group.name: group for group in self.groups}
+        return [by_name[group.name] for group in groups]
+
+    def _live_kept(self) -> dict[str, list[int]]:
+        return {name: mask.nonzero().view(-1).tolist() for name, mask in self.alive.items()}
+
+    def _vectors(self) -> Any:
+        return keep_vectors(self.groups, self._live_kept(), live_shapes(self.model))
+
+    def _macs_now(self) -> int:
+        return matrix_entries(self.groups, live_shapes(self.model), self._vectors())
+
+    def _cut(self) -> None:
+        """Remove masked units physically; scores, masks and moments follow."""
+        if not self.groups:
+            return
+        kept = self._live_kept()
+        vectors = self._vectors()
+        self.record = self.record.after(self.groups, kept)
+        cut(self.model, self.groups, kept, optimizer=self.optimizer)
+        for (name, dim), vector in vectors.items():
+            if name in self.masks:
+                self.masks[name] = self.masks[name].index_select(dim, vector.nonzero().view(-1).to(self.masks[name].device))
+        self.groups = find_groups(self.model)
+        self.alive = {group.name: torch.ones(group.units, dtype=torch.bool) for group in self.groups}
+        if self.watcher is not None:
+            self.watcher.stop()
+            self.watcher.regroup(self.groups, kept)
+            if not self.finished and self.data is None:
+                self.watcher.start()
+        self._leaky = False
+
+    def _gradients_leak(self) -> bool:
+        """Whether masked entries get gradients (act(0) is not 0): then masks are held after each step."""
+        tensors = named_tensors(self.model)
+        for (name, dim), vector in self._vectors().items() if self.groups else ():
+            gradient = tensors[name].grad
+            gone = (~vector).nonzero().view(-1).to(tensors[name].device)
+            if gradient is not None and gradient.index_select(dim, gone).any():
+                return True
+        return False
+
+    def _notes(self) -> dict[str, Any]:
+        if not self.weights:
+            return {}
+        return {"weights": {"sparsity": round(sparsity_of(self.masks), 6), "parameters": len(self.masks)}}
+
+
+def prune(
+    model: nn.Module,
+    pruners: Pruner | Sequence[Pruner],
+    *,
+    target: Target | None = None,
+    data: Iterable[Mapping[str, Any]] | None = None,
+    loss: Callable[[nn.Module, Mapping[str, Any]], Tensor] | None = None,
+    shrink: bool = True,
+    seed: int = 0,
+) -> Report:
+    """Prune once, without training.
+
+    Args:
+        model: A transformers model; it is changed in place.
+        pruners: What to remove.
+        target: How much is to remain over all structured pruners; else each states a sparsity.
+        data: Batches with labels, for scores that need gradients.
+        loss: From (model, batch) to a loss; ``None``: the model's own.
+        shrink: Remove units physically; ``False`` leaves them as zeros.
+        seed: For scores that draw numbers.
+
+    Returns:
+        What was kept, and the model measured before and after.
+
+    Raises:
+        PruningError: A score needs data and there is none, or settings contradict each other.
+
+    Example:
+        >>> prune(model, [HeadPruner(sparsity=0.5, score="l1")])  # doctest: +SKIP
+    """
+    pruning = Pruning(
+        model, pruners, Schedule("oneshot", begin=1, end=1), target=target, total_steps=1, data=data or (), loss=loss, seed=seed
+    )
+    needs = {need for i in range(len(pruning.pruners)) for need in pruning._score(i).needs} - {"noise"}
+    if needs and data is None:
+        raise PruningError(f"data must hold batches with labels: the scores need {', '.join(sorted(needs))}. Received: None")
+    pruning.step()
+    return pruning.finish(shrink)
+
+
+def unwrap(model: nn.Module, accelerator: Any = None) -> nn.Module:
+    """Return the model inside DDP, torch.compile or accelerate's wrappers."""
+    if accelerator is not None:
+        model = accelerator.unwrap_model(model, keep_torch_compile=False)
+    model = getattr(model, "_orig_mod", model)
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def hash_text(text: str) -> int:
+    """Return a number below 2**63 from a text, the same in every process."""
+    import zlib
+
+    return zlib.crc32(text.encode())
+
+
+def _needs_gates(pruner: Pruner) -> bool:
+    return isinstance(pruner, UnitPruner) and any(need.startswith("gate_") for need in pruner.unit_score().needs)
+
+
+def _check_settings(pruners: Sequence[Pruner], target: Target | None) -> None:
+    if not pruners:
+        raise PruningError("pruners must name at least one. Received: none")
+    for pruner in pruners:
+        name, structured = type(pruner).__name__, isinstance(pruner, UnitPruner)
+        if structured and target is not None and (pruner.sparsity is not None or pruner.schedule is not None):
+            raise PruningError(f"With a target, {name} leaves sparsity and schedule to it. Received: sparsity={pruner.sparsity}")
+        if pruner.sparsity is None and (target is None or not structured):
+            raise PruningError(f"{name} needs a sparsity in [0, 1){' or a target' if structured else ''}. Received: None")
+    if target is not None and not any(isinstance(pruner, UnitPruner) for pruner in pruners):
+        raise PruningError("target is for structured pruners, such as HeadPruner and NeuronPruner. Received: none of them")
+
+
+def _check_disjoint(chosen: Mapping[int, Sequence[Group]], target: Target | None) -> None:
+    names = [group.name for groups in chosen.values() for group in groups]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise PruningError(f"Two pruners choose from '{twice}': part them by include and exclude.")
+    if target is not None and {"head", "kv_group"} <= {group.kind for groups in chosen.values() for group in groups}:
+        raise PruningError("A target takes KV groups or the heads inside them, not both. Received: two HeadPruners")
+
+
+__all__ = ["Pruning", "prune", "unmasked_units"]

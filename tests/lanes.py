@@ -1,0 +1,101 @@
+"""Set up both lanes and run everything that must pass: `python3 tests/lanes.py [pytest arguments]`.
+
+Each lane has a virtualenv at the repository's root, made on the first run and brought up to date on later ones. Needs
+Python 3.11, because transformers 5 does, and nothing else.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LANES = {"optimum": "optimum,test", "v5": "onnx,test,dev"}  # lane -> extras
+EXTRAS = ("", "[optimum]", "[onnx]", "[test]", "[dev]")
+WORKERS = 2
+
+
+def python(lane: str) -> Path:
+    """Return the interpreter of a lane."""
+    return ROOT / f".venv-{lane}" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Say what runs, and for how many seconds it ran."""
+    print(f"== {name}", flush=True)
+    start = time.monotonic()
+    yield
+    print(f"   {name}: {time.monotonic() - start:.0f} s", flush=True)
+
+
+def quietly(*command: str | Path) -> None:
+    """Run a command; only if it fails, show what it printed and stop everything."""
+    result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if result.returncode:
+        print(result.stdout)
+        raise SystemExit(f"failed with exit status {result.returncode}: {' '.join(map(str, command))}")
+
+
+def pip(lane: str, *arguments: str) -> None:
+    """Run a lane's pip under the repository's constraints."""
+    quietly(python(lane), "-m", "pip", *arguments)
+
+
+def install(lane: str) -> None:
+    """Make a lane's virtualenv and install the library with its extras into it."""
+    quietly(sys.executable, "-m", "venv", ROOT / f".venv-{lane}")
+    pip(lane, "install", "--upgrade", "pip")  # what comes with Python 3.11 takes minutes to resolve this
+    pip(lane, "install", "-c", "constraints.txt", "-e", f".[{LANES[lane]}]")
+    pip(lane, "check")
+
+
+def resolve(extra: str) -> None:
+    """Check that pip finds versions for an extra in an empty environment."""
+    pip("v5", "install", "--dry-run", "--ignore-installed", "-c", "constraints.txt", f".{extra}")
+
+
+def lint() -> None:
+    """Check style, formatting and types."""
+    for arguments in (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",)):
+        quietly(python("v5"), "-m", *arguments)
+
+
+def run_tests(lane: str, arguments: list[str]) -> tuple[bool, str]:
+    """Run pytest in a lane, and return whether it failed and its closing line."""
+    command = [python(lane), "-m", "pytest", "-n", str(WORKERS), *arguments]
+    closing = ""
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout or ():
+            print(line, end="", flush=True)
+            closing = line.strip() or closing
+    return process.returncode != 0, closing
+
+
+def main() -> int:
+    """Install, check style and resolution, run the tests of both lanes; 1 if a test failed."""
+    if sys.version_info < (3, 11):
+        raise SystemExit(f"Both lanes need Python 3.11 or newer. Received: {sys.version.split()[0]}.")
+    results = []
+    with ThreadPoolExecutor(WORKERS) as pool:
+        with stage("install both lanes"):
+            list(pool.map(install, LANES))
+        with stage("ruff and mypy"):
+            lint()
+        with stage("resolve each extra from nothing"):
+            list(pool.map(resolve, EXTRAS))
+    for lane in LANES:
+        with stage(f"tests, lane {lane}"):
+            results.append(run_tests(lane, sys.argv[1:]))
+    for _, closing in sorted(results):  # a failed lane comes last
+        print(closing)
+    return int(any(failed for failed, _ in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

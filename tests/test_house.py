@@ -1,0 +1,185 @@
+"""How the house is built: layers, a light front door, what the wheel holds, what the documents may say."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import hf_prune
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "hf_prune"
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+HEAVY = ("torch", "transformers", "datasets", "evaluate", "onnxruntime", "optimum", "matplotlib", "sklearn")
+
+# A module imports only from rows above its own here, never sideways. A new module belongs in one of them.
+ROWS = (
+    "errors",
+    "registry structure files",
+    "architectures schedules scores allocation masks distillation data metrics",
+    "plan",
+    "removal",
+    "pruners checkpoint report",
+    "card",
+    "session hub export",
+    "recipe callback",
+    "workflow",
+    "cli",
+)
+RANK = {module: rank for rank, row in enumerate(ROWS) for module in row.split()}
+
+
+def modules() -> list[Path]:
+    """Return every source file of the package but the front door."""
+    return [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+def owner(path: Path) -> str:
+    """Return the module or folder directly under the package that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_modules(source: str, package: str) -> Iterator[str]:
+    """Yield the full names that a file of `package` imports, wherever in the file."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def used_modules(source: str, package: str) -> set[str]:
+    """Return which modules directly under hf_prune a file uses; a public name counts as the module it comes from."""
+    parts = [name.split(".") for name in imported_modules(source, package)]
+    names = {part[1] for part in parts if part[0] == "hf_prune" and len(part) > 1}
+    return {hf_prune._PUBLIC.get(name, name) for name in names} - {"__version__"}
+
+
+@pytest.mark.parametrize(
+    ("source", "package", "expected"),
+    [
+        ("from .masks import Masks", "hf_prune", {"masks"}),
+        ("def f():\n    from . import masks, __version__", "hf_prune", {"masks"}),
+        (
+            "from .. import registry\nfrom ..errors import PruningError",
+            "hf_prune.architectures",
+            {"registry", "errors"},
+        ),
+        ("from .conventions import TOWERS", "hf_prune.architectures", {"architectures"}),
+        ("import hf_prune.hub\nfrom hf_prune import shrink\nimport torch", "hf_prune", {"hub", "removal"}),
+    ],
+)
+def test_imports_are_found(source, package, expected):
+    assert used_modules(source, package) == expected
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_lower_rows(path):
+    own = owner(path)
+    assert own in RANK, f"{own} is in no row of tests/test_house.py"
+    package = ".".join(["hf_prune", *path.relative_to(PACKAGE).parts[:-1]])
+    for module in used_modules(path.read_text(encoding="utf-8"), package) - {own}:
+        assert module in RANK, f"{own} imports {module}, which is in no row"
+        assert RANK[module] < RANK[own], f"{own} imports {module}, which is not below it"
+
+
+def test_every_module_in_the_rows_exists():
+    assert set(RANK) == {owner(path) for path in modules()}
+
+
+def heavy_after(statements: str) -> list[str]:
+    """Return which heavy libraries are loaded once these statements ran in a process of their own."""
+    report = f"import sys; print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    command = [sys.executable, "-c", f"{statements}\n{report}"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return ast.literal_eval(result.stderr.splitlines()[-1])
+
+
+def test_heavy_libraries_would_be_seen():
+    assert heavy_after("import hf_prune; hf_prune.Group") == ["torch"]
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    assert heavy_after("import hf_prune; dir(hf_prune); hf_prune.PruningError") == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]])
+def test_help_loads_nothing_heavy(arguments):
+    run = f"import sys; sys.argv = ['hf-prune', *{arguments}]\nfrom hf_prune.cli import main"
+    assert heavy_after(f"{run}\ntry:\n    main()\nexcept SystemExit as end:\n    assert not end.code") == []
+
+
+@pytest.mark.parametrize("name", sorted(hf_prune._PUBLIC))
+def test_public_name_can_be_imported(name):
+    assert getattr(hf_prune, name) is not None
+    assert name in dir(hf_prune)
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'prume'"):
+        hf_prune.prume  # noqa: B018
+
+
+def test_wheel_holds_recipes_cards_and_the_typing_marker(tmp_path):
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    data = [*ROOT.glob("recipes/*.yaml"), *ROOT.glob("model_cards/*.j2")]
+    assert {path.parent.name for path in data} == {"recipes", "model_cards"}
+    assert {f"hf_prune/{path.parent.name}/{path.name}" for path in data} <= names
+    assert {f"hf_prune/{path.relative_to(PACKAGE).as_posix()}" for path in modules()} <= names
+    assert "hf_prune/py.typed" in names
+    assert wheel.name.startswith(f"hf_prune-{hf_prune.__version__}-")
+
+
+def test_changelog_has_this_version():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"^## \[{re.escape(hf_prune.__version__)}\]", changelog, re.MULTILINE)
+
+
+def test_ci_runs_the_readmes_command_two():
+    command = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()[-1].removeprefix("exec ")
+    assert f"\n{command}\n" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def tracked_files() -> list[Path]:
+    """Return what git would hand to a clone."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listing = ["git", "-c", "safe.directory=*", "ls-files", "-z"]
+    names = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [path for name in names.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def test_no_tracked_file_is_over_a_megabyte():
+    assert [path for path in tracked_files() if path.stat().st_size > 1_000_000] == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_documents_name_no_absolute_path(path):
+    absolute = re.compile(r"(?<![\w.:/<~*})\]-])/[A-Za-z_][\w.-]*/\w|\b[A-Za-z]:\\")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if absolute.search(line)] == []
+
+
+def python_blocks() -> list[str]:
+    """Return the Python examples of every document."""
+    texts = (path.read_text(encoding="utf-8") for path in DOCUMENTS)
+    return [block for text in texts for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
+
+
+@pytest.mark.parametrize("block", python_blocks(), ids=lambda block: block.splitlines()[0][:50])
+def test_examples_in_documents_parse_and_use_public_names(block):
+    nodes = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.ImportFrom)]
+    names = {alias.name for node in nodes if node.module == "hf_prune" for alias in node.names}
+    assert names <= set(hf_prune.__all__)

@@ -1,0 +1,404 @@
+"""Pushing with the real Hub client to a small Hub of our own; the client runs in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_server import HubServer, card_faults
+
+TESTS = Path(__file__).parent
+KEPT = {
+    "layers.0.attention.heads": [0, 2, 3],
+    "layers.1.attention.heads": [1],
+    "layers.0.mlp.neurons": [0, 1, 2, 5, 9],
+    "layers.1.mlp.neurons": [3, 4, 5, 6, 7, 8, 9],
+}
+UNITS = {name: 4 if name.endswith("heads") else 12 for name in KEPT}
+INPUTS = {"input_ids": [[5, 17, 2, 31, 8]], "attention_mask": [[1, 1, 1, 1, 1]]}
+CARD = {"license": "apache-2.0", "datasets": ["glue"], "base_model": "example/dense-bert"}
+SECRET = "hf_" + "Secret" * 5
+
+
+# -- what both sides make ----------------------------------------------------------------------------------------------
+
+
+def make_model() -> Any:
+    """Return a pruned two-layer BERT classifier; every tensor is drawn at random, norms and biases too."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    from hf_prune import shrink
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 12}
+    model = BertForSequenceClassification(BertConfig(vocab_size=40, max_position_embeddings=16, **sizes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    return shrink(model, KEPT)
+
+
+def make_report(**changes: Any) -> Any:
+    """Return a report whose numbers are easy to find again."""
+    from hf_prune.report import Measurement, Report
+
+    same = {"macs": None, "batch": 8, "length": 128, "threads": 1}
+    fields = {
+        "kept": KEPT,
+        "units": UNITS,
+        "dense": Measurement(
+            parameters=2000, nonzero=2000, prunable_macs=1200, size_mb=8.0, latency_ms={"torch": 9.0}, **same
+        ),
+        "pruned": Measurement(
+            parameters=1000, nonzero=1000, prunable_macs=400, size_mb=4.0, latency_ms={"torch": 6.0}, **same
+        ),
+        "metrics": {"accuracy": {"dense": 0.875, "pruned": 0.8125}, "f1": {"dense": 0.75, "pruned": 0.625}},
+        "settings": {"seed": 7, "hardware": "a test machine", "command": f"hf-prune run x --token {SECRET}"},
+    }
+    return Report(**{**fields, **changes})
+
+
+def logits(model: Any) -> list[list[float]]:
+    import torch
+
+    with torch.no_grad():
+        return model(**{name: torch.tensor(value) for name, value in INPUTS.items()}).logits.tolist()
+
+
+# -- what runs in the client's process ---------------------------------------------------------------------------------
+
+
+def in_client(hub: HubServer, home: Path, call: Callable[..., Any], *args: Any, token: str | None = None) -> Any:
+    """Run a function of this file in a fresh process whose Hub client talks to `hub`, and return what it returns."""
+    code = (
+        f"import json, sys; sys.path.insert(0, {str(TESTS)!r}); import test_hub\n"
+        f"result = test_hub.{call.__name__}(*json.loads(sys.argv[1]))\n"
+        "print('RESULT ' + json.dumps(result))"
+    )
+    command = [sys.executable, "-c", code, json.dumps(args)]
+    environment = hub.environment(home, token)
+    done = subprocess.run(command, env=environment, cwd=TESTS.parent, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert (token or "hf_no_token") not in done.stdout + done.stderr
+    return json.loads(done.stdout.rpartition("RESULT ")[2])
+
+
+def client_push_live(repo_id: str, onnx: str) -> dict[str, Any]:
+    from hf_prune import push_pruned
+
+    done = push_pruned(make_model(), repo_id, report=make_report(), onnx=onnx, commit_message="First", card=CARD)
+    return {"oid": done.oid, "message": done.commit_message}
+
+
+def client_read_back(repo_id: str, cache: str) -> dict[str, Any]:
+    from huggingface_hub import HfApi, ModelCard, snapshot_download
+    from transformers import AutoModelForSequenceClassification
+
+    import hf_prune  # noqa: F401  (teaches from_pretrained the smaller shape)
+
+    card = ModelCard.load(repo_id)
+    snippet: dict[str, Any] = {}
+    exec(re.search(r"```python\n(.*?)```", card.content, re.DOTALL)[1], snippet)
+    return {
+        "files": HfApi().list_repo_files(repo_id),
+        "snapshot": snapshot_download(repo_id, cache_dir=cache),
+        "logits": logits(AutoModelForSequenceClassification.from_pretrained(repo_id).eval()),
+        "snippet": logits(snippet["model"].eval()),
+        "metadata": card.data.to_dict(),
+        "results": [[r.metric_type, r.metric_value, r.dataset_type, r.task_type] for r in card.data.eval_results],
+    }
+
+
+def client_push(folder: str, repo_id: str, options: dict[str, Any]) -> Any:
+    from hf_prune import PruningError, push_pruned
+
+    try:
+        done = push_pruned(folder, repo_id, **options)
+    except PruningError as error:
+        return {"error": str(error), "cause": type(error.__cause__).__name__}
+    return done if isinstance(done, list) else {"oid": done.oid}
+
+
+def client_download(repo_id: str) -> str | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return snapshot_download(repo_id)
+    except HfHubHTTPError as error:
+        return type(error).__name__
+
+
+# -- fixtures ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved folder, and beside it ``sharded`` (the same in several files) and ``onnx``."""
+    from hf_prune import save_pruned
+
+    home, model = tmp_path_factory.mktemp("saved"), make_model()
+    save_pruned(model, home / "sharded", max_shard_size="4KB")
+    (home / "onnx").mkdir()
+    (home / "onnx" / "model.onnx").write_bytes(bytes(range(256)))
+    return save_pruned(model, home / "model")
+
+
+@pytest.fixture(scope="module")
+def pushed(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[HubServer, dict[str, Any]]]:
+    """A live model pushed once, and read back by another process with an empty cache."""
+    home = tmp_path_factory.mktemp("client")
+    with HubServer() as server:
+        onnx = str(saved.parent / "onnx")
+        push = in_client(server, home / "one", client_push_live, "tester/tiny", onnx, token=server.token)
+        writes = len(server.writes())
+        told = in_client(server, home / "two", client_read_back, "tester/tiny", str(home / "cache"))
+        yield server, {**push, **told, "writes": writes}
+
+
+# -- push --------------------------------------------------------------------------------------------------------------
+
+
+def test_push_is_one_commit_with_everything(pushed: tuple[HubServer, dict[str, Any]]) -> None:
+    hub, told = pushed
+    commits = hub.repos["tester/tiny"].branches["main"]
+    assert hub.count("POST", "/commit/") == 1
+    assert [commit.message for commit in commits] == ["initial commit", "First"]
+    assert told["oid"] == commits[-1].oid
+    assert set(hub.files("tester/tiny")) == {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+        "report.json",
+        "kept_units.png",
+        "onnx/model.onnx",
+    }
+    assert set(told["files"]) == {*hub.files("tester/tiny"), ".gitattributes"}
+
+
+def test_download_gives_the_same_bytes(pushed: tuple[HubServer, dict[str, Any]], saved: Path) -> None:
+    hub, told = pushed
+    snapshot = Path(told["snapshot"])
+    for name, data in hub.files("tester/tiny").items():
+        assert (snapshot / name).read_bytes() == data, name
+    assert (snapshot / "model.safetensors").read_bytes() == (saved / "model.safetensors").read_bytes()
+    assert (snapshot / "onnx" / "model.onnx").read_bytes() == bytes(range(256))
+
+
+def test_from_pretrained_through_the_hub_equals_the_local_model(pushed: tuple[HubServer, dict[str, Any]]) -> None:
+    assert pushed[1]["logits"][0] == pytest.approx(logits(make_model())[0], rel=1e-6)
+    assert pushed[1]["snippet"] == pushed[1]["logits"]  # the card's own code, run as it stands
+
+
+def test_card_metadata_is_valid_and_tells_the_reports_numbers(pushed: tuple[HubServer, dict[str, Any]]) -> None:
+    hub, told = pushed
+    metadata = told["metadata"]
+    assert hub.count("POST", "/api/validate-yaml") == 1  # the client asks before it commits
+    assert card_faults(hub.files("tester/tiny")["README.md"].decode()) == ([], [])
+    assert metadata["library_name"] == "transformers"
+    assert metadata["pipeline_tag"] == "text-classification"
+    assert metadata["base_model"] == "example/dense-bert"
+    assert metadata["license"] == "apache-2.0"
+    assert metadata["tags"] == ["pruned", "hf_prune"]
+    assert metadata["metrics"] == ["accuracy", "f1"]
+    where = ["glue", "text-classification"]
+    assert told["results"] == [["accuracy", 0.8125, *where], ["f1", 0.625, *where]]
+    assert metadata["model-index"][0]["name"] == "tiny"
+
+
+def test_report_travels_along_without_tokens(pushed: tuple[HubServer, dict[str, Any]]) -> None:
+    hub, _ = pushed
+    files = hub.files("tester/tiny")
+    assert json.loads(files["report.json"])["metrics"]["accuracy"] == {"dense": 0.875, "pruned": 0.8125}
+    assert b"--token hf_***" in files["README.md"]
+    for secret in (SECRET, hub.token):
+        assert not any(secret.encode() in data for data in files.values())
+        assert not any(secret.encode() in request.body for request in hub.requests)
+    assert files["kept_units.png"].startswith(b"\x89PNG")
+
+
+def test_private_repository_needs_the_token(hub: HubServer, saved: Path, tmp_path: Path) -> None:
+    in_client(hub, tmp_path / "a", client_push, str(saved), "tester/secret", {"private": True}, token=hub.token)
+    assert hub.repos["tester/secret"].private
+    assert in_client(hub, tmp_path / "b", client_download, "tester/secret") == "RepositoryNotFoundError"
+    path = in_client(hub, tmp_path / "c", client_download, "tester/secret", token=hub.token)
+    assert (Path(path) / "config.json").is_file()
+
+    before = hub.files("tester/secret")
+    refused = in_client(hub, tmp_path / "d", client_push, str(saved), "tester/secret", {})
+    assert refused["error"].startswith("Pushing to 'tester/secret' failed")
+    assert "401" in refused["error"]
+    assert hub.files("tester/secret") == before
+
+
+def test_private_push_to_a_public_repository_is_refused(hub: HubServer, saved: Path, tmp_path: Path) -> None:
+    in_client(hub, tmp_path, client_push, str(saved), "tester/open", {}, token=hub.token)
+    told = in_client(hub, tmp_path, client_push, str(saved), "tester/open", {"private": True}, token=hub.token)
+    assert "is public, but private=True" in told["error"]
+    assert hub.count("POST", "/commit/") == 1
+
+
+def test_dry_run_sends_no_request_and_lists_the_files(hub: HubServer, saved: Path, tmp_path: Path) -> None:
+    options = {"dry_run": True, "onnx": str(saved.parent / "onnx")}
+    plan = dict(in_client(hub, tmp_path, client_push, str(saved), "tester/tiny", options, token=hub.token))
+    assert hub.requests == []
+    assert set(plan) == {"README.md", "config.json", "model.safetensors", "onnx/model.onnx"}
+    assert plan["onnx/model.onnx"] == 256
+    assert plan["model.safetensors"] == (saved / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize(("method", "where", "status"), [("POST", "/commit/", 500), ("PUT", "/lfs/", 403)])
+def test_a_failure_in_the_middle_publishes_nothing(
+    hub: HubServer, saved: Path, tmp_path: Path, method: str, where: str, status: int
+) -> None:
+    hub.fail(method, where, status)
+    told = in_client(hub, tmp_path, client_push, str(saved), "tester/tiny", {}, token=hub.token)
+    assert told["error"].startswith("Pushing to 'tester/tiny' failed; files go up in one commit")
+    assert told["cause"] in ("HfHubHTTPError", "RuntimeError")
+    assert hub.files("tester/tiny") == {}
+    assert "oid" in in_client(hub, tmp_path, client_push, str(saved), "tester/tiny", {}, token=hub.token)
+    assert "model.safetensors" in hub.files("tester/tiny")
+
+
+def test_a_later_push_replaces_older_weights_and_onnx_files(hub: HubServer, saved: Path, tmp_path: Path) -> None:
+    old = saved.parent / "sharded"
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "decoder_model.onnx").write_bytes(b"older")
+    both = [(str(old), str(tmp_path / "onnx")), (str(saved), str(saved.parent / "onnx"))]
+    for folder, onnx in both:
+        in_client(hub, tmp_path / "home", client_push, folder, "tester/tiny", {"onnx": onnx}, token=hub.token)
+    names = [name for name in hub.files("tester/tiny") if "model" in name]
+    assert sorted(names) == ["model.safetensors", "onnx/model.onnx"]
+    assert hub.count("POST", "/commit/") == 2
+
+
+def test_a_branch_and_a_name_without_namespace(hub: HubServer, saved: Path, tmp_path: Path) -> None:
+    in_client(hub, tmp_path, client_push, str(saved), "tiny", {"revision": "third"}, token=hub.token)
+    assert hub.files("tester/tiny") == {}
+    assert b'from_pretrained("tester/tiny")' in hub.files("tester/tiny", "third")["README.md"]
+
+
+def test_a_bad_card_is_refused_before_any_upload(hub: HubServer, saved: Path, tmp_path: Path) -> None:
+    options = {"card": {"license": ["not", "a", "string"]}}
+    told = in_client(hub, tmp_path, client_push, str(saved), "tester/tiny", options, token=hub.token)
+    assert '"license" must be a string' in told["error"]
+    assert hub.count("PUT", "/lfs/") == 0
+
+
+def test_training_leftovers_and_a_card_of_ones_own(saved: Path, tmp_path: Path) -> None:
+    from hf_prune import push_pruned
+
+    for name in ("checkpoint-5/model.safetensors", "runs/events", "training_args.bin", ".git/HEAD", "optimizer.pt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / "README.md").write_text("mine")
+    (tmp_path / "config.json").write_bytes((saved / "config.json").read_bytes())
+    plan = push_pruned(tmp_path, "me/x", dry_run=True)
+    assert plan == [("README.md", 4), ("config.json", (saved / "config.json").stat().st_size)]
+
+
+def test_bad_names_and_folders_are_refused_by_name(saved: Path, tmp_path: Path) -> None:
+    from hf_prune import CheckpointError, PruningError, push_pruned
+
+    with pytest.raises(PruningError, match=r"repo_id must be 'namespace/name'. Received: 'a/b/c'"):
+        push_pruned(saved, "a/b/c", dry_run=True)
+    with pytest.raises(CheckpointError, match=r"config\.json. Received: .*nothing"):
+        push_pruned(tmp_path / "nothing", "me/x", dry_run=True)
+    with pytest.raises(PruningError, match=r"must lie in a folder. Received: .*nothing"):
+        push_pruned(saved, "me/x", onnx=tmp_path / "nothing", dry_run=True)
+
+
+# -- card --------------------------------------------------------------------------------------------------------------
+
+
+def test_table_has_exactly_the_figures_of_the_report() -> None:
+    from hf_prune import model_card
+
+    rows = [line for line in model_card(make_report()).splitlines() if line.startswith("| ") and "`" not in line]
+    assert rows == [
+        "| | dense | pruned | change |",
+        "| accuracy | 0.875 | 0.8125 | -0.0625 |",
+        "| f1 | 0.75 | 0.625 | -0.125 |",
+        "| Parameters | 2,000 | 1,000 | -50% |",
+        "| Prunable MACs per token | 1,200 | 400 | -67% |",
+        "| Weights on disk, MB | 8 | 4 | -50% |",
+        "| Latency, PyTorch, ms | 9 | 6 | 1.50x speed |",
+        "| group | kept |",
+    ]
+
+
+def test_card_tells_conditions_kept_units_and_making() -> None:
+    from hf_prune import model_card
+
+    text = model_card(make_report(), recipe="prune: {heads: 0.5}", plot="kept_units.png")
+    assert "Measured at batch 8, length 128, 1 thread, a test machine. Latency is the median" in text
+    assert "4 of 8 heads and 12 of 24 neurons are kept" in text
+    assert "| `layers.0.attention.heads` | 3 of 4 |" in text
+    assert "![Kept units per layer](kept_units.png)" in text
+    assert "````yaml\nprune: {heads: 0.5}\n````" in text
+    assert "- Seed: 7" in text
+
+
+def test_card_without_a_report_invents_nothing() -> None:
+    from hf_prune import model_card
+
+    text = model_card(None, repo_id="me/tiny")
+    assert card_faults(text) == ([], [])
+    assert "Dense against pruned" not in text
+    assert "model-index" not in text
+    assert "license" not in text
+    assert "None" not in text
+    assert "stock" not in text
+
+
+def test_only_zeroed_weights_bring_the_warning_about_zeros() -> None:
+    from dataclasses import replace
+
+    from hf_prune import model_card
+
+    report = make_report()
+    assert "zeros" not in model_card(report)
+    zeroed = replace(report.dense, nonzero=400)  # same shapes, 1,600 of 2,000 weights zero
+    text = model_card(make_report(pruned=zeroed))
+    assert "80% of the weights are zeros" in text
+    assert "zeros alone bring no speed" in text
+    assert "gone from the weights" not in text
+
+
+def test_only_shapes_stock_cannot_say_ask_for_hf_prune(saved: Path, tmp_path: Path) -> None:
+    from hf_prune import model_card
+
+    assert "import hf_prune" in model_card(None, folder=saved)
+    config = json.loads((saved / "config.json").read_text())
+    config["pruning_config"]["stock"] = True
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "import hf_prune" not in model_card(None, folder=tmp_path)
+
+
+def test_local_paths_stay_out_of_the_metadata(tmp_path: Path) -> None:
+    from hf_prune import model_card
+
+    data = tmp_path / "my-data"
+    text = model_card(
+        make_report(), task="text-classification", base_model=str(tmp_path / "dense"), datasets=[str(data)]
+    )
+    header = text.split("---")[1]
+    assert card_faults(text) == ([], [])
+    assert str(tmp_path) not in text
+    assert "datasets" not in header
+    assert "base_model" not in header
+    assert "name: my-data" in header  # the model-index names it, by its last part only
