@@ -177,7 +177,7 @@ def _results(metrics: Mapping[str, Mapping[str, float]], task: str | None, datas
 _FIGURES = (
     ("Parameters", "parameters", "{:,}"),
     ("Prunable MACs per {per}", "prunable_macs", "{:,}"),
-    ("MACs, whole model", "macs", "{:,}"),
+    ("MACs of the whole model at {at}", "macs", "{:,}"),
     ("Weights on disk, MB", "size_mb", "{:.4g}"),
 )
 _RUNTIMES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
@@ -192,7 +192,8 @@ def _numbers(told: Mapping[str, Any], plan: Mapping[str, Any], per: str) -> dict
     counts = {name: f"{len(numbers)} of {units[name]}" for name, numbers in kept.items() if name in units}
     return {
         "rows": [*scores, *_figure_rows(dense, pruned, per), *timed],
-        "conditions": _conditions(pruned or dense, told.get("settings") or {}),
+        # Counts hold anywhere; only what was run on some input, somewhere, needs its conditions told.
+        "conditions": _conditions(pruned or dense, told.get("settings") or {}) if timed else "",
         "timed": bool(timed),
         "scored": bool(scores),
         "removed": bool(dense and pruned and pruned["parameters"] < dense["parameters"]),
@@ -217,7 +218,9 @@ def _figure_rows(dense: Mapping[str, Any], pruned: Mapping[str, Any], per: str) 
     for what, key, form in _FIGURES:
         before, after = dense.get(key), pruned.get(key)
         change = f"{after / before - 1:+.0%}" if before and after is not None else ""
-        rows.append(_Row(what.format(per=per), _cell(before, form), _cell(after, form), change))
+        rows.append(
+            _Row(what.format(per=per, at=_input(pruned or dense)), _cell(before, form), _cell(after, form), change)
+        )
     return [row for row in rows if row.dense or row.pruned]
 
 
@@ -233,10 +236,14 @@ def _latency_rows(dense: Mapping[str, float], pruned: Mapping[str, float]) -> li
 
 def _conditions(measured: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     threads = measured.get("threads")
-    parts = [f"{key} {measured[key]}" for key in ("batch", "length") if measured.get(key)]
+    parts = [_input(measured)] if measured.get("batch") else []
     parts += [f"{threads} thread{'s' * (threads > 1)}"] if threads else []
     parts += [_words(settings["hardware"])] if settings.get("hardware") and parts else []
     return ", ".join(parts)
+
+
+def _input(measured: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {measured[key]}" for key in ("batch", "length") if measured.get(key))
 
 
 def _zeros(measured: Mapping[str, Any]) -> float:

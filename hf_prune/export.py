@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from rich import print as show
 
 from .errors import PruningError, UnsupportedModelError, did_you_mean
 
@@ -38,10 +39,7 @@ _AXES = {"input_ids": ("batch_size", "sequence_length"), "pixel_values": ("batch
 _TRACED = (2, 16)  # batch and length that the native lane traces with; optimum's default as well
 _CHECKED = ((1, 23), (3, 11))  # batch and length of the parity runs: neither is the traced one
 # What belongs to a tokenizer or processor, so that an export of a folder can be used without the folder.
-_PROCESSOR_FILES = (
-    *("*token*.json", "vocab*", "merges.txt", "*.model", "chat_template*"),
-    *("preprocessor_config.json", "processor_config.json"),
-)
+_PROCESSOR_FILES = ("*token*.json", "vocab*", "merges.txt", "*.model", "chat_template*", "*processor_config.json")
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,6 @@ def onnx_session(path: str | Path, threads: int = 1) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
     file = path / "model.onnx" if path.is_dir() else path
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
@@ -200,8 +197,7 @@ def _native_inputs(model: Any, task: str) -> list[str]:
         "token_type_ids": (getattr(model.config, "type_vocab_size", 0) or 0) > 1,
         "position_ids": task == "text-generation",
     }
-    accepted = inspect.signature(model.forward).parameters
-    return [name for name, is_wanted in wanted.items() if is_wanted and name in accepted]
+    return [name for name in inspect.signature(model.forward).parameters if wanted.get(name)]
 
 
 def _tidy(program: Any, axes: Sequence[str]) -> None:
@@ -227,7 +223,7 @@ def _export(model: Any, folder: Path, task: str, opset: int | None, lane: Lane) 
     if opset not in (None, _read_graph(folder)[0]):
         raise PruningError(f"Lane '{lane}' writes opset {_read_graph(folder)[0]} here. Received: opset={opset}.")
     if task == "text-generation":
-        _say("Exported without past key values; in optimum, load with use_cache=False.")
+        show("Exported without past key values; in optimum, load with use_cache=False.")
 
 
 @contextlib.contextmanager
@@ -267,10 +263,8 @@ def _copy(model: Any) -> Any:
 
     inner = extract_model_from_parallel(model, keep_torch_compile=False)
     if not isinstance(inner, PreTrainedModel):
-        raise UnsupportedModelError(
-            "Only transformers models can be exported (merge adapters first, with `merge_and_unload`). "
-            f"Received: {type(inner).__name__}."
-        )
+        rule = "Only transformers models can be exported (merge adapters first, with `merge_and_unload`)"
+        raise UnsupportedModelError(f"{rule}. Received: {type(inner).__name__}.")
     copied = copy.deepcopy(inner)
     for module in copied.modules():  # mixed precision and device maps set a `forward` over the class's own
         module.__dict__.pop("forward", None)
@@ -284,9 +278,8 @@ def _choose_task(model: Any, task: str) -> str:
     if task not in TASKS:
         raise PruningError(f"task must be one of {', '.join(TASKS)}. Received: {task}.{did_you_mean(task, TASKS)}")
     if model.main_input_name not in _AXES or model.config.is_encoder_decoder:
-        raise UnsupportedModelError(
-            f"Only text and image models without a separate decoder can be exported so far. Received: {name}."
-        )
+        rule = "Only text and image models without a separate decoder can be exported so far"
+        raise UnsupportedModelError(f"{rule}. Received: {name}.")
     return task
 
 
@@ -330,7 +323,7 @@ def _check_parity(model: Any, folder: Path, task: str, atol: float) -> float:
     message = f"largest difference {difference:.2g} (atol {atol:.2g}), {len(_CHECKED)} shapes"
     if not difference <= atol:  # written so that NaN fails too
         raise PruningError(f"The ONNX graph does not compute what torch computes: {message}. Nothing was written.")
-    _say(f"ONNX parity: {message}")
+    show(f"ONNX parity: {message}")
     return difference
 
 
@@ -355,12 +348,6 @@ def _at_real_tokens(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Te
     return values[mask == 1] if per_token else values
 
 
-def _say(text: str) -> None:
-    from rich import print as show
-
-    show(text)
-
-
 @contextlib.contextmanager
 def _staging(output: Path) -> Iterator[Path]:
     """Yield an empty folder on the disk of `output`, and leave nothing of it behind; a bad `output` fails here."""
@@ -380,10 +367,8 @@ def _refuse_foreign(output: Path) -> None:
     """Keep an export from overwriting a checkpoint's config, or anything else of the user's."""
     found = {file.name for file in output.iterdir()} if output.is_dir() else set()
     if found and ("model.onnx" not in found or any(name.endswith((".safetensors", ".bin")) for name in found)):
-        raise PruningError(
-            "output must be a new folder, an empty one or an earlier export. "
-            f"Received: {output}, which holds {', '.join(sorted(found)[:3])}. Did you mean {output / 'onnx'}?"
-        )
+        received = f"{output}, which holds {', '.join(sorted(found)[:3])}. Did you mean {output / 'onnx'}?"
+        raise PruningError(f"output must be a new folder, an empty one or an earlier export. Received: {received}")
 
 
 def _publish(folder: Path, output: Path) -> None:

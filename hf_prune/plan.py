@@ -17,7 +17,7 @@ from .structure import Group, Kept
 
 BLOCK = "pruning_config"
 FORMAT = 1
-_TEXT = re.compile(r"(\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*)? ?of (\d{1,9})")
+_TEXT = re.compile(r"(\d{1,7}(-\d{1,7})?(,\d{1,7}(-\d{1,7})?)*)? ?of (\d{1,7})")  # 7 digits: no text asks for gigabytes
 
 
 def encode_units(units: Sequence[int], dense: int) -> str:
@@ -157,7 +157,16 @@ def read_record(model: nn.Module) -> Record:
     return Record({name: decode_units(name, text) for name, text in block.get("kept", {}).items()})
 
 
-def write_record(model: nn.Module, record: Record, groups: Sequence[Group], *, stock: bool = True, **notes: Any) -> None:
+def annotate(model: nn.Module, **notes: Any) -> None:
+    """Add keys such as ``recipe`` and ``base_model`` to the block in the model's config; ``None`` adds nothing."""
+    config = getattr(model, "config", None)
+    told = {key: value for key, value in notes.items() if value is not None}
+    if config is not None and told:
+        empty = {"format": FORMAT, "library_version": __version__, "stock": False, "kept": {}}
+        setattr(config, BLOCK, {**empty, **(getattr(config, BLOCK, None) or {}), **told})
+
+
+def write_record(model: nn.Module, record: Record, groups: Sequence[Group], *, stock: bool = True) -> None:
     """Write the block into the model's config, and the small shape itself where a stock config can say it.
 
     Args:
@@ -165,23 +174,18 @@ def write_record(model: nn.Module, record: Record, groups: Sequence[Group], *, s
         record: What was removed, in dense numbering.
         groups: The live model's groups.
         stock: Whether a stock config may be written.
-        **notes: Further keys of the block, such as ``recipe`` and ``base_model``; ``None`` leaves what is there.
     """
     config = getattr(model, "config", None)
-    if config is None or not (record or notes):
+    if config is None or not record:
         return
-    old = getattr(config, BLOCK, None) or {}
-    known = {"base_model": getattr(config, "_name_or_path", "") or None, "recipe": None, **old}
-    known.update({key: value for key, value in notes.items() if value is not None})
     for name, value in _counts(config, groups, {g.name: record.dense_units(g) for g in groups}).items():
         setattr(config, name, value)
-    small = _counts(config, groups, {group.name: group.units for group in groups}) if stock and record else {}
-    fits = bool(record) and stock and _builds_shapes(model, small)
+    small = _counts(config, groups, {group.name: group.units for group in groups}) if stock else {}
+    fits = stock and _builds_shapes(model, small)
     for name, value in small.items() if fits else ():
         setattr(config, name, value)
     kept = {name: encode_units(*units) for name, units in record.items()}
-    block = {"format": FORMAT, "library_version": __version__, "stock": fits, "kept": kept}
-    setattr(config, BLOCK, {**known, **block})
+    annotate(model, format=FORMAT, library_version=__version__, stock=fits, kept=kept)
 
 
 def _counts(config: Any, groups: Sequence[Group], units: Mapping[str, int]) -> dict[str, int]:

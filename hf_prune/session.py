@@ -15,7 +15,7 @@ from .architectures import find_groups, live_shapes
 from .calibration import GateWatcher, Loss, backward_all
 from .errors import PruningError
 from .masks import Masks, apply_masks, check_ranks_agree, sparsity_of
-from .plan import Record, close_kept, read_record, write_record
+from .plan import Record, annotate, close_kept, read_record, write_record
 from .pruners import Pruner, Target, UnitPruner, WeightPruner
 from .removal import cut, named_tensors, unmasked_units, zero_removed
 from .report import Measurement, Report, count
@@ -121,8 +121,7 @@ class Pruning:
         Args:
             shrink: Remove units physically; ``False`` leaves them as zeros.
         """
-        if self.watcher is not None:
-            self.watcher.stop()
+        self.close()
         if not self.finished:
             logger.warning(
                 f"Training ended at step {self.steps}, before the schedule did at {max(map(max, self.changes.values()))}: "
@@ -133,9 +132,15 @@ class Pruning:
             self._cut()
         kept = {group.name: [numbers[i] for i in self._live_kept()[group.name]]
                 for group in self.groups for numbers in [self.record.dense_numbers(group)]}  # fmt: skip
-        write_record(self.model, self.record, self.groups, **self._notes())
+        if self.masks:
+            annotate(self.model, weights={"sparsity": round(sparsity_of(self.masks), 6), "parameters": len(self.masks)})
         units = {group.name: self.record.dense_units(group) for group in self.groups}
         return Report(kept=kept, units=units, dense=self.dense, pruned=count(self.model), metrics={}, settings=self.logs())
+
+    def close(self) -> None:
+        """Remove all hooks from the model."""
+        if self.watcher is not None:
+            self.watcher.stop()
 
     # what anyone may ask
     @property
@@ -409,6 +414,7 @@ class Pruning:
         vectors = self._vectors()
         self.record = self.record.after(self.groups, kept)
         cut(self.model, self.groups, kept, optimizer=self.optimizer)
+        write_record(self.model, self.record, find_groups(self.model))
         for (name, dim), vector in vectors.items():
             if name in self.masks:
                 self.masks[name] = self.masks[name].index_select(dim, vector.nonzero().view(-1).to(self.masks[name].device))
@@ -430,12 +436,6 @@ class Pruning:
             if gradient is not None and gradient.index_select(dim, gone).any():
                 return True
         return False
-
-    def _notes(self) -> dict[str, Any]:
-        if not self.weights:
-            return {}
-        return {"weights": {"sparsity": round(sparsity_of(self.masks), 6), "parameters": len(self.masks)}}
-
 
 def prune(
     model: nn.Module,

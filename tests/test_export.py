@@ -59,7 +59,7 @@ ORT_CLASS = {
 
 
 def draw_inputs(model: Any, batch: int, length: int) -> dict[str, torch.Tensor]:
-    """Draw inputs by hand, not by the code under test; in each text but the first, the last three tokens are padding."""
+    """Draw inputs without the code under test; in each text but the first, three tokens are padding."""
     if model.main_input_name == "pixel_values":
         return {"pixel_values": torch.randn(batch, 1, 16, 16)}
     ids = torch.randint(1, 60, (batch, length))
@@ -208,7 +208,7 @@ def test_only_an_export_that_passed_replaces_what_was_there(tmp_path: Path) -> N
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(PruningError, match="folder that can be written. Received: .*here"):
+    with pytest.raises(PruningError, match=r"folder that can be written\. Received: .*here"):
         export_onnx(build_bert(), tmp_path / "file" / "deep" / "here")
     with pytest.raises(PruningError, match="folder that can be written"):
         export_onnx(build_bert(), tmp_path / "file")
@@ -217,7 +217,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 def test_a_checkpoint_is_never_overwritten(tmp_path: Path) -> None:
     save_pruned(build_bert(), tmp_path)
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(PruningError, match="earlier export.*Did you mean"):
+    with pytest.raises(PruningError, match=r"earlier export.*Did you mean"):
         export_onnx(str(tmp_path), tmp_path)
     assert sorted(tmp_path.iterdir()) == before
 
@@ -250,7 +250,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
         transformers.T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
     )
     for model in (t5, torch.nn.Linear(2, 2)):
-        with pytest.raises(UnsupportedModelError, match="Received: (T5Model|Linear)"):
+        with pytest.raises(UnsupportedModelError, match=r"Received: (T5Model|Linear)"):
             export_onnx(model, tmp_path / "onnx")
     with pytest.raises(PruningError, match="Received: auto, for BertForPreTraining"):
         export_onnx(build_bert("ForPreTraining"), tmp_path / "onnx")

@@ -345,7 +345,7 @@ def test_card_tells_conditions_kept_units_and_making() -> None:
     from hf_prune import model_card
 
     text = model_card(make_report(), recipe="prune: {heads: 0.5}", plot="kept_units.png")
-    assert "Measured at batch 8, length 128, 1 thread, a test machine. Latency is the median" in text
+    assert "Latency is the median of repeated runs at batch 8, length 128, 1 thread, a test machine." in text
     assert "4 of 8 heads and 12 of 24 neurons are kept" in text
     assert "| `layers.0.attention.heads` | 3 of 4 |" in text
     assert "![Kept units per layer](kept_units.png)" in text
@@ -363,6 +363,20 @@ def test_card_without_a_report_invents_nothing() -> None:
     assert "license" not in text
     assert "None" not in text
     assert "stock" not in text
+
+
+def test_counts_without_timing_claim_no_conditions() -> None:
+    from dataclasses import replace
+
+    from hf_prune import model_card
+
+    report = make_report()
+    text = model_card(make_report(dense=None, pruned=replace(report.pruned, latency_ms={})))
+    assert "| Parameters |  | 1,000 |  |" in text
+    assert "atency" not in text
+    assert "thread" not in text
+    text = model_card(make_report(dense=None, pruned=replace(report.pruned, macs=5000)))
+    assert "| MACs of the whole model at batch 8, length 128 |  | 5,000 |  |" in text
 
 
 def test_only_zeroed_weights_bring_the_warning_about_zeros() -> None:

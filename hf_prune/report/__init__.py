@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .display import draw, plain_table
-from .environment import environment
+from .machine import environment
 from .measurement import Measurement, compare_latency, count, measure, measure_pair, random_inputs
 
 __all__ = [

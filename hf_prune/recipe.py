@@ -1,0 +1,239 @@
+"""Recipes: YAML to typed settings and back, overrides from the command line, errors that name the key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .data import DataSettings
+from .distillation import Distillation
+from .errors import RecipeError, did_you_mean
+from .files import shipped
+from .pruners import HeadPruner, NeuronPruner, Pruner, Target, WeightPruner
+from .schedules import Schedule
+from .settings import explain
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
+
+
+class ModelSettings(_Settings):
+    """Where the dense model comes from: a Hub name or folder, or a config to train from scratch.
+
+    Args:
+        name: Hub name or local folder.
+        config: Settings of a new model, with its `model_type`.
+        revision: Branch, tag or commit on the Hub.
+    """
+
+    name: str | None = None
+    config: dict[str, Any] | None = None
+    revision: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelSettings:
+        if (self.name is None) == (self.config is None):
+            raise ValueError(f"give either name or config. Received: name={self.name!r}, config={self.config!r:.60}")
+        return self
+
+
+class TrainSettings(_Settings):
+    """One training: AdamW, linear decay after a warm-up.
+
+    Args:
+        epochs: Passes over the data, above 0.
+        batch_size: Rows in one step on one device.
+        learning_rate: Its highest value.
+        warmup: Fraction of the steps that the learning rate rises, in [0, 1).
+        weight_decay: As in AdamW.
+        group_by_length: Put rows of like length into one batch: less padding.
+    """
+
+    epochs: float = Field(default=3, gt=0)
+    batch_size: int = Field(default=32, ge=1)
+    learning_rate: float = Field(default=5e-5, gt=0)
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    weight_decay: float = Field(default=0.01, ge=0)
+    group_by_length: bool = False
+
+
+class PrunerSettings(_Settings):
+    """What to remove; at least one.
+
+    Args:
+        heads: Attention heads, or KV groups.
+        neurons: Feed-forward neurons.
+        weights: Single weights.
+    """
+
+    heads: HeadPruner | None = None
+    neurons: NeuronPruner | None = None
+    weights: WeightPruner | None = None
+
+    @property
+    def chosen(self) -> list[Pruner]:
+        """The pruners that the recipe names."""
+        return [pruner for pruner in (self.heads, self.neurons, self.weights) if pruner is not None]
+
+    @model_validator(mode="after")
+    def _any(self) -> PrunerSettings:
+        if not self.chosen:
+            raise ValueError("name at least one of heads, neurons, weights; `heads: {}` takes the defaults. Received: none")
+        return self
+
+
+class MeasureSettings(_Settings):
+    """How latency is measured.
+
+    Args:
+        batch: Rows in one forward.
+        length: Tokens in a row of text.
+        threads: Threads of one operator.
+        repeats: Timed forwards of each model; the median counts.
+    """
+
+    batch: int = Field(default=1, ge=1)
+    length: int = Field(default=128, ge=1)
+    threads: int = Field(default=1, ge=1)
+    repeats: int = Field(default=20, ge=1)
+
+
+class Recipe(_Settings):
+    """Everything that one run needs.
+
+    Args:
+        name: What the run is called.
+        task: What the model does.
+        model: Where the dense model comes from.
+        data: What it is trained and evaluated on.
+        dense: How the dense model is trained first; ``null``: it is ready as it is.
+        train: How it is trained while it is pruned.
+        pruners: What to remove.
+        target: How much is to remain over all structured pruners.
+        schedule: When to prune.
+        distillation: How to learn from the dense model; ``null``: not at all.
+        shrink_during_training: Remove units at every change, which saves time (one process only).
+        metrics: Names of metrics; the shipped ones work offline.
+        measure: How latency is measured.
+        onnx: Whether to export to ONNX.
+        push: Hub name to publish under; ``null``: nowhere.
+        output: Folder of the run.
+        report_to: Trackers, as in `TrainingArguments`.
+        seed: Of everything.
+    """
+
+    name: str
+    task: Literal["text-classification", "image-classification"]
+    model: ModelSettings
+    data: DataSettings
+    dense: TrainSettings | None = None
+    train: TrainSettings = TrainSettings()
+    pruners: PrunerSettings
+    target: Target | None = None
+    schedule: Schedule = Schedule()
+    distillation: Distillation | None = None
+    shrink_during_training: bool = False
+    metrics: list[str] = ["accuracy"]
+    measure: MeasureSettings = MeasureSettings()
+    onnx: bool = True
+    push: str | None = None
+    output: Path
+    report_to: list[str] = []
+    seed: int = Field(default=0, ge=0)
+
+    def yaml(self) -> str:
+        """Return the recipe with every setting that is not its default, as YAML."""
+        plain = self.model_dump(mode="json", exclude_defaults=True)
+        return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
+
+
+def load_recipe(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by name or path, and change keys of it.
+
+    Args:
+        recipe: A name from `shipped_recipes`, a path of a YAML file, or a recipe.
+        overrides: ``key=value`` each, such as ``train.epochs=1`` or ``target.macs=0.5``; values are YAML.
+
+    Returns:
+        The checked recipe.
+
+    Raises:
+        RecipeError: No such recipe, an unknown key, a wrong type or a value out of range: names the key path, the rule
+            and what was received.
+
+    Example:
+        >>> load_recipe("quickstart", ["seed=3"]).seed
+        3
+    """
+    if isinstance(recipe, Recipe):
+        source, plain = recipe.name, recipe.model_dump(exclude_unset=True)
+    else:
+        path = _find(recipe)
+        source, plain = str(recipe), _read(path)
+    for override in overrides:
+        _override(plain, override)
+    try:
+        return Recipe.model_validate(plain)
+    except ValidationError as error:
+        raise RecipeError(f"Recipe '{source}': {explain(error, known_at=_known_at)}") from None
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Return the recipes that come with the library: name to path."""
+    return {path.stem: path for path in sorted(shipped("recipes").glob("*.yaml"))}
+
+
+def _find(recipe: str | Path) -> Path:
+    named = shipped_recipes()
+    if str(recipe) in named:
+        return named[str(recipe)]
+    if not Path(recipe).is_file():
+        hint = did_you_mean(str(recipe), named)
+        raise RecipeError(f"No recipe is named so, and no file is there.{hint} Known: {', '.join(named)}. Received: '{recipe}'")
+    return Path(recipe)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"Recipe '{path}' is not valid YAML: {error}") from error
+    if not isinstance(plain, dict):
+        raise RecipeError(f"Recipe '{path}' must be a mapping of keys to values. Received: {plain!r:.60}")
+    return plain
+
+
+def _override(plain: dict[str, Any], override: str) -> None:
+    """Set one ``a.b=value`` in place; a mapping that was null or missing on the way is made."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"An override must be key=value, such as train.epochs=1. Received: '{override}'")
+    *path, last = key.split(".")
+    at = plain
+    for part in path:
+        if not isinstance(at.get(part), dict):
+            at[part] = {}
+        at = at[part]
+    at[last] = yaml.safe_load(text)
+
+
+def _known_at(path: tuple[Any, ...]) -> Iterable[str]:
+    """Return the keys that exist below a path of the recipe."""
+    kind: Any = Recipe
+    for part in path:
+        annotation = _fields(kind).get(part)
+        kinds = [annotation, *get_args(annotation)]
+        kind = next((one for one in kinds if isinstance(one, type) and _fields(one)), None)
+    return list(_fields(kind))
+
+
+def _fields(kind: Any) -> dict[str, Any]:
+    """Return field names and types of a pydantic model or dataclass."""
+    fields = getattr(kind, "model_fields", None) or (getattr(kind, "__pydantic_fields__", {}) if is_dataclass(kind) else {})
+    return {name: field.annotation for name, field in fields.items()}

@@ -1,0 +1,316 @@
+"""The whole story: from a recipe to a smaller, faster model that anyone can load, with its card and its numbers."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+    default_data_collator,
+    set_seed,
+)
+
+from .callback import PruningCallback
+from .checkpoint import load_pruned, save_pruned
+from .data import label_count, label_names, load_split, prepare_images, prepare_text
+from .errors import CheckpointError, PruningError, RecipeError
+from .export import export_onnx
+from .hub import model_card, push_pruned
+from .metrics import compute_metrics_for
+from .plan import annotate
+from .recipe import Recipe, TrainSettings, load_recipe
+from .report import Report, environment, measure_pair
+from .session import Pruning
+
+SAME = 1e-5  # of the largest logit: a reloaded model computes what the saved one did
+TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "epoch")
+console = Console(stderr=True, highlight=False)
+
+
+def run(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> Report:
+    """Run a recipe from beginning to end.
+
+    Everything that can be wrong with the settings is found before any training.
+
+    Args:
+        recipe: A shipped recipe's name, a YAML file, or a `Recipe`.
+        overrides: ``key=value`` each, such as ``target.macs=0.5``.
+
+    Returns:
+        What was kept, measured and scored; the same is in ``output/report.json``.
+
+    Raises:
+        PruningError: A setting, the data, the model or the output folder does not do.
+
+    Example:
+        >>> print(run("quickstart", ["train.epochs=1"]).table())  # doctest: +SKIP
+    """
+    recipe = load_recipe(recipe, overrides)
+    set_seed(recipe.seed)
+    job = prepare(recipe)
+    check(job)
+    dense = train_dense(job)
+    pruned, report = prune_and_distil(job, dense)
+    if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
+        return report  # the first process tells the rest of the story
+    score(job, dense, pruned, report)
+    save_and_compare(job, pruned)
+    onnx = export_both(job, dense, pruned) if recipe.onnx else None
+    measure_both(job, dense, pruned, onnx, report)
+    write_down(job, report)
+    publish(job, report)
+    print(report.table())
+    return report
+
+
+@dataclass
+class Job:
+    """What the stages share."""
+
+    recipe: Recipe
+    model: Any
+    processor: Any  # a tokenizer; None for images that come as arrays
+    train: Any
+    evaluation: Any
+    collator: Callable[[list[Any]], dict[str, Any]]
+
+    @property
+    def output(self) -> Path:
+        """The folder of the run."""
+        return self.recipe.output
+
+
+# the stages, in order
+def prepare(recipe: Recipe) -> Job:
+    """Load data and model, and make them fit each other."""
+    say(f"Recipe [bold]{recipe.name}[/]: loading data and model")
+    train, evaluation = load_split(recipe.data)
+    names = label_names(train, recipe.data.label)
+    labels = {"num_labels": label_count(train, recipe.data.label)}
+    if names:
+        labels |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    if recipe.task == "image-classification":
+        data = [prepare_images(split, recipe.data) for split in (train, evaluation)]
+        return Job(recipe, _model(recipe, AutoModelForImageClassification, labels), None, *data, default_data_collator)
+    tokenizer = AutoTokenizer.from_pretrained(recipe.model.name, revision=recipe.model.revision)
+    data = [prepare_text(split, tokenizer, recipe.data, num_labels=labels["num_labels"]) for split in (train, evaluation)]
+    model = _model(recipe, AutoModelForSequenceClassification, labels)
+    return Job(recipe, model, tokenizer, *data, DataCollatorWithPadding(tokenizer))
+
+
+def check(job: Job) -> None:
+    """Find out now what would otherwise fail after hours: pruners, schedule, metrics, output folder."""
+    recipe = job.recipe
+    steps = _steps(job, recipe.train)
+    Pruning(job.model, recipe.pruners.chosen, recipe.schedule, target=recipe.target, total_steps=steps).close()
+    compute_metrics_for(recipe.metrics, _problem(job.model))
+    _check_output(job.output)
+
+
+def train_dense(job: Job) -> Any:
+    """Train the dense model first, where the recipe says how."""
+    if job.recipe.dense is not None:
+        say("Training the dense model")
+        trainer = _trainer(job, job.model, job.recipe.dense)
+        trainer.train()
+        if trainer.is_world_process_zero():
+            save_pruned(job.model, job.output / "dense", tokenizer=job.processor)
+    return job.model
+
+
+def prune_and_distil(job: Job, dense: Any) -> tuple[Any, Report]:
+    """Prune a copy gradually while it trains; the dense model teaches, where the recipe says how."""
+    recipe, pruned = job.recipe, copy.deepcopy(dense)
+    say(f"Pruning with {', '.join(type(pruner).__name__ for pruner in recipe.pruners.chosen)}")
+    callback = PruningCallback(
+        recipe.pruners.chosen,
+        recipe.schedule,
+        target=recipe.target,
+        shrink_during_training=recipe.shrink_during_training,
+        seed=recipe.seed,
+    )
+    callback.attach(_trainer(job, pruned, recipe.train, teacher=dense)).train()
+    assert callback.report is not None
+    return pruned, callback.report
+
+
+def score(job: Job, dense: Any, pruned: Any, report: Report) -> None:
+    """Evaluate both models on the same rows."""
+    say("Evaluating")
+    for name, model in (("dense", dense), ("pruned", pruned)):
+        for key, value in _trainer(job, model, job.recipe.train).evaluate().items():
+            if key.removeprefix("eval_") not in TIMINGS:
+                report.metrics.setdefault(key.removeprefix("eval_"), {})[name] = float(value)
+
+
+def save_and_compare(job: Job, pruned: Any) -> None:
+    """Save the small model, load it back, and compare what both compute.
+
+    Raises:
+        CheckpointError: They differ.
+    """
+    annotate(pruned, recipe=job.recipe.name, base_model=_hub_name(job.recipe))
+    folder = save_pruned(pruned, job.output / "model", tokenizer=job.processor)
+    batch = job.collator([job.evaluation[i] for i in range(min(8, len(job.evaluation)))])
+    batch.pop("labels", None)
+    reloaded = load_pruned(folder, dtype=torch.float32)
+    with torch.no_grad():
+        before, after = (model.cpu().eval()(**batch).logits for model in (pruned, reloaded))
+    difference = float((before - after).abs().max())
+    say(f"Saved and reloaded: largest difference of the logits {difference:.1e}")
+    if difference > SAME * max(1.0, float(before.abs().max())):
+        raise CheckpointError(f"The reloaded model must compute what the saved one did. Largest difference: {difference:.2e}")
+
+
+def export_both(job: Job, dense: Any, pruned: Any) -> tuple[Path, Path]:
+    """Export dense and pruned to ONNX; each export is compared with torch."""
+    say("Exporting to ONNX")
+    folders = job.output / "onnx-dense", job.output / "onnx"
+    for model, folder in zip((dense, pruned), folders):
+        export_onnx(model, folder, tokenizer=job.processor)
+    return folders
+
+
+def measure_both(job: Job, dense: Any, pruned: Any, onnx: tuple[Path, Path] | None, report: Report) -> None:
+    """Count and time both models, in turn."""
+    say("Measuring latency, dense and pruned in turn")
+    settings = job.recipe.measure.model_dump()
+    report.dense, report.pruned = measure_pair(dense.cpu().eval(), pruned.cpu().eval(), onnx=onnx, **settings)
+
+
+def write_down(job: Job, report: Report) -> None:
+    """Write report.json, the plot and the card."""
+    recipe, here = job.recipe, environment()
+    report.settings |= {"recipe": recipe.name, "recipe_yaml": recipe.yaml(), "task": recipe.task, "seed": recipe.seed}
+    report.settings |= {"command": _command(), "base_model": _hub_name(recipe), "rows": _rows(job)}
+    report.settings |= {"datasets": [recipe.data.name] if recipe.data.name and not Path(recipe.data.name).exists() else []}
+    report.settings |= {"hardware": here["cpu"], "versions": here}
+    (job.output / "report.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+    plot = report.plot(job.output / "model" / "kept.png") if report.kept else None
+    card = model_card(report, folder=job.output / "model", plot=plot.name if plot else None)
+    (job.output / "model" / "README.md").write_text(card)
+    say(f"Model, card and picture: {job.output / 'model'}")
+
+
+def publish(job: Job, report: Report) -> None:
+    """Push everything in one commit, where the recipe says where."""
+    if job.recipe.push:
+        onnx = job.output / "onnx" if job.recipe.onnx else None
+        push_pruned(job.output / "model", job.recipe.push, report=report, onnx=onnx)
+        say(f"Published as {job.recipe.push}")
+
+
+# what the stages use
+def say(text: str) -> None:
+    """Tell the person at the terminal where we are."""
+    console.print(f"[cyan]hf-prune[/] {text}")
+
+
+def _model(recipe: Recipe, auto_class: Any, labels: dict[str, Any]) -> Any:
+    """Load the dense model, or make a new one from the recipe's config."""
+    settings = recipe.model
+    if settings.name is not None:
+        try:
+            return auto_class.from_pretrained(settings.name, revision=settings.revision, dtype=torch.float32, **labels)
+        except OSError as error:
+            raise RecipeError(f"model.name must be a Hub name or a local folder. Received: '{settings.name}' ({error})") from error
+    config = dict(settings.config or {})
+    if "model_type" not in config:
+        raise RecipeError(f"model.config needs a model_type, such as vit. Received keys: {', '.join(config) or 'none'}")
+    try:
+        return auto_class.from_config(AutoConfig.for_model(**config, **labels))
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"model.config does not describe a model for {recipe.task}: {error}") from error
+
+
+def _trainer(job: Job, model: Any, settings: TrainSettings, teacher: Any = None) -> Any:
+    """Return a Trainer for these settings; with a teacher, and distillation in the recipe, one that distils."""
+    recipe = job.recipe
+    grouping: dict[str, Any] = {}
+    if settings.group_by_length:  # renamed in transformers 5
+        modern = hasattr(TrainingArguments, "train_sampling_strategy")
+        grouping = {"train_sampling_strategy": "group_by_length"} if modern else {"group_by_length": True}
+    arguments = TrainingArguments(
+        output_dir=str(job.output / "checkpoints"),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=64,
+        learning_rate=settings.learning_rate,
+        warmup_steps=round(settings.warmup * _steps(job, settings)),
+        weight_decay=settings.weight_decay,
+        logging_steps=max(1, _steps(job, settings) // 10),
+        save_strategy="no",
+        report_to=recipe.report_to,
+        seed=recipe.seed,
+        **grouping,
+    )
+    common: dict[str, Any] = {
+        "model": model,
+        "args": arguments,
+        "train_dataset": job.train,
+        "eval_dataset": job.evaluation,
+        "data_collator": job.collator,
+        "compute_metrics": compute_metrics_for(recipe.metrics, _problem(model)),
+    }
+    if teacher is None or recipe.distillation is None:
+        return Trainer(**common)
+    from .distillation import DistillationTrainer
+
+    return DistillationTrainer(teacher=teacher, distillation=recipe.distillation, **common)
+
+
+def _steps(job: Job, settings: TrainSettings) -> int:
+    """Return the optimizer steps of one training."""
+    processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    return max(1, math.ceil(math.ceil(len(job.train) / (settings.batch_size * processes)) * settings.epochs))
+
+
+def _problem(model: Any) -> Any:
+    return "regression" if model.config.num_labels == 1 else "classification"
+
+
+def _check_output(output: Path) -> None:
+    """Make sure that the run can write, and that it overwrites nothing but an earlier run.
+
+    Raises:
+        PruningError: It cannot, or it would.
+    """
+    if output.is_dir() and any(output.iterdir()) and not {"report.json", "dense", "checkpoints"} & {p.name for p in output.iterdir()}:
+        raise PruningError(f"output must be a new folder or that of an earlier run. Received: '{output}', which holds other files")
+    parent = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise PruningError(f"output must be a folder that can be written. Received: '{output}' ({error.strerror})") from error
+
+
+def _hub_name(recipe: Recipe) -> str | None:
+    """Return the model's name where it is one of the Hub, not a local folder."""
+    name = recipe.model.name
+    return name if name and not Path(name).exists() else None
+
+
+def _command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _rows(job: Job) -> dict[str, int]:
+    return {"train": len(job.train), "evaluation": len(job.evaluation)}
