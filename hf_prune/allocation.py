@@ -71,7 +71,7 @@ def select_units(
     """Remove the least valuable units until `excess` is gone; what was removed before stays removed.
 
     A unit that costs more than what is still to go is passed over, unless nothing smaller could leave: the budget is
-    missed by less than one of the smallest units.
+    met, and overshot by less than the smallest unit that was left.
 
     Args:
         groups: The groups to choose among, by name.
@@ -91,18 +91,18 @@ def select_units(
         for name, group in groups.items()
         for bundle in _bundles(group, values[name], alive[name], costs[name], min_kept[name], multiple_of[name])
     ]
-    smallest = min((bundle.cost for bundle in bundles), default=0.0)
-    passed = set()
+    passed: dict[str, Bundle] = {}
     for bundle in sorted(bundles, key=lambda bundle: bundle.value):
         if excess <= 0:
             break
-        if bundle.group in passed:
-            continue
-        if bundle.cost > excess and bundle.cost > smallest:
-            passed.add(bundle.group)  # its later bundles cost as much, and must not overtake it
+        if bundle.group in passed or bundle.cost > excess:
+            passed.setdefault(bundle.group, bundle)  # its later bundles cost as much, and must not overtake it
             continue
         masks[bundle.group][list(bundle.units)] = False
         excess -= bundle.cost
+    if excess > 0 and passed:  # nothing that is left fits: the smallest overshoots the budget least
+        last = min(passed.values(), key=lambda bundle: (bundle.cost, bundle.value))
+        masks[last.group][list(last.units)] = False
     return masks
 
 
@@ -119,8 +119,9 @@ def _bundles(group: Group, value: Tensor, alive: Tensor, cost: float, min_kept: 
         count = left % multiple or multiple
         if left - count < max(1, min_kept):
             break
-        units = tuple(unit for row in order for unit in row[start : start + count])
-        bundles.append(Bundle(float(value[list(units)].mean()), group.name, units, cost * len(units)))
+        leaving = tuple(unit for row in order for unit in row[start : start + count])
+        mean = float(value[list(leaving)].double().mean())
+        bundles.append(Bundle(mean, group.name, leaving, cost * len(leaving)))
         start, left = start + count, left - count
     return bundles
 
@@ -142,5 +143,5 @@ def select_weights(values: Mapping[str, Tensor], keep: int) -> dict[str, Tensor]
         mask = flat > threshold
         equal = (flat == threshold).nonzero().view(-1)
         mask[equal[: keep - int(mask.sum())]] = True
-    parts = mask.split([value.numel() for value in values.values()])
+    parts = torch.split(mask, [value.numel() for value in values.values()])
     return {name: part.view(value.shape).clone() for (name, value), part in zip(values.items(), parts)}

@@ -93,7 +93,9 @@ def model_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     """
     loss = getattr(model(**batch), "loss", None)
     if loss is None:
-        raise PruningError(f"data must hold labels, or pass loss=(model, batch) -> tensor. Received keys: {sorted(batch)}")
+        raise PruningError(
+            f"data must hold labels, or pass loss=(model, batch) -> tensor. Received keys: {sorted(batch)}"
+        )
     return loss  # type: ignore[no-any-return]
 
 

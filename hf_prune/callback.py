@@ -98,8 +98,9 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Change or hold masks."""
+        was_denser = not self._session.finished
         self._session.step()
-        if not self._session.finished:  # a checkpoint denser than the target must never be the best one
+        if was_denser:  # a checkpoint denser than the target must never be the best one
             state.best_metric = state.best_model_checkpoint = None
             if hasattr(state, "best_global_step"):
                 state.best_global_step = None
@@ -134,7 +135,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
 
         Which units those are is told by the pruning state, once training begins; until then only numbers matter.
         """
-        root = unwrap(model)
+        root: Any = unwrap(model)
         if self.shrink_during_training and not getattr(root, "_hf_prune_resumes", False):
             root._hf_prune_resumes = True
             root.register_load_state_dict_pre_hook(_fit_shapes)
@@ -142,16 +143,18 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
 
 def _fit_shapes(model: Any, state_dict: Mapping[str, torch.Tensor], *_: Any) -> None:
     from .architectures import find_groups
+    from .plan import parent_name
     from .removal import cut
 
-    groups = find_groups(model)
-    units = {
-        group.name: state_dict[group.output.parameter].shape[group.output.dim] // group.output.per_unit
-        for group in groups
-        if group.output.parameter in state_dict and group.parts == 1
-    }
-    live = {group.name: list(range(units[group.name])) for group in groups if units.get(group.name, group.units) < group.units}
-    cut(model, groups, live)
+    groups = [group for group in find_groups(model) if group.slices[0].parameter in state_dict]
+    rows = [(group, group.slices[0]) for group in groups]
+    units = {group.name: state_dict[row.parameter].shape[row.dim] // row.per_unit for group, row in rows}
+    live = {}
+    for group in groups:
+        parts = units.get(parent_name(group), group.parts) if group.parts > 1 else 1
+        inside = units[group.name] // parts
+        live[group.name] = [part * group.per_part + i for part in range(parts) for i in range(inside)]
+    cut(model, groups, {group.name: live[group.name] for group in groups if units[group.name] < group.units})
 
 
 def find_checkpoint(args: Any, step: int) -> Path:
@@ -161,7 +164,7 @@ def find_checkpoint(args: Any, step: int) -> Path:
         CheckpointError: It holds no pruning state.
     """
     given = args.resume_from_checkpoint
-    candidates = [Path(args.output_dir) / f"checkpoint-{step}", *([Path(given)] if isinstance(given, str) else [])]
+    candidates = [*([Path(given)] if isinstance(given, str) else []), Path(args.output_dir) / f"checkpoint-{step}"]
     for folder in candidates:
         if (folder / STATE).is_file():
             return folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import wraps
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -82,7 +83,11 @@ def load_pruned(path_or_repo: str | Path, *, model_class: Any = None, **from_pre
     import transformers
 
     if model_class is None:
-        loading = {key: from_pretrained_kwargs[key] for key in ("revision", "token", "subfolder", "cache_dir") if key in from_pretrained_kwargs}
+        loading = {
+            key: from_pretrained_kwargs[key]
+            for key in ("revision", "token", "subfolder", "cache_dir")
+            if key in from_pretrained_kwargs
+        }
         config = transformers.AutoConfig.from_pretrained(path_or_repo, **loading)
         names = config.architectures or ["?"]
         model_class = getattr(transformers, names[0], None)
@@ -109,7 +114,9 @@ def apply_plan(model: Any) -> None:
         raise CheckpointError(f"{BLOCK} is for a model with prunable groups. {error}") from error
     unknown = [name for name in record if name not in groups]
     if unknown:
-        raise CheckpointError(f"{BLOCK}.kept names groups that {type(model).__name__} does not have. Received: {unknown[:4]}")
+        raise CheckpointError(
+            f"{BLOCK}.kept names groups that {type(model).__name__} does not have. Received: {unknown[:4]}"
+        )
     live: dict[str, list[int]] = {}
     for name, (units, dense) in record.items():
         if groups[name].units not in (dense, len(units)):
@@ -134,7 +141,7 @@ def enable_loading(modeling_utils: Any = None) -> None:
     """Teach every `from_pretrained` of this process to read pruned folders; `import hf_prune` does it."""
     global _stock_post_init
     if modeling_utils is None:
-        import transformers.modeling_utils as modeling_utils
+        modeling_utils = import_module("transformers.modeling_utils")
     base = modeling_utils.PreTrainedModel
     if _stock_post_init is not None:
         return

@@ -115,15 +115,15 @@ class DistillationMixin:
         self.distillation = distillation or Distillation()
         self.teacher = load_teacher(teacher, self.model).to(self.args.device)  # type: ignore[attr-defined]
         self.model_accepts_loss_kwargs = True  # we normalise by num_items_in_batch ourselves: Trainer must not again
-        self._terms: dict[str, list[float]] = {}
+        self._terms: dict[str, list[Tensor]] = {}
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """Count the items of one optimizer step as `count_items` does: transformers 4 counts unshifted labels."""
         batches, trainers_count = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
         if trainers_count is None or not all(isinstance(batch.get("labels"), Tensor) for batch in batches):
             return batches, trainers_count
-        count = sum(count_items(self.model, batch["labels"]) for batch in batches)  # type: ignore[attr-defined]
-        count = count.to(self.args.device)  # type: ignore[attr-defined, union-attr]
+        counts = [count_items(self.model, batch["labels"]) for batch in batches]  # type: ignore[attr-defined]
+        count = torch.stack(counts).sum().to(self.args.device)  # type: ignore[attr-defined]
         if self.args.average_tokens_across_devices and self.args.world_size > 1:  # type: ignore[attr-defined]
             count = self.accelerator.gather(count).sum()  # type: ignore[attr-defined]
         return batches, count
@@ -135,7 +135,7 @@ class DistillationMixin:
         outputs = model(**inputs)
         labels, settings = inputs.get("labels"), self.distillation
         if not model.training or outputs.get("loss") is None:
-            loss = outputs["loss"] if "loss" in outputs else None
+            loss = outputs.get("loss")
             return (loss, outputs) if return_outputs else loss
         with torch.no_grad():
             teacher = self.teacher(**{key: value for key, value in inputs.items() if key != "labels"}).logits
@@ -152,13 +152,13 @@ class DistillationMixin:
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the mean of each term since the last log."""
         if "loss" in logs:
-            logs.update({name: round(sum(values) / len(values), 4) for name, values in self._terms.items()})
+            logs.update({name: round(torch.stack(values).mean().item(), 4) for name, values in self._terms.items()})
             self._terms = {}
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def _note(self, **terms: Tensor) -> None:
         for name, value in terms.items():
-            self._terms.setdefault(name, []).append(float(value.detach()))
+            self._terms.setdefault(name, []).append(value.detach())
 
 
 def __getattr__(name: str) -> Any:

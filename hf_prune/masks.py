@@ -48,4 +48,6 @@ def check_ranks_agree(masks: Mapping[str, Tensor]) -> None:
     for rank, theirs in enumerate(everyone):
         different = [name for name in mine if theirs.get(name) != mine[name]]
         if different:
-            raise PruningError(f"Processes must mask the same. '{different[0]}' differs between rank {rank} and this one.")
+            raise PruningError(
+                f"Processes must mask the same. '{different[0]}' differs between rank {rank} and this one."
+            )

@@ -87,7 +87,9 @@ class Record(dict[str, tuple[list[int], int]]):
         live: dict[str, list[int]] = {}
         for name, units in kept.items():
             if name not in by_name:
-                raise PruningError(f"kept names a group that this model does not have. Received: '{name}'. {_some(by_name)}")
+                raise PruningError(
+                    f"kept names a group that this model does not have. Received: '{name}'. {_some(by_name)}"
+                )
             numbers = {dense: i for i, dense in enumerate(self.dense_numbers(by_name[name]))}
             wrong = [unit for unit in units if unit not in numbers]
             if wrong or len(set(units)) != len(units):
@@ -106,6 +108,8 @@ class Record(dict[str, tuple[list[int], int]]):
             if stays is not None and (len(stays) < group.units or group.name in self):
                 numbers = self.dense_numbers(group)
                 result[group.name] = ([numbers[i] for i in stays], self.dense_units(group))
+                if group.parts > 1:  # one head left in each KV group looks like plain heads: say that it is not
+                    result.setdefault(parent_name(group), (list(range(group.parts)), group.parts))
         return result
 
 
@@ -130,7 +134,9 @@ def close_kept(groups: Sequence[Group], live_kept: Kept) -> dict[str, list[int]]
         units = [unit for unit in units if unit // group.per_part in parts]
         counts = {sum(unit // group.per_part == part for unit in units) for part in parts}
         if len(counts) > 1:
-            raise PruningError(f"Each KV group of '{group.name}' must keep equally many heads. Received: {sorted(counts)}")
+            raise PruningError(
+                f"Each KV group of '{group.name}' must keep equally many heads. Received: {sorted(counts)}"
+            )
         closed[group.name] = units
     empty = [name for name, units in closed.items() if not units]
     if empty:

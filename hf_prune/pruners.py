@@ -56,6 +56,10 @@ class Pruner:
         included = not self.include or any(fnmatch(name, pattern) for pattern in self.include)
         return included and not any(fnmatch(name, pattern) for pattern in self.exclude)
 
+    def resolve_score(self) -> Score:
+        """Return the score, of weights or of units as this pruner needs it."""
+        return get_score(self.score, "unit" if isinstance(self, UnitPruner) else "weight")
+
     def allocate(self) -> AllocationFunction:
         """Return the allocation function."""
         return ALLOCATIONS[self.allocation] if isinstance(self.allocation, str) else self.allocation
@@ -63,10 +67,6 @@ class Pruner:
 
 class UnitPruner(Pruner):
     """A pruner of units; the kinds it removes are its class'."""
-
-    def unit_score(self) -> Score:
-        """Return the score of units."""
-        return get_score(self.score, "unit")
 
     def choose(self, groups: Sequence[Group]) -> list[Group]:
         """Return the groups to choose among.
@@ -79,8 +79,8 @@ class UnitPruner(Pruner):
         if not chosen:
             there = ", ".join(group.name for group in groups[:4])
             raise PruningError(
-                f"{type(self).__name__} finds no groups of kind {' or '.join(kinds)} under include={list(self.include)}, "
-                f"exclude={list(self.exclude)}. The model has {there} …"
+                f"{type(self).__name__} finds no groups of kind {' or '.join(kinds)} under "
+                f"include={list(self.include)}, exclude={list(self.exclude)}. The model has {there} …"
             )
         return chosen
 
@@ -150,10 +150,6 @@ class WeightPruner(Pruner):
             raise ValueError(f"pattern must be one of {', '.join(cls.PATTERNS)}. Received: '{value}'")
         return value
 
-    def weight_score(self) -> Score:
-        """Return the score of weights."""
-        return get_score(self.score, "weight")
-
     def choose_weights(self, model: nn.Module) -> list[str]:
         """Return the names of the parameters to prune.
 
@@ -165,7 +161,8 @@ class WeightPruner(Pruner):
         chosen = [name for name in in_layers if self.wants(name)]
         if not chosen:
             raise PruningError(
-                f"WeightPruner finds no Linear weights under include={list(self.include)}, exclude={list(self.exclude)}. "
+                f"WeightPruner finds no Linear weights under include={list(self.include)}, "
+                f"exclude={list(self.exclude)}. "
                 f"The model has {', '.join(linears[:4])} …"
             )
         return chosen

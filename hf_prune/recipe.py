@@ -84,7 +84,9 @@ class PrunerSettings(_Settings):
     @model_validator(mode="after")
     def _any(self) -> PrunerSettings:
         if not self.chosen:
-            raise ValueError("name at least one of heads, neurons, weights; `heads: {}` takes the defaults. Received: none")
+            raise ValueError(
+                "name at least one of heads, neurons, weights; `heads: {}` takes the defaults. Received: none"
+            )
         return self
 
 
@@ -195,7 +197,9 @@ def _find(recipe: str | Path) -> Path:
         return named[str(recipe)]
     if not Path(recipe).is_file():
         hint = did_you_mean(str(recipe), named)
-        raise RecipeError(f"No recipe is named so, and no file is there.{hint} Known: {', '.join(named)}. Received: '{recipe}'")
+        raise RecipeError(
+            f"No recipe is named so, and no file is there.{hint} Known: {', '.join(named)}. Received: '{recipe}'"
+        )
     return Path(recipe)
 
 
@@ -235,5 +239,7 @@ def _known_at(path: tuple[Any, ...]) -> Iterable[str]:
 
 def _fields(kind: Any) -> dict[str, Any]:
     """Return field names and types of a pydantic model or dataclass."""
-    fields = getattr(kind, "model_fields", None) or (getattr(kind, "__pydantic_fields__", {}) if is_dataclass(kind) else {})
+    fields = getattr(kind, "model_fields", None) or (
+        getattr(kind, "__pydantic_fields__", {}) if is_dataclass(kind) else {}
+    )
     return {name: field.annotation for name, field in fields.items()}

@@ -11,7 +11,7 @@ from torch import nn
 from .architectures import find_groups, live_shapes
 from .errors import PruningError
 from .plan import Record, close_kept, read_record, write_record
-from .structure import Group, Kept, KeepVectors, keep_vectors
+from .structure import Group, KeepVectors, Kept, keep_vectors
 
 Model = TypeVar("Model", bound=nn.Module)
 

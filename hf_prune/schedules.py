@@ -78,7 +78,9 @@ class Schedule:
                 raise PruningError(f"schedule.{key} as a float is a fraction of all steps in [0, 1]. Received: {value}")
             step = round(value * total_steps) if isinstance(value, float) else value
             if step > total_steps:
-                raise PruningError(f"schedule.{key} must be within the {total_steps} steps of this run. Received: {value}")
+                raise PruningError(
+                    f"schedule.{key} must be within the {total_steps} steps of this run. Received: {value}"
+                )
             steps.append(max(1, step))
         if steps[0] > steps[1]:
             raise PruningError(f"schedule.begin must not be after schedule.end. Received: {self.begin} and {self.end}")

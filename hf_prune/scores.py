@@ -44,7 +44,7 @@ def register_score(
             ``noise`` (uniform in [0, 1), same shape or ``(units,)``), ``gate_square`` and ``gate_absolute`` (running
             mean over samples of the squared or absolute gradient of the loss to a gate on the unit, ``(units,)``).
         paper: Where it comes from.
-        of: ``"weight"``: ``f(weight, **needs)`` of the weight's shape. ``"unit"``: ``f(**needs)`` of shape ``(units,)``.
+        of: ``"weight"``: ``f(weight, **needs)`` of the weight's shape; ``"unit"``: ``f(**needs)``, ``(units,)``.
 
     Returns:
         A decorator that hands the function back.

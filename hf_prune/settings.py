@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass_transform()
 def settings(*, frozen: bool = False) -> Callable[[type[T]], type[T]]:
-    """Make a class a checked dataclass; what it refuses is a `PruningError` that names the field and what was received."""
+    """Make a class a checked dataclass: a `PruningError` names the field and what was received."""
 
     def decorate(cls: type[T]) -> type[T]:
         config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
@@ -37,7 +37,11 @@ def settings(*, frozen: bool = False) -> Callable[[type[T]], type[T]]:
     return decorate
 
 
-def explain(error: ValidationError, known: Iterable[str] = (), known_at: Callable[[tuple[Any, ...]], Iterable[str]] | None = None) -> str:
+def explain(
+    error: ValidationError,
+    known: Iterable[str] = (),
+    known_at: Callable[[tuple[Any, ...]], Iterable[str]] | None = None,
+) -> str:
     """Say every problem of a validation error in one line each: key path, rule, what was received, what was meant.
 
     Args:

@@ -148,4 +148,6 @@ def matrix_entries(groups: Sequence[Group], shapes: Shapes, vectors: KeepVectors
 def unit_cost(group: Group, shapes: Shapes) -> int:
     """Return the multiply-accumulates per token that leave with one unit of this group."""
     matrices = [part for part in group.slices if len(shapes[part.parameter]) > 1]
-    return sum(part.per_unit * math.prod(shapes[part.parameter]) // shapes[part.parameter][part.dim] for part in matrices)
+    return sum(
+        part.per_unit * math.prod(shapes[part.parameter]) // shapes[part.parameter][part.dim] for part in matrices
+    )

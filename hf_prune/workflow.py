@@ -28,11 +28,12 @@ from transformers import (
 )
 
 from .callback import PruningCallback
+from .card import model_card
 from .checkpoint import load_pruned, save_pruned
 from .data import label_count, label_names, load_split, prepare_images, prepare_text
 from .errors import CheckpointError, PruningError, RecipeError
 from .export import export_onnx
-from .hub import model_card, push_pruned
+from .hub import push_pruned
 from .metrics import compute_metrics_for
 from .plan import annotate
 from .recipe import Recipe, TrainSettings, load_recipe
@@ -103,16 +104,19 @@ def prepare(recipe: Recipe) -> Job:
     say(f"Recipe [bold]{recipe.name}[/]: loading data and model")
     train, evaluation = load_split(recipe.data)
     names = label_names(train, recipe.data.label)
-    labels = {"num_labels": label_count(train, recipe.data.label)}
+    labels: dict[str, Any] = {"num_labels": label_count(train, recipe.data.label)}
     if names:
         labels |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
     if recipe.task == "image-classification":
-        data = [prepare_images(split, recipe.data) for split in (train, evaluation)]
-        return Job(recipe, _model(recipe, AutoModelForImageClassification, labels), None, *data, default_data_collator)
+        rows = [prepare_images(split, recipe.data) for split in (train, evaluation)]
+        model = _model(recipe, AutoModelForImageClassification, labels)
+        return Job(recipe, model, None, rows[0], rows[1], default_data_collator)
     tokenizer = AutoTokenizer.from_pretrained(recipe.model.name, revision=recipe.model.revision)
-    data = [prepare_text(split, tokenizer, recipe.data, num_labels=labels["num_labels"]) for split in (train, evaluation)]
+    rows = [
+        prepare_text(split, tokenizer, recipe.data, num_labels=labels["num_labels"]) for split in (train, evaluation)
+    ]
     model = _model(recipe, AutoModelForSequenceClassification, labels)
-    return Job(recipe, model, tokenizer, *data, DataCollatorWithPadding(tokenizer))
+    return Job(recipe, model, tokenizer, rows[0], rows[1], DataCollatorWithPadding(tokenizer))
 
 
 def check(job: Job) -> None:
@@ -176,7 +180,9 @@ def save_and_compare(job: Job, pruned: Any) -> None:
     difference = float((before - after).abs().max())
     say(f"Saved and reloaded: largest difference of the logits {difference:.1e}")
     if difference > SAME * max(1.0, float(before.abs().max())):
-        raise CheckpointError(f"The reloaded model must compute what the saved one did. Largest difference: {difference:.2e}")
+        raise CheckpointError(
+            f"The reloaded model must compute what the saved one did. Largest difference: {difference:.2e}"
+        )
 
 
 def export_both(job: Job, dense: Any, pruned: Any) -> tuple[Path, Path]:
@@ -198,9 +204,20 @@ def measure_both(job: Job, dense: Any, pruned: Any, onnx: tuple[Path, Path] | No
 def write_down(job: Job, report: Report) -> None:
     """Write report.json, the plot and the card."""
     recipe, here = job.recipe, environment()
-    report.settings |= {"recipe": recipe.name, "recipe_yaml": recipe.yaml(), "task": recipe.task, "seed": recipe.seed}
-    report.settings |= {"command": _command(), "base_model": _hub_name(recipe), "rows": _rows(job)}
-    report.settings |= {"datasets": [recipe.data.name] if recipe.data.name and not Path(recipe.data.name).exists() else []}
+    report.settings |= {
+        "recipe": recipe.name,
+        "recipe_yaml": _without_paths(recipe, recipe.yaml()),
+        "task": recipe.task,
+        "seed": recipe.seed,
+    }
+    report.settings |= {
+        "command": _without_paths(recipe, shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+        "base_model": _hub_name(recipe),
+        "rows": _rows(job),
+    }
+    report.settings |= {
+        "datasets": [recipe.data.name] if recipe.data.name and not Path(recipe.data.name).exists() else []
+    }
     report.settings |= {"hardware": here["cpu"], "versions": here}
     (job.output / "report.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n")
     plot = report.plot(job.output / "model" / "kept.png") if report.kept else None
@@ -230,7 +247,9 @@ def _model(recipe: Recipe, auto_class: Any, labels: dict[str, Any]) -> Any:
         try:
             return auto_class.from_pretrained(settings.name, revision=settings.revision, dtype=torch.float32, **labels)
         except OSError as error:
-            raise RecipeError(f"model.name must be a Hub name or a local folder. Received: '{settings.name}' ({error})") from error
+            raise RecipeError(
+                f"model.name must be a Hub name or a local folder. Received: '{settings.name}' ({error})"
+            ) from error
     config = dict(settings.config or {})
     if "model_type" not in config:
         raise RecipeError(f"model.config needs a model_type, such as vit. Received keys: {', '.join(config) or 'none'}")
@@ -292,14 +311,22 @@ def _check_output(output: Path) -> None:
     Raises:
         PruningError: It cannot, or it would.
     """
-    if output.is_dir() and any(output.iterdir()) and not {"report.json", "dense", "checkpoints"} & {p.name for p in output.iterdir()}:
-        raise PruningError(f"output must be a new folder or that of an earlier run. Received: '{output}', which holds other files")
+    if (
+        output.is_dir()
+        and any(output.iterdir())
+        and not {"report.json", "dense", "checkpoints"} & {p.name for p in output.iterdir()}
+    ):
+        raise PruningError(
+            f"output must be a new folder or that of an earlier run. Received: '{output}', which holds other files"
+        )
     parent = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     try:
         with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:
-        raise PruningError(f"output must be a folder that can be written. Received: '{output}' ({error.strerror})") from error
+        raise PruningError(
+            f"output must be a folder that can be written. Received: '{output}' ({error.strerror})"
+        ) from error
 
 
 def _hub_name(recipe: Recipe) -> str | None:
@@ -308,8 +335,12 @@ def _hub_name(recipe: Recipe) -> str | None:
     return name if name and not Path(name).exists() else None
 
 
-def _command() -> str:
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+def _without_paths(recipe: Recipe, text: str) -> str:
+    """Shorten this machine's folders to their last part: a card is for everybody."""
+    places = [recipe.output, *(Path(name) for name in (recipe.model.name, recipe.data.name) if name)]
+    for place in places:
+        text = text.replace(str(place), place.name) if place.is_absolute() else text
+    return text
 
 
 def _rows(job: Job) -> dict[str, int]:

@@ -100,7 +100,8 @@ def heavy_after(statements: str) -> list[str]:
     """Return which heavy libraries are loaded once these statements ran in a process of their own."""
     report = f"import sys; print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
     command = [sys.executable, "-c", f"{statements}\n{report}"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
     return ast.literal_eval(result.stderr.splitlines()[-1])
 
 

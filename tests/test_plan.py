@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from models import UNEVEN, build_bert, build_llama
 
 from hf_prune import CheckpointError, find_groups, shrink
-from hf_prune.plan import decode_units, encode_units, read_record, write_record
+from hf_prune.plan import annotate, decode_units, encode_units, read_record
 
 
 @pytest.mark.parametrize(
@@ -124,8 +124,9 @@ def test_unknown_keys_of_the_block_stay():
 
 def test_notes_are_kept_beside_the_plan():
     model = shrink(build_bert(), UNEVEN)
-    write_record(model, read_record(model), find_groups(model), recipe="quickstart", base_model=None)
+    annotate(model, recipe="quickstart", base_model=None)
     assert model.config.pruning_config["recipe"] == "quickstart"
+    assert "base_model" not in model.config.pruning_config
     assert model.config.pruning_config["kept"]["layers.1.attention.heads"] == "1 of 4"
 
 

@@ -5,10 +5,31 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from models import BUILD, SIZES, TEXT, UNEVEN, UNITS, assert_same_outputs, build_bert, build_llama, randomize
+from models import (
+    BUILD,
+    HEADS,
+    KV_GROUPS,
+    SIZES,
+    TEXT,
+    UNEVEN,
+    UNITS,
+    assert_same_outputs,
+    build_bert,
+    build_llama,
+    randomize,
+)
 from torch import nn
 
-from hf_prune import Group, PruningError, Slice, UnsupportedModelError, find_groups, mask_units, register_architecture, shrink
+from hf_prune import (
+    Group,
+    PruningError,
+    Slice,
+    UnsupportedModelError,
+    find_groups,
+    mask_units,
+    register_architecture,
+    shrink,
+)
 from hf_prune.architectures import ARCHITECTURES, live_shapes, prunable_macs
 from hf_prune.structure import keep_vectors, matrix_entries, unit_cost
 
@@ -44,6 +65,13 @@ def test_heads_inside_kv_groups_are_parts():
 def test_a_shrunk_model_has_fewer_units_under_the_same_names():
     units = {group.name: group.units for group in find_groups(shrink(build_bert(), UNEVEN))}
     assert units == {name: len(kept) for name, kept in UNEVEN.items()}
+
+
+def test_kv_groups_with_one_head_each_are_still_kv_groups():
+    model = shrink(build_llama(), {f"layers.{i}.attention.heads": [0, 3] for i in range(2)})
+    assert model.config.num_attention_heads == model.config.num_key_value_heads == 2
+    units = {group.name: group.units for group in find_groups(model, kinds=["head", "kv_group"])}
+    assert units == {**KV_GROUPS, **dict.fromkeys(HEADS, 2)}
 
 
 def test_kinds_choose():

@@ -42,7 +42,8 @@ def register_architecture(*model_types: str) -> Callable[[FinderFunction], Finde
     Example:
         >>> @register_architecture("my_model")
         ... def groups_of_my_model(model):
-        ...     return [Group("layers.0.mlp.neurons", "neuron", 4, (Slice("up.weight", 0, 1), Slice("down.weight", 1, 1)))]
+        ...     slices = (Slice("up.weight", 0, 1), Slice("down.weight", 1, 1))
+        ...     return [Group("layers.0.mlp.neurons", "neuron", 4, slices)]
     """
 
     def register(function: FinderFunction) -> FinderFunction:
@@ -93,9 +94,10 @@ def live_shapes(model: nn.Module) -> Shapes:
 
 
 def prunable_macs(model: nn.Module) -> int:
-    """Count multiply-accumulates per token in all matrices that pruning can cut: the projections and feed-forward parts.
+    """Count multiply-accumulates per token in all matrices that pruning can cut.
 
-    Attention's own products (queries with keys) are left out: they depend on the length.
+    Those are the projections and feed-forward parts. Attention's own products (queries with keys) depend on the
+    length, and are left out.
     """
     return matrix_entries(find_groups(model), live_shapes(model))
 
@@ -127,9 +129,7 @@ def _matches(modules: dict[str, Any], path: str, row: Attention | FeedForward) -
     return all(isinstance(modules.get(_join(path, name)), nn.Linear) for name in names)
 
 
-def _attention_groups(
-    modules: dict[str, Any], prefix: str, path: str, row: Attention, place: str
-) -> Iterator[Group]:
+def _attention_groups(modules: dict[str, Any], prefix: str, path: str, row: Attention, place: str) -> Iterator[Group]:
     """Yield the heads of one attention; under grouped queries its KV groups, and the query heads inside them."""
     query, key, value, output = (_join(path, name) for name in (row.query, row.key, row.value, row.output))
     holder = query.rpartition(".")[0]
@@ -154,9 +154,7 @@ def _attention_groups(
     per_kv = heads // kv_heads
     kv_rows = [part for name in (key, value) for part in _row_slices(modules, prefix, name, size)]
     told = counters(KV_COUNTS) + counters(HEAD_COUNTS, per_kv)
-    yield Group(
-        f"{place}.kv_groups", "kv_group", kv_heads, (*kv_rows, *slices(size * per_kv, (query,))), tuple(told)
-    )
+    yield Group(f"{place}.kv_groups", "kv_group", kv_heads, (*kv_rows, *slices(size * per_kv, (query,))), tuple(told))
     told = counters(HEAD_COUNTS) + counters(HEADS_PER_KV, of="units_per_part")
     yield Group(f"{place}.heads", "head", heads, slices(size, (query,)), tuple(told), parts=kv_heads)
 
@@ -193,7 +191,9 @@ def _row_slices(modules: dict[str, Any], prefix: str, name: str, width: int) -> 
 def _has_wide_norm(modules: dict[str, Any], path: str, size: int) -> bool:
     """Whether a norm runs over all units at once: removing one would change the others."""
     norms = [modules.get(_join(path, name)) for name in WIDE_NORMS]
-    return any(norm is not None and getattr(norm, "weight", None) is not None and norm.weight.numel() != size for norm in norms)
+    return any(
+        norm is not None and getattr(norm, "weight", None) is not None and norm.weight.numel() != size for norm in norms
+    )
 
 
 def _join(path: str, name: str) -> str:
@@ -227,4 +227,5 @@ def _nothing_found(model: nn.Module, kinds: Sequence[Kind] | None) -> str:
     rows = [f"({row.query}, {row.key}, {row.value}, {row.output})" for row in ATTENTIONS]
     rows += [f"({', '.join(row.up)}, {row.down})" for row in FEED_FORWARDS]
     what = "prunable groups" if kinds is None else f"groups of kind {', '.join(kinds)}"
-    return f"{type(model).__name__} has no {what}. Looked in its numbered layers for Linear children {'; '.join(rows)}. {_ONE_FILE}"
+    looked = f"Looked in its numbered layers for Linear children {'; '.join(rows)}."
+    return f"{type(model).__name__} has no {what}. {looked} {_ONE_FILE}"

@@ -56,7 +56,9 @@ def _cost_rows(dense: Measurement | None, pruned: Measurement | None, known: Mea
     one_forward = f"{known.batch} x {known.length} tokens" if known.length else f"batch of {known.batch}"
     has_zeros = pruned is not None and pruned.nonzero < 0.95 * pruned.parameters
     figures = [("parameters", "parameters"), *([("parameters that are not 0", "nonzero")] if has_zeros else [])]
-    figures += [(f"prunable MACs per {'token' if known.length else 'patch'}", "prunable_macs")]
+    figures += [
+        (f"prunable MACs per {'token' if known.length else 'patch' if known.batch else 'position'}", "prunable_macs")
+    ]
     figures += [(f"MACs ({one_forward})", "macs")]
     for what, key in figures:
         pair = getattr(dense, key, None), getattr(pruned, key, None)

@@ -1,26 +1,29 @@
-"""What happens at a step: `Pruning`, used by the callback and by loops of one's own; and one-shot `prune`."""
+"""Gradual pruning of one model, step by step."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .allocation import select_units, select_weights
-from .architectures import find_groups, live_shapes
-from .calibration import GateWatcher, Loss, backward_all
-from .errors import PruningError
-from .masks import Masks, apply_masks, check_ranks_agree, sparsity_of
-from .plan import Record, annotate, close_kept, read_record, write_record
-from .pruners import Pruner, Target, UnitPruner, WeightPruner
-from .removal import cut, named_tensors, unmasked_units, zero_removed
-from .report import Measurement, Report, count
-from .schedules import Schedule
-from .structure import Group, keep_vectors, matrix_entries, unit_cost
+from ..allocation import select_units, select_weights
+from ..architectures import find_groups, live_shapes
+from ..calibration import GateWatcher, Loss, backward_all
+from ..errors import PruningError
+from ..masks import Masks, apply_masks, check_ranks_agree, sparsity_of
+from ..plan import Record, annotate, close_kept, read_record, write_record
+from ..pruners import Pruner, Target, UnitPruner, WeightPruner
+from ..removal import cut, named_tensors, zero_removed
+from ..report import Measurement, Report, count
+from ..schedules import Schedule
+from ..scores import Score
+from ..structure import Group, keep_vectors, matrix_entries, unit_cost
+from .checks import check_disjoint, check_settings
+from .scoring import Scorer
 
 logger = logging.getLogger(__name__)
 DECAY = 0.98  # of the running means of scores: about the last 50 batches
@@ -72,15 +75,17 @@ class Pruning:
         self.model = unwrap(model, accelerator)
         self.pruners = [pruners] if isinstance(pruners, Pruner) else list(pruners)
         self.schedule, self.target, self.total_steps = schedule or Schedule(), target, total_steps
-        self.optimizer, self.data, self.loss, self.shrink_live, self.seed = optimizer, data, loss, shrink_live, seed
+        self.optimizer, self.data, self.loss, self.shrink_live = optimizer, data, loss, shrink_live
         self.steps = 0
-        _check_settings(self.pruners, target)
+        check_settings(self.pruners, target)
         structured = any(isinstance(pruner, UnitPruner) for pruner in self.pruners)
         self.groups = find_groups(self.model) if structured else []
         self.record = read_record(self.model)
         self.chosen = {i: p.choose(self.groups) for i, p in enumerate(self.pruners) if isinstance(p, UnitPruner)}
-        self.weights = {i: p.choose_weights(self.model) for i, p in enumerate(self.pruners) if isinstance(p, WeightPruner)}
-        _check_disjoint(self.chosen, target)
+        self.weights = {
+            i: p.choose_weights(self.model) for i, p in enumerate(self.pruners) if isinstance(p, WeightPruner)
+        }
+        check_disjoint(self.chosen, target)
         self.changes = {i: (p.schedule or self.schedule).change_steps(total_steps) for i, p in enumerate(self.pruners)}
         self.alive = {group.name: torch.ones(group.units, dtype=torch.bool) for group in self.groups}
         self.masks: Masks = {}
@@ -88,6 +93,7 @@ class Pruning:
         self.dense_macs = matrix_entries(self.groups, live_shapes(self.model))
         self.dense: Measurement = count(self.model)
         self.watcher = self._watch()
+        self.scorer = Scorer(self.model, self.watcher, seed)
         self._weight_scores: dict[str, Tensor] = {}
         self._leaky, self._unchecked = False, False
 
@@ -97,7 +103,7 @@ class Pruning:
         due = [i for i in self.weights if self.steps + 1 in self.changes[i]]
         if self.data is None:
             for i in due:
-                self._weight_scores.update(self._score_weights(i))
+                self._weight_scores.update(self.scorer.weights(self._score(i), self.weights[i]))
         if self._unchecked and not self._leaky:
             self._unchecked, self._leaky = False, self._gradients_leak()
 
@@ -124,8 +130,8 @@ class Pruning:
         self.close()
         if not self.finished:
             logger.warning(
-                f"Training ended at step {self.steps}, before the schedule did at {max(map(max, self.changes.values()))}: "
-                f"the model is denser than was asked for."
+                f"Training ended at step {self.steps}, before the schedule did at {self.last_change}: the model is "
+                "denser than was asked for."
             )
         self.hold()
         if shrink:
@@ -135,7 +141,9 @@ class Pruning:
         if self.masks:
             annotate(self.model, weights={"sparsity": round(sparsity_of(self.masks), 6), "parameters": len(self.masks)})
         units = {group.name: self.record.dense_units(group) for group in self.groups}
-        return Report(kept=kept, units=units, dense=self.dense, pruned=count(self.model), metrics={}, settings=self.logs())
+        return Report(
+            kept=kept, units=units, dense=self.dense, pruned=count(self.model), metrics={}, settings=self.logs()
+        )
 
     def close(self) -> None:
         """Remove all hooks from the model."""
@@ -146,7 +154,12 @@ class Pruning:
     @property
     def finished(self) -> bool:
         """Whether the last change has been made: the model is as sparse as was asked for."""
-        return self.steps >= max(map(max, self.changes.values()))
+        return self.steps >= self.last_change
+
+    @property
+    def last_change(self) -> int:
+        """The step after which nothing changes any more."""
+        return max(map(max, self.changes.values()))
 
     def macs_left(self) -> float:
         """Return the share of the dense model's prunable multiply-accumulates that remain, in (0, 1]."""
@@ -189,7 +202,9 @@ class Pruning:
             PruningError: The state is of another model or of other pruners.
         """
         if set(state["alive"]) != set(self.alive):
-            raise PruningError(f"The pruning state must be of this model and these pruners. Received groups: {sorted(state['alive'])[:4]}")
+            raise PruningError(
+                f"The pruning state must be of this model and these pruners. Received: {sorted(state['alive'])[:4]}"
+            )
         self.steps, self._leaky, self._unchecked = state["steps"], state["leaky"], state["unchecked"]
         self.record = Record({name: (list(kept), dense) for name, (kept, dense) in state["record"].items()})
         self.dense_units, self.dense_macs, dense = state["dense"]
@@ -198,7 +213,8 @@ class Pruning:
         for group in self.groups:
             if len(state["alive"][group.name]) != group.units:
                 raise PruningError(
-                    f"The pruning state has {len(state['alive'][group.name])} units of '{group.name}', the model {group.units}."
+                    f"The pruning state of '{group.name}' must have the model's {group.units} units. "
+                    f"Received: {len(state['alive'][group.name])}"
                 )
         self.alive = {name: mask.clone() for name, mask in state["alive"].items()}
         self.masks = {name: mask.to(named_tensors(self.model)[name].device) for name, mask in state["masks"].items()}
@@ -252,7 +268,7 @@ class Pruning:
         for i, chosen in self.chosen.items():
             names = [group.name for group in chosen]
             values.update(self.pruners[i].allocate()({n: scores[n] for n in names}, {n: costs[n] for n in names}))
-            limits.update({n: (self.pruners[i].min_kept, self.pruners[i].multiple_of) for n in names})
+            limits.update(dict.fromkeys(names, (self.pruners[i].min_kept, self.pruners[i].multiple_of)))
         self._select(groups, values, costs, excess, limits)
 
     def _select_alone(self, i: int, scores: Mapping[str, Tensor]) -> None:
@@ -279,14 +295,14 @@ class Pruning:
         floors, multiples = ({name: limit[k] for name, limit in limits.items()} for k in (0, 1))
         chosen = select_units(groups, values, alive, costs, excess, min_kept=floors, multiple_of=multiples)
         live = {name: mask.nonzero().view(-1).tolist() for name, mask in chosen.items()}
-        for name, units in close_kept(self.groups, live).items():
+        for name, units in close_kept(self.groups, {**self._live_kept(), **live}).items():
             self.alive[name] = torch.zeros_like(self.alive[name])
             self.alive[name][units] = True
 
     def _select_weights(self, i: int) -> None:
         pruner, scores = self.pruners[i], self._weight_scores
         if not scores:
-            scores = self._score_weights(i)
+            scores = self.scorer.weights(self._score(i), self.weights[i])
         assert pruner.sparsity is not None
         for name, mask in self.masks.items():  # what is masked stays masked
             if name in scores:
@@ -294,12 +310,15 @@ class Pruning:
         values = pruner.allocate()({name: scores[name] for name in self.weights[i]}, dict.fromkeys(scores, 1.0))
         fraction = (pruner.schedule or self.schedule).fraction(self.steps, self.total_steps)
         total = sum(value.numel() for value in values.values())
-        self.masks.update(select_weights(values, total - round(pruner.sparsity * fraction * total)))
+        masks = select_weights(values, total - round(pruner.sparsity * fraction * total))
+        self.masks.update({name: mask & self.masks.get(name, mask) for name, mask in masks.items()})
         self._weight_scores = {}
 
     # scores
     def _watch(self) -> GateWatcher | None:
-        needing = [i for i, chosen in self.chosen.items() if _needs_gates(self.pruners[i])]
+        needing = [
+            i for i, chosen in self.chosen.items() if any(need.startswith("gate_") for need in self._score(i).needs)
+        ]
         if not needing:
             return None
         groups = [group for i in needing for group in self.chosen[i]]
@@ -322,7 +341,7 @@ class Pruning:
         if self.watcher is not None:
             self.watcher.stop()
         for i in self.weights:
-            self._weight_scores.update(self._score_weights(i))
+            self._weight_scores.update(self.scorer.weights(self._score(i), self.weights[i]))
         for parameter, gradient in saved.items():
             parameter.grad = gradient
 
@@ -336,60 +355,11 @@ class Pruning:
         scores: dict[str, Tensor] = {}
         for i in due if self.target is None else self.chosen:
             for group in self._live(self.chosen.get(i, [])):
-                scores[group.name] = self._score_group(i, group)
-                if not scores[group.name].isfinite().all():
-                    raise PruningError(f"Score '{self._score(i).name}' of '{group.name}' is not finite; nothing was cut.")
+                scores[group.name] = self.scorer.units(self._score(i), group)
         return scores
 
-    def _score_group(self, i: int, group: Group) -> Tensor:
-        score = self._score(i)
-        if score.of == "unit":
-            given = {need: self._unit_need(need, group) for need in score.needs}
-            return score.function(**given).double()
-        total = torch.zeros(group.units, dtype=torch.float64)
-        tensors = named_tensors(self.model)
-        for part in group.slices:
-            entries = self._weight_score(score, part.parameter, tensors[part.parameter])
-            rows = entries.double().movedim(part.dim, 0).flatten(1).sum(1) if entries.ndim > 1 else entries.double()
-            index = part.index(torch.arange(group.units), group.per_part)
-            total += rows.cpu()[index].view(group.units, part.per_unit).sum(1)
-        return total
-
-    def _unit_need(self, need: str, group: Group) -> Tensor:
-        if need == "noise":
-            return torch.rand(group.units, generator=self._generator(group.name))
-        assert self.watcher is not None
-        return (self.watcher.square if need == "gate_square" else self.watcher.absolute)[group.name]
-
-    def _score_weights(self, i: int) -> dict[str, Tensor]:
-        tensors, score = named_tensors(self.model), self._score(i)
-        scores = {name: self._weight_score(score, name, tensors[name]) for name in self.weights[i]}
-        broken = next((name for name, value in scores.items() if not value.isfinite().all()), None)
-        if broken:
-            raise PruningError(f"Score '{score.name}' of '{broken}' is not finite; nothing was cut.")
-        return scores
-
-    @torch.no_grad()
-    def _weight_score(self, score: Any, name: str, weight: Tensor) -> Tensor:
-        given: dict[str, Tensor] = {}
-        if "gradient" in score.needs:
-            if weight.grad is None:
-                raise PruningError(
-                    f"Score '{score.name}' needs the gradient of '{name}', which is None: call after_backward() between "
-                    f"backward() and optimizer.step(), or pass data=."
-                )
-            given["gradient"] = weight.grad.float()
-        if "noise" in score.needs:
-            given["noise"] = torch.rand(weight.shape, generator=self._generator(name)).to(weight.device)
-        return score.function(weight.detach().float(), **given)  # type: ignore[no-any-return]
-
-    def _score(self, i: int) -> Any:
-        pruner = self.pruners[i]
-        return pruner.unit_score() if isinstance(pruner, UnitPruner) else pruner.weight_score()  # type: ignore[attr-defined]
-
-    def _generator(self, name: str) -> torch.Generator:
-        """Return a generator that depends on seed and name alone: the same on every rank and after a resume."""
-        return torch.Generator().manual_seed(hash_text(f"{self.seed} {name}"))
+    def _score(self, i: int) -> Score:
+        return self.pruners[i].resolve_score()
 
     # structure
     def _live(self, groups: Sequence[Group]) -> list[Group]:
@@ -417,7 +387,9 @@ class Pruning:
         write_record(self.model, self.record, find_groups(self.model))
         for (name, dim), vector in vectors.items():
             if name in self.masks:
-                self.masks[name] = self.masks[name].index_select(dim, vector.nonzero().view(-1).to(self.masks[name].device))
+                self.masks[name] = self.masks[name].index_select(
+                    dim, vector.nonzero().view(-1).to(self.masks[name].device)
+                )
         self.groups = find_groups(self.model)
         self.alive = {group.name: torch.ones(group.units, dtype=torch.bool) for group in self.groups}
         if self.watcher is not None:
@@ -437,45 +409,6 @@ class Pruning:
                 return True
         return False
 
-def prune(
-    model: nn.Module,
-    pruners: Pruner | Sequence[Pruner],
-    *,
-    target: Target | None = None,
-    data: Iterable[Mapping[str, Any]] | None = None,
-    loss: Callable[[nn.Module, Mapping[str, Any]], Tensor] | None = None,
-    shrink: bool = True,
-    seed: int = 0,
-) -> Report:
-    """Prune once, without training.
-
-    Args:
-        model: A transformers model; it is changed in place.
-        pruners: What to remove.
-        target: How much is to remain over all structured pruners; else each states a sparsity.
-        data: Batches with labels, for scores that need gradients.
-        loss: From (model, batch) to a loss; ``None``: the model's own.
-        shrink: Remove units physically; ``False`` leaves them as zeros.
-        seed: For scores that draw numbers.
-
-    Returns:
-        What was kept, and the model measured before and after.
-
-    Raises:
-        PruningError: A score needs data and there is none, or settings contradict each other.
-
-    Example:
-        >>> prune(model, [HeadPruner(sparsity=0.5, score="l1")])  # doctest: +SKIP
-    """
-    pruning = Pruning(
-        model, pruners, Schedule("oneshot", begin=1, end=1), target=target, total_steps=1, data=data or (), loss=loss, seed=seed
-    )
-    needs = {need for i in range(len(pruning.pruners)) for need in pruning._score(i).needs} - {"noise"}
-    if needs and data is None:
-        raise PruningError(f"data must hold batches with labels: the scores need {', '.join(sorted(needs))}. Received: None")
-    pruning.step()
-    return pruning.finish(shrink)
-
 
 def unwrap(model: nn.Module, accelerator: Any = None) -> nn.Module:
     """Return the model inside DDP, torch.compile or accelerate's wrappers."""
@@ -483,39 +416,3 @@ def unwrap(model: nn.Module, accelerator: Any = None) -> nn.Module:
         model = accelerator.unwrap_model(model, keep_torch_compile=False)
     model = getattr(model, "_orig_mod", model)
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-
-
-def hash_text(text: str) -> int:
-    """Return a number below 2**63 from a text, the same in every process."""
-    import zlib
-
-    return zlib.crc32(text.encode())
-
-
-def _needs_gates(pruner: Pruner) -> bool:
-    return isinstance(pruner, UnitPruner) and any(need.startswith("gate_") for need in pruner.unit_score().needs)
-
-
-def _check_settings(pruners: Sequence[Pruner], target: Target | None) -> None:
-    if not pruners:
-        raise PruningError("pruners must name at least one. Received: none")
-    for pruner in pruners:
-        name, structured = type(pruner).__name__, isinstance(pruner, UnitPruner)
-        if structured and target is not None and (pruner.sparsity is not None or pruner.schedule is not None):
-            raise PruningError(f"With a target, {name} leaves sparsity and schedule to it. Received: sparsity={pruner.sparsity}")
-        if pruner.sparsity is None and (target is None or not structured):
-            raise PruningError(f"{name} needs a sparsity in [0, 1){' or a target' if structured else ''}. Received: None")
-    if target is not None and not any(isinstance(pruner, UnitPruner) for pruner in pruners):
-        raise PruningError("target is for structured pruners, such as HeadPruner and NeuronPruner. Received: none of them")
-
-
-def _check_disjoint(chosen: Mapping[int, Sequence[Group]], target: Target | None) -> None:
-    names = [group.name for groups in chosen.values() for group in groups]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice:
-        raise PruningError(f"Two pruners choose from '{twice}': part them by include and exclude.")
-    if target is not None and {"head", "kv_group"} <= {group.kind for groups in chosen.values() for group in groups}:
-        raise PruningError("A target takes KV groups or the heads inside them, not both. Received: two HeadPruners")
-
-
-__all__ = ["Pruning", "prune", "unmasked_units"]

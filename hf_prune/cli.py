@@ -1,0 +1,242 @@
+"""The command `hf-prune`: everything the library does, from a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .errors import PruningError, did_you_mean
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Make any Hugging Face transformer smaller and really faster, "
+    "and publish a checkpoint that anyone can load.\n\n"
+    "Start with [bold]hf-prune run quickstart[/]: offline, a few minutes on two cores.",
+)
+console = Console()
+MODEL = Annotated[str, typer.Argument(metavar="MODEL", help="Folder, or name on the Hub.")]
+
+
+@app.command()
+def run(
+    recipe: Annotated[
+        str, typer.Argument(help="A shipped recipe's name (see [bold]hf-prune list recipes[/]) or a YAML file.")
+    ],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it.")] = None,
+) -> None:
+    """Run a recipe: train, prune, distil, save, reload, export, measure, card.
+
+    Examples: [bold]hf-prune run quickstart target.macs=0.25[/], [bold]hf-prune run minilm_sst2 seed=1[/]
+    """
+    from .workflow import run as run_recipe
+
+    run_recipe(recipe, overrides or [])
+
+
+@app.command()
+def inspect(model: MODEL) -> None:
+    """Show which units of a model can be removed, and what a pruned one has lost."""
+    from .architectures import find_groups, live_shapes, prunable_macs
+    from .plan import read_record
+    from .structure import unit_cost
+
+    loaded = _load(model)
+    record, shapes = read_record(loaded), live_shapes(loaded)
+    table = Table("group", "kind", "units", "of", "MACs per unit")
+    for group in find_groups(loaded):
+        table.add_row(
+            group.name, group.kind, str(group.units), str(record.dense_units(group)), f"{unit_cost(group, shapes):,}"
+        )
+    console.print(table)
+    console.print(f"{type(loaded).__name__}: {prunable_macs(loaded):,} prunable multiply-accumulates per token")
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help="scores, schedules, allocations, architectures or recipes.")],
+) -> None:
+    """List what can be named in a recipe."""
+    lists = {
+        "scores": _scores,
+        "schedules": lambda: _functions("schedules", "SCHEDULES"),
+        "allocations": lambda: _functions("allocation", "ALLOCATIONS"),
+        "architectures": _architectures,
+        "recipes": _recipes,
+    }
+    if what not in lists:
+        raise PruningError(f"Lists are {', '.join(lists)}.{did_you_mean(what, lists)} Received: '{what}'")
+    console.print(lists[what]())
+
+
+@app.command()
+def measure(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL [MODEL]", help="One, or a dense and a pruned one, timed in turn.")
+    ],
+    batch: Annotated[int, typer.Option(min=1, help="Rows in one forward.")] = 1,
+    length: Annotated[int, typer.Option(min=1, help="Tokens in a row.")] = 128,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of one operator.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed forwards; the median counts.")] = 20,
+) -> None:
+    """Count parameters and multiply-accumulates, and time the forward pass, of one model or of two in turn."""
+    from .report import Report, measure, measure_pair
+
+    settings: dict[str, Any] = {"batch": batch, "length": length, "threads": threads, "repeats": repeats}
+    if len(models) > 2:
+        raise PruningError(f"measure takes one model, or two to compare. Received: {len(models)}")
+    loaded = [_load(model).eval() for model in models]
+    if len(loaded) == 2:
+        dense, pruned = measure_pair(loaded[0], loaded[1], **settings)
+        console.print(Report(dense=dense, pruned=pruned).table())
+    else:
+        console.print(Report(dense=measure(loaded[0], **settings)).table())
+
+
+@app.command()
+def export(
+    model: MODEL,
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    task: Annotated[str, typer.Option(help="As in `export_onnx`; auto takes it from the model.")] = "auto",
+    lane: Annotated[str, typer.Option(help="auto, optimum (transformers 4.57) or native (transformers 5).")] = "auto",
+    atol: Annotated[float, typer.Option(min=0, help="Largest difference from torch that is allowed.")] = 1e-4,
+) -> None:
+    """Export a model to ONNX and check that it computes what torch computes."""
+    from .export import export_onnx
+
+    done = export_onnx(model, output, task=task, lane=lane, atol=atol)  # type: ignore[arg-type]
+    console.print(f"{done.path}: {done.task} by lane {done.lane}, {done.size_mb:.1f} MB, opset {done.opset}")
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a saved model.")],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO", help="Name on the Hub: user/model.")],
+    onnx: Annotated[Path | None, typer.Option(help="Folder of an ONNX export to push along.")] = None,
+    private: Annotated[bool, typer.Option(help="Make a new repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be uploaded.")] = False,
+) -> None:
+    """Publish a pruned model with its card, report, plot and ONNX files, in one commit."""
+    from .hub import push_pruned
+
+    done = push_pruned(str(folder), repo_id, onnx=onnx, private=private or None, revision=revision, dry_run=dry_run)
+    if isinstance(done, list):
+        for file in done:
+            console.print(f"{file.size_bytes / 1e6:10.3f} MB  {file.path}", highlight=False)
+    else:
+        console.print(f"Published: {done.commit_url}")
+
+
+@app.command()
+def doctor() -> None:
+    """Show versions, the lane, and what works here."""
+    from .report import environment
+
+    found = environment()
+    found["lane"] = _lane()
+    console.print_json(json.dumps(found, default=str))
+
+
+def main() -> None:
+    """Run the command; an error of ours is one line and exit status 1."""
+    try:
+        app()
+    except PruningError as error:
+        Console(stderr=True, highlight=False).print(f"[red]Error:[/] {_plain(str(error))}", soft_wrap=True)
+        sys.exit(1)
+
+
+def _load(model: str) -> Any:
+    """Load a model in float32 as the class it was saved as."""
+    import torch
+
+    from .checkpoint import load_pruned
+
+    try:
+        return load_pruned(model, dtype=torch.float32)
+    except OSError as error:
+        raise PruningError(f"MODEL must be a folder or a name on the Hub. Received: '{model}' ({error})") from error
+
+
+def _lane() -> str:
+    from importlib.util import find_spec
+
+    if find_spec("optimum") and find_spec("optimum.exporters"):
+        return "optimum: ONNX export by optimum"
+    return (
+        "v5: ONNX export by transformers"
+        if find_spec("onnxscript")
+        else "no ONNX export: install an extra, optimum or onnx"
+    )
+
+
+def _scores() -> Table:
+    from .scores import SCORES
+
+    table = Table("score", "of", "needs", "what", "paper")
+    for name in SCORES:
+        for of, score in SCORES[name].items():
+            table.add_row(name, of, ", ".join(score.needs), _first_line(score.function), score.paper)
+    return table
+
+
+def _functions(module: str, registry: str) -> Table:
+    from importlib import import_module
+
+    entries = getattr(import_module(f".{module}", __package__), registry)
+    table = Table("name", "what")
+    for name in entries:
+        table.add_row(name, _first_line(entries[name]))
+    return table
+
+
+def _architectures() -> Table:
+    from .architectures import ARCHITECTURES
+    from .architectures.conventions import ATTENTIONS, FEED_FORWARDS
+
+    table = Table("what", "by", "children")
+    for attention in ATTENTIONS:
+        table.add_row(
+            "attention",
+            "naming convention",
+            f"{attention.query}, {attention.key}, {attention.value}, {attention.output}",
+        )
+    for block in FEED_FORWARDS:
+        table.add_row("feed-forward", "naming convention", f"{', '.join(block.up)}, {block.down}")
+    for name in ARCHITECTURES:
+        table.add_row(name, "its own function", _first_line(ARCHITECTURES[name]))
+    return table
+
+
+def _recipes() -> Table:
+    from .recipe import shipped_recipes
+
+    table = Table("recipe", "what")
+    for name, path in shipped_recipes().items():
+        comment = [line.removeprefix("# ") for line in path.read_text().splitlines() if line.startswith("# ")]
+        table.add_row(name, " ".join(comment))
+    return table
+
+
+def _first_line(thing: Any) -> str:
+    return _plain((thing.__doc__ or "").strip().split("\n")[0])
+
+
+def _plain(text: str) -> str:
+    """Return text with nothing that rich would take for markup."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,8 @@
+"""What happens at a step: `Pruning`, used by the callback and by loops of one's own; and one-shot `prune`."""
+
+from __future__ import annotations
+
+from .oneshot import prune
+from .pruning import Pruning, unwrap
+
+__all__ = ["Pruning", "prune", "unwrap"]

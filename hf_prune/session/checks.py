@@ -1,0 +1,39 @@
+"""Settings that contradict each other are found before anything is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..errors import PruningError
+from ..pruners import Pruner, Target, UnitPruner
+from ..structure import Group
+
+
+def check_settings(pruners: Sequence[Pruner], target: Target | None) -> None:
+    """Each pruner has one source of how much to remove: its own sparsity, or the target."""
+    if not pruners:
+        raise PruningError("pruners must name at least one. Received: none")
+    for pruner in pruners:
+        name, structured = type(pruner).__name__, isinstance(pruner, UnitPruner)
+        if structured and target is not None and (pruner.sparsity is not None or pruner.schedule is not None):
+            raise PruningError(
+                f"With a target, {name} leaves sparsity and schedule to it. Received: sparsity={pruner.sparsity}"
+            )
+        if pruner.sparsity is None and (target is None or not structured):
+            raise PruningError(
+                f"{name} needs a sparsity in [0, 1){' or a target' if structured else ''}. Received: None"
+            )
+    if target is not None and not any(isinstance(pruner, UnitPruner) for pruner in pruners):
+        raise PruningError(
+            "target is for structured pruners, such as HeadPruner and NeuronPruner. Received: none of them"
+        )
+
+
+def check_disjoint(chosen: Mapping[int, Sequence[Group]], target: Target | None) -> None:
+    """No group is chosen from twice."""
+    names = [group.name for groups in chosen.values() for group in groups]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise PruningError(f"Two pruners choose from '{twice}': part them by include and exclude.")
+    if target is not None and {"head", "kv_group"} <= {group.kind for groups in chosen.values() for group in groups}:
+        raise PruningError("A target takes KV groups or the heads inside them, not both. Received: two HeadPruners")

@@ -1,0 +1,63 @@
+"""Pruning once, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import PruningError
+from ..pruners import Pruner, Target
+from ..report import Report
+from ..schedules import Schedule
+from .pruning import Pruning
+
+
+def prune(
+    model: nn.Module,
+    pruners: Pruner | Sequence[Pruner],
+    *,
+    target: Target | None = None,
+    data: Iterable[Mapping[str, Any]] | None = None,
+    loss: Callable[[nn.Module, Mapping[str, Any]], Tensor] | None = None,
+    shrink: bool = True,
+    seed: int = 0,
+) -> Report:
+    """Prune once, without training.
+
+    Args:
+        model: A transformers model; it is changed in place.
+        pruners: What to remove.
+        target: How much is to remain over all structured pruners; else each states a sparsity.
+        data: Batches with labels, for scores that need gradients.
+        loss: From (model, batch) to a loss; ``None``: the model's own.
+        shrink: Remove units physically; ``False`` leaves them as zeros.
+        seed: For scores that draw numbers.
+
+    Returns:
+        What was kept, and the model measured before and after.
+
+    Raises:
+        PruningError: A score needs data and there is none, or settings contradict each other.
+
+    Example:
+        >>> prune(model, [HeadPruner(sparsity=0.5, score="l1")])  # doctest: +SKIP
+    """
+    pruning = Pruning(
+        model,
+        pruners,
+        Schedule("oneshot", begin=1, end=1),
+        target=target,
+        total_steps=1,
+        data=data or (),
+        loss=loss,
+        seed=seed,
+    )
+    needs = {need for pruner in pruning.pruners for need in pruner.resolve_score().needs} - {"noise"}
+    if needs and data is None:
+        raise PruningError(
+            f"data must hold batches with labels: the scores need {', '.join(sorted(needs))}. Received: None"
+        )
+    pruning.step()
+    return pruning.finish(shrink)

@@ -1,0 +1,90 @@
+"""From registered scores to numbers: for units of a group, and for single weights; never one that is not finite."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..calibration import GateWatcher
+from ..errors import PruningError
+from ..removal import named_tensors
+from ..scores import Score
+from ..structure import Group
+
+
+class Scorer:
+    """Scores of a live model.
+
+    Args:
+        model: The live model.
+        watcher: Where gate statistics come from; ``None`` where no score needs them.
+        seed: For scores that draw numbers.
+    """
+
+    def __init__(self, model: nn.Module, watcher: GateWatcher | None, seed: int) -> None:
+        self.model, self.watcher, self.seed = model, watcher, seed
+
+    def units(self, score: Score, group: Group) -> Tensor:
+        """Return one score for each unit of a group, ``(units,)``.
+
+        Raises:
+            PruningError: One is not finite.
+        """
+        if score.of == "unit":
+            found = score.function(**{need: self._unit_need(need, group) for need in score.needs}).double()
+        else:
+            found = self._summed(score, group)
+        return _finite(score, group.name, found)
+
+    def weights(self, score: Score, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return scores of every weight of these parameters, of their shapes.
+
+        Raises:
+            PruningError: One is not finite.
+        """
+        tensors = named_tensors(self.model)
+        return {name: _finite(score, name, self._weight(score, name, tensors[name])) for name in names}
+
+    def _summed(self, score: Score, group: Group) -> Tensor:
+        """Sum the scores of all weights that a unit owns."""
+        total, tensors = torch.zeros(group.units, dtype=torch.float64), named_tensors(self.model)
+        for part in group.slices:
+            entries = self._weight(score, part.parameter, tensors[part.parameter]).double()
+            rows = entries.movedim(part.dim, 0).flatten(1).sum(1) if entries.ndim > 1 else entries
+            index = part.index(torch.arange(group.units), group.per_part)
+            total += rows.cpu()[index].view(group.units, part.per_unit).sum(1)
+        return total
+
+    def _unit_need(self, need: str, group: Group) -> Tensor:
+        if need == "noise":
+            return torch.rand(group.units, generator=self._generator(group.name))
+        assert self.watcher is not None
+        return (self.watcher.square if need == "gate_square" else self.watcher.absolute)[group.name]
+
+    @torch.no_grad()
+    def _weight(self, score: Score, name: str, weight: Tensor) -> Tensor:
+        given: dict[str, Tensor] = {}
+        if "gradient" in score.needs:
+            if weight.grad is None:
+                raise PruningError(
+                    f"Score '{score.name}' needs the gradient of '{name}', which is None: call after_backward() "
+                    "between "
+                    "backward() and optimizer.step(), or pass data=."
+                )
+            given["gradient"] = weight.grad.float()
+        if "noise" in score.needs:
+            given["noise"] = torch.rand(weight.shape, generator=self._generator(name)).to(weight.device)
+        return score.function(weight.detach().float(), **given)
+
+    def _generator(self, name: str) -> torch.Generator:
+        """Return a generator that depends on seed and name alone: the same on every rank and after a resume."""
+        return torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {name}".encode()))
+
+
+def _finite(score: Score, name: str, values: Tensor) -> Tensor:
+    if not values.isfinite().all():
+        raise PruningError(f"Score '{score.name}' of '{name}' is not finite; nothing was cut.")
+    return values

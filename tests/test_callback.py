@@ -1,0 +1,378 @@
+"""`PruningCallback` in a real Trainer: targets, logs, checkpoints, and a resume that changes no bit."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import (
+    BUILD,
+    assert_same_outputs,
+    assert_same_weights,
+    build_bert,
+    build_llama,
+    draw_rows,
+    training_arguments,
+)
+from safetensors.torch import load_file
+from transformers import Trainer, TrainerCallback
+
+from hf_prune import (
+    CheckpointError,
+    HeadPruner,
+    NeuronPruner,
+    Pruning,
+    PruningCallback,
+    PruningError,
+    Schedule,
+    Target,
+    WeightPruner,
+    find_groups,
+    load_pruned,
+    save_pruned,
+    shrink,
+)
+from hf_prune.architectures import prunable_macs
+from hf_prune.callback import STATE, read_state, write_state
+
+BOTH = [HeadPruner(), NeuronPruner()]
+EARLY = Schedule("cubic", begin=1, end=9, frequency=2)
+
+
+def make_callback(pruners: Any = BOTH, schedule: Schedule = EARLY, **settings: Any) -> PruningCallback:
+    structured = not isinstance(pruners, WeightPruner) and pruners is BOTH
+    return PruningCallback(pruners, schedule, **{"target": Target(macs=0.5) if structured else None, **settings})
+
+
+def make_trainer(folder: Path, callback: PruningCallback, model: Any = None, **changes: Any) -> Trainer:
+    model = build_bert() if model is None else model
+    trainer = Trainer(
+        model,
+        training_arguments(folder, **changes),
+        train_dataset=draw_rows(model, 24),
+        eval_dataset=draw_rows(model, 8, seed=1),
+        callbacks=[callback],
+    )
+    return callback.attach(trainer)
+
+
+@pytest.mark.parametrize("name", ["bert", "vit", "llama"])
+def test_target_is_reached_and_the_model_is_plain(name, tmp_path):
+    dense = BUILD[name]()
+    trainer = make_trainer(tmp_path, callback := make_callback(), BUILD[name]())
+    trainer.train()
+    assert 0.4 < prunable_macs(trainer.model) / prunable_macs(dense) <= 0.5
+    assert {name for name, _ in trainer.model.named_parameters()} == {name for name, _ in dense.named_parameters()}
+    assert not any(module._forward_pre_hooks for module in trainer.model.modules())
+    assert [len(callback.report.kept[g.name]) for g in find_groups(trainer.model)] == [
+        g.units for g in find_groups(trainer.model)
+    ]
+    assert callback.report.pruned.parameters < callback.report.dense.parameters
+    save_pruned(trainer.model, tmp_path / "final")
+    assert_same_outputs(trainer.model, load_pruned(tmp_path / "final", dtype=torch.float32))
+
+
+class Tracker(TrainerCallback):
+    """What a tracker sees."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, float]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self.seen.append(dict(logs))
+
+
+def test_logs_reach_history_and_trackers(tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    callback, tracker = make_callback(), Tracker()
+    model = build_bert()
+    arguments = training_arguments(tmp_path, report_to="tensorboard")
+    trainer = Trainer(model, arguments, train_dataset=draw_rows(model, 24), callbacks=[tracker])
+    callback.attach(trainer)
+    trainer.train()
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(history) == len(tracker.seen) - 1 == 12
+    keys = ("sparsity_head", "sparsity_neuron", "macs_left")
+    assert [[entry[key] for key in keys] for entry in history] == [
+        [entry[key] for key in keys] for entry in tracker.seen if "loss" in entry
+    ]
+    assert history[0]["macs_left"] == 1
+    assert 0.4 < history[-1]["macs_left"] <= 0.5
+    (file,) = tmp_path.rglob("events.out.*")
+    events = EventAccumulator(str(file)).Reload()
+    written = [event.value for event in events.Scalars("train/macs_left")]
+    assert written == pytest.approx([entry["macs_left"] for entry in history])
+
+
+def test_attached_twice_is_there_once(tmp_path):
+    callback = make_callback()
+    trainer = callback.attach(make_trainer(tmp_path, callback))
+    assert [one for one in trainer.callback_handler.callbacks if one is callback] == [callback]
+    assert trainer.callback_handler.callbacks[0] is callback
+
+
+RESUMES = {
+    "masks": (build_bert, {}),
+    "live": (build_bert, {"shrink_during_training": True}),
+    "llama live": (build_llama, {"shrink_during_training": True}),
+    "query heads live": (
+        build_llama,
+        {
+            "shrink_during_training": True,
+            "pruners": [HeadPruner(sparsity=0.5, unit="head"), HeadPruner(sparsity=0.25, unit="kv_group")],
+        },
+    ),
+    "weights": (build_bert, {"pruners": WeightPruner(sparsity=0.5)}),
+    "leaky": (lambda **k: build_bert(hidden_act="sigmoid", **k), {"pruners": NeuronPruner(sparsity=0.5)}),
+    "random": (build_bert, {"pruners": HeadPruner(sparsity=0.5, score="random")}),
+}
+
+
+@pytest.mark.parametrize("case", RESUMES)
+def test_resume_in_mid_schedule_changes_no_bit(case, tmp_path):
+    build, settings = RESUMES[case]
+    saving = {"save_strategy": "steps", "save_steps": 4}
+    whole = make_trainer(tmp_path, first := make_callback(**settings), build(), **saving)
+    whole.train()
+    resumed = make_trainer(tmp_path, second := make_callback(**settings), build(seed=1), **saving)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert second.report.kept == first.report.kept
+    assert second.report.to_dict() == first.report.to_dict()
+    assert_same_weights(whole.model, resumed.model)
+    assert getattr(whole.model.config, "pruning_config", None) == getattr(resumed.model.config, "pruning_config", None)
+    for name, mask in first.pruning.masks.items():
+        assert torch.equal(mask, second.pruning.masks[name])
+
+
+def test_resume_at_the_last_checkpoint_by_true(tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 5}
+    whole = make_trainer(tmp_path, make_callback(), **saving)
+    whole.train()
+    for folder in ("checkpoint-12", "checkpoint-10"):
+        assert (tmp_path / folder / STATE).is_file() or folder == "checkpoint-12"
+    resumed = make_trainer(tmp_path, make_callback(), build_bert(seed=1), **saving)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_weights(whole.model, resumed.model)
+
+
+def test_resume_from_another_folder_by_arguments(tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 4}
+    whole = make_trainer(tmp_path / "one", make_callback(), **saving)
+    whole.train()
+    given = str(tmp_path / "one" / "checkpoint-4")
+    resumed = make_trainer(tmp_path / "two", make_callback(), build_bert(seed=1), resume_from_checkpoint=given)
+    resumed.train(resume_from_checkpoint=given)
+    assert_same_weights(whole.model, resumed.model)
+
+
+def test_resume_without_pruning_state_says_what_is_missing(tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 4, "max_steps": 4}
+    model = build_bert()
+    Trainer(model, training_arguments(tmp_path, **saving), train_dataset=draw_rows(model, 24)).train()
+    trainer = make_trainer(tmp_path, make_callback())
+    with pytest.raises(CheckpointError, match=f"Resuming needs {STATE} in the checkpoint. Looked in: .*checkpoint-4"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+
+def test_a_damaged_state_is_a_checkpoint_error(tmp_path):
+    path = tmp_path / STATE
+    path.write_bytes(b"{}")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_state(path)
+
+
+def test_state_goes_to_a_file_and_back(tmp_path):
+    model = build_bert()
+    pruning = Pruning(model, [*BOTH, WeightPruner(sparsity=0.5, score="l1")], target=Target(macs=0.5), total_steps=10)
+    pruning.step()
+    state = pruning.state_dict()
+    write_state(state, tmp_path / STATE)
+    read = read_state(tmp_path / STATE)
+    assert read.keys() == state.keys()
+    for key in ("alive", "masks", "square", "absolute"):
+        assert read[key].keys() == state[key].keys()
+        assert all(torch.equal(read[key][name], tensor) for name, tensor in state[key].items())
+    assert {key: read[key] for key in ("steps", "leaky", "unchecked")} == {"steps": 1, "leaky": False, "unchecked": True}
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_two_runs_with_one_callback(tmp_path):
+    callback = make_callback(NeuronPruner(sparsity=0.5))
+    model = build_bert()
+    make_trainer(tmp_path / "one", callback, model).train()
+    first = callback.report
+    make_trainer(tmp_path / "two", callback, model).train()
+    assert sum(map(len, first.kept.values())) - sum(map(len, callback.report.kept.values())) == 12
+    for name, units in callback.report.kept.items():
+        assert set(units) <= set(first.kept[name])
+    other = build_bert(seed=2)
+    make_trainer(tmp_path / "three", callback, other).train()
+    assert sum(group.units for group in find_groups(other, kinds=["neuron"])) == 24
+
+
+def test_training_twice_in_one_trainer(tmp_path):
+    trainer = make_trainer(tmp_path, callback := make_callback(NeuronPruner(sparsity=0.5)))
+    trainer.train()
+    trainer.train()
+    assert sum(len(units) for name, units in callback.report.kept.items() if name.endswith("neurons")) == 12
+    assert sum(group.units for group in find_groups(trainer.model, kinds=["neuron"])) == 12
+
+
+class Worsening(TrainerCallback):
+    """Make every evaluation look worse than the one before, so that the earliest checkpoint would be the best."""
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        metrics["eval_loss"] = float(state.global_step)
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("shrink_at_end", [False, True])
+def test_the_best_model_is_never_a_denser_one(live, shrink_at_end, tmp_path):
+    callback = make_callback(shrink_during_training=live, shrink_at_end=shrink_at_end)
+    trainer = make_trainer(
+        tmp_path,
+        callback,
+        save_strategy="steps",
+        eval_strategy="steps",
+        save_steps=1,
+        eval_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+    )
+    trainer.add_callback(Worsening())
+    trainer.train()
+    assert Path(trainer.state.best_model_checkpoint).name == "checkpoint-9"
+    small = shrink(copy.deepcopy(trainer.model))
+    assert prunable_macs(small) / prunable_macs(build_bert()) <= 0.5
+    best = load_file(tmp_path / "checkpoint-9" / "model.safetensors")
+    assert torch.equal(best["classifier.weight"], trainer.model.classifier.weight)
+
+
+def test_shrink_at_end_false_leaves_zeros(tmp_path):
+    trainer = make_trainer(tmp_path, callback := make_callback(shrink_at_end=False))
+    trainer.train()
+    assert [group.units for group in find_groups(trainer.model)] == [4, 24, 4, 24]
+    small = shrink(copy.deepcopy(trainer.model))
+    assert callback.report.kept == {
+        group.name: callback.report.kept[group.name] for group in find_groups(small)
+    }
+    assert [len(callback.report.kept[group.name]) for group in find_groups(small)] == [
+        group.units for group in find_groups(small)
+    ]
+    assert_same_outputs(trainer.model, small)
+
+
+def test_weight_sparsity_is_exact_in_the_saved_file(tmp_path):
+    trainer = make_trainer(tmp_path, callback := make_callback(WeightPruner(sparsity=0.7)))
+    trainer.train()
+    save_pruned(trainer.model, tmp_path / "final")
+    tensors = load_file(tmp_path / "final" / "model.safetensors")
+    total = sum(mask.numel() for mask in callback.pruning.masks.values())
+    zeros = sum(int((tensors[name] == 0).sum()) for name in callback.pruning.masks)
+    assert zeros == round(0.7 * total)
+    config = json.loads((tmp_path / "final" / "config.json").read_text(encoding="utf-8"))
+    assert config["pruning_config"]["weights"]["sparsity"] == pytest.approx(0.7, abs=1e-3)
+    assert_same_weights(trainer.model, load_pruned(tmp_path / "final", dtype=torch.float32))
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_accelerate_loop_is_the_callback(accumulation, tmp_path):
+    """The same data, clipping and optimizer give the same masks and the same weights."""
+    from accelerate import Accelerator
+
+    arguments = {"lr_scheduler_type": "constant", "gradient_accumulation_steps": accumulation, "weight_decay": 0.1}
+    trainer = make_trainer(tmp_path, callback := make_callback(), max_steps=10, **arguments)
+    optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(trainer.args)
+    trainer.model_accepts_loss_kwargs = False  # BERT of transformers 5 claims to accept them, and sums instead of averaging
+    batches, model = [], build_bert()
+    trainer.get_batch_samples = record(trainer.get_batch_samples, batches)
+    trainer.train()
+
+    decayed = set(trainer.get_decay_parameter_names(model))
+    named = list(model.named_parameters())
+    groups = [
+        {"params": [p for name, p in named if name in decayed], "weight_decay": 0.1},
+        {"params": [p for name, p in named if name not in decayed], "weight_decay": 0.0},
+    ]
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
+    model, optimizer = accelerator.prepare(model, optimizer_class(groups, **settings))
+    pruning = Pruning(
+        model, BOTH, EARLY, target=Target(macs=0.5), total_steps=10, optimizer=optimizer, accelerator=accelerator
+    )
+    model.train()
+    for batch in batches:
+        with accelerator.accumulate(model):
+            accelerator.backward(model(**batch).loss)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(model.parameters(), 1.0)
+                pruning.after_backward()
+            optimizer.step()
+            if accelerator.sync_gradients:
+                pruning.step()
+            optimizer.zero_grad()
+    assert pruning.finish().kept == callback.report.kept
+    assert_same_weights(trainer.model, accelerator.unwrap_model(model), atol=1e-5)
+
+
+def record(function: Any, batches: list[Any]) -> Any:
+    """Keep every batch that a Trainer draws."""
+
+    def recording(*args: Any, **kwargs: Any) -> Any:
+        samples, count = function(*args, **kwargs)
+        batches.extend(samples)
+        return samples, count
+
+    return recording
+
+
+def test_shrinking_live_equals_shrinking_at_the_end(tmp_path):
+    reports, models = [], []
+    for live in (False, True):
+        trainer = make_trainer(tmp_path, callback := make_callback(shrink_during_training=live), build_bert().double())
+        trainer.train()
+        reports.append(callback.report.kept)
+        models.append(trainer.model)
+    assert reports[0] == reports[1]
+    assert_same_weights(*models, atol=1e-5)
+
+
+def test_settings_that_do_not_fit_stop_before_the_first_step(tmp_path):
+    trainer = make_trainer(tmp_path, PruningCallback(HeadPruner(sparsity=0.5), Schedule(begin=5, end=500)))
+    with pytest.raises(PruningError, match="schedule.end must be within the 12 steps of this run. Received: 500"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    assert_same_weights(build_bert(), trainer.model)
+
+
+def test_live_shrinking_is_refused_where_it_cannot_be(tmp_path):
+    trainer = make_trainer(tmp_path, make_callback(shrink_during_training=True), torch_compile=True)
+    with pytest.raises(PruningError, match="needs one process without torch.compile.*torch_compile=True"):
+        trainer.train()
+
+
+def test_an_interrupted_schedule_is_remarked(tmp_path, caplog):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+            control.should_training_stop = state.global_step == 3
+            return control
+
+    trainer = make_trainer(tmp_path, make_callback())
+    trainer.add_callback(Stop())
+    with caplog.at_level(logging.WARNING, logger="hf_prune"):
+        trainer.train()
+    assert "ended at step 3, before the schedule did at 9" in caplog.text
+
+
+def test_a_callback_without_training_has_no_session(tmp_path):
+    callback = make_callback()
+    with pytest.raises(PruningError, match="training has not begun"):
+        callback.on_optimizer_step(None, None, None)
+    assert callback.report is None

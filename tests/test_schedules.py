@@ -1,0 +1,104 @@
+"""Schedules by hand numbers: 100 steps, so that a fraction is a percentage."""
+
+from __future__ import annotations
+
+import pytest
+
+from hf_prune import PruningError, Schedule, register_schedule
+from hf_prune.schedules import SCHEDULES
+
+
+@pytest.mark.parametrize(
+    ("kind", "halfway", "at_a_fifth"),
+    [("linear", 0.5, 0.2), ("cubic", 0.875, 0.488), ("oneshot", 1.0, 1.0)],
+)
+def test_fraction_by_hand(kind, halfway, at_a_fifth):
+    """Cubic: 1 - (1 - 0.5)^3 = 0.875 and 1 - 0.8^3 = 0.488."""
+    schedule = Schedule(kind, begin=0.1, end=0.6)
+    assert schedule.fraction(35, 100) == pytest.approx(halfway)
+    assert schedule.fraction(20, 100) == pytest.approx(at_a_fifth)
+
+
+@pytest.mark.parametrize("kind", ["linear", "cubic"])
+def test_fraction_at_the_edges(kind):
+    schedule = Schedule(kind, begin=0.1, end=0.6)
+    assert [schedule.fraction(step, 100) for step in (1, 9, 10, 60, 61, 100)] == [0, 0, 0, 1, 1, 1]
+
+
+def test_initial_is_where_it_starts():
+    schedule = Schedule("linear", begin=10, end=20, initial=0.4)
+    assert [schedule.fraction(step, 100) for step in (9, 10, 15, 20)] == pytest.approx([0.0, 0.4, 0.7, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "bounds"),
+    [
+        (0.1, 0.7, (10, 70)),
+        (10, 70, (10, 70)),
+        (0.0, 1.0, (1, 100)),
+        (0, 100, (1, 100)),
+        (1, 1, (1, 1)),
+        (1.0, 1.0, (100, 100)),
+        (0.25, 50, (25, 50)),
+    ],
+)
+def test_floats_are_fractions_and_ints_are_steps(begin, end, bounds):
+    assert Schedule(begin=begin, end=end).bounds(100) == bounds
+
+
+def test_changes_come_at_the_frequency_and_at_the_end():
+    assert Schedule(begin=0.0, end=0.5, frequency=20).change_steps(100) == [1, 21, 41, 50]
+    assert Schedule(begin=10, end=30, frequency=10).change_steps(100) == [10, 20, 30]
+    assert Schedule(begin=5, end=5).change_steps(100) == [5]
+    assert Schedule("oneshot", begin=0.3, end=0.9).change_steps(100) == [30]
+
+
+def test_the_last_change_reaches_the_end():
+    schedule = Schedule(begin=0.05, end=0.83, frequency=7)
+    assert schedule.fraction(schedule.change_steps(100)[-1], 100) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"begin": 1.5}, r"schedule.begin as a float is a fraction of all steps in \[0, 1\]. Received: 1.5"),
+        ({"end": 101}, "schedule.end must be within the 100 steps of this run. Received: 101"),
+        ({"begin": 0.8, "end": 0.2}, "schedule.begin must not be after schedule.end. Received: 0.8 and 0.2"),
+        ({"begin": 50, "end": 0.2}, "Received: 50 and 0.2"),
+        ({"kind": "cubik"}, "No schedule is named 'cubik'. Did you mean 'cubic'"),
+    ],
+)
+def test_what_does_not_fit_the_run(settings, message):
+    with pytest.raises(PruningError, match=message):
+        Schedule(**settings).change_steps(100)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"frequency": 0}, "Schedule: frequency: .*greater than or equal to 1. Received: 0"),
+        ({"begin": -0.1}, "Schedule: begin.* Received: -0.1"),
+        ({"initial": 1.0}, "Schedule: initial: .*less than 1. Received: 1.0"),
+        ({"begins": 0.1}, "unknown key 'begins'. Did you mean 'begin'"),
+        ({"end": "late"}, "Schedule: end.*Received: 'late'"),
+    ],
+)
+def test_what_does_not_fit_at_all(settings, message):
+    with pytest.raises(PruningError, match=message):
+        Schedule(**settings)
+
+
+def test_settings_print_and_compare():
+    assert Schedule(begin=5) == Schedule(begin=5) != Schedule(begin=6)
+    assert "begin=5" in repr(Schedule(begin=5))
+
+
+def test_own_schedule_is_one_function():
+    @register_schedule("square_root_of_progress")
+    def square_root(progress: float) -> float:
+        return progress**0.5
+
+    try:
+        assert Schedule("square_root_of_progress", begin=0, end=100).fraction(26, 100) == pytest.approx((25 / 99) ** 0.5)
+    finally:
+        del SCHEDULES._entries["square_root_of_progress"]

@@ -1,0 +1,137 @@
+"""The whole way at once, small; and bad input, which must fail before any training and leave nothing behind."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForImageClassification, BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+import hf_prune
+from hf_prune import CheckpointError, PruningError, RecipeError, UnsupportedModelError, workflow
+
+TINY = [
+    "model.config.hidden_size=32",
+    "model.config.num_attention_heads=4",
+    "model.config.intermediate_size=64",
+    "model.config.num_hidden_layers=2",
+    "data.train_limit=256",
+    "dense.epochs=2",
+    "train.epochs=3",
+    "schedule.frequency=4",
+    "measure.repeats=3",
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    output = tmp_path_factory.mktemp("run") / "tiny"
+    report = hf_prune.run("quickstart", [*TINY, f"output={output}"])
+    return output, report
+
+
+def test_a_recipe_gives_a_small_model_its_onnx_file_its_card_and_its_numbers(finished):
+    output, report = finished
+    assert report.pruned.prunable_macs <= 0.36 * report.dense.prunable_macs
+    assert {"torch", "onnxruntime"} == set(report.pruned.latency_ms)
+    model = AutoModelForImageClassification.from_pretrained(output / "model")
+    assert sum(p.numel() for p in model.parameters()) == report.pruned.parameters
+    assert model.config.pruning_config["recipe"] == "quickstart"
+    for name in ("model/README.md", "model/kept.png", "onnx/model.onnx", "onnx-dense/model.onnx", "report.json"):
+        assert (output / name).stat().st_size > 0
+    card = (output / "model" / "README.md").read_text()
+    assert "import hf_prune" in card
+    assert str(output) not in card
+
+
+def test_the_report_on_disk_is_the_report(finished):
+    output, report = finished
+    written = hf_prune.Report.from_dict(json.loads((output / "report.json").read_text()))
+    assert written.kept == report.kept
+    assert written.metrics["accuracy"] == report.metrics["accuracy"]
+
+
+def test_a_model_that_reloads_differently_is_an_error(finished, monkeypatch, tmp_path):
+    output, _ = finished
+    job = workflow.prepare(workflow.load_recipe("quickstart", [*TINY, f"output={tmp_path / 'other'}"]))
+    pruned = AutoModelForImageClassification.from_pretrained(output / "model")
+
+    def damaged(folder, **settings):
+        model = AutoModelForImageClassification.from_pretrained(folder)
+        model.classifier.bias.data += 1
+        return model
+
+    monkeypatch.setattr(workflow, "load_pruned", damaged)
+    with pytest.raises(CheckpointError, match="reloaded model"):
+        workflow.save_and_compare(job, pruned)
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "words"),
+    [
+        ("data.label=lable", PruningError, "Did you mean 'label'?"),
+        ("schedule.end=5000", PruningError, "schedule.end"),
+        ("metrics=[acuracy]", PruningError, "Did you mean 'accuracy'?"),
+        ("pruners.heads.include=[nowhere.*]", PruningError, "nowhere"),
+        ("pruners.heads.score=tailor", PruningError, "Did you mean 'taylor'?"),
+        ("pruners.heads.sparsity=0.5", PruningError, "target"),
+        ("model.config.model_type=resnet", UnsupportedModelError, "register_architecture"),
+        ("model.config={hidden_size: 32}", RecipeError, "model_type"),
+    ],
+)
+def test_bad_input_fails_before_training_and_leaves_nothing(override, error, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(workflow, "train_dense", lambda job: pytest.fail("training began"))
+    tiny = [] if override.startswith("model.config") else TINY[:4]
+    if override == "model.config.model_type=resnet":
+        tiny = ["model.config={}"]
+    with pytest.raises(error, match=words.replace("?", r"\?")):
+        hf_prune.run("quickstart", [*tiny, override, f"output={tmp_path / 'out'}"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_or_holds_other_files_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for output in (tmp_path / "file" / "out", tmp_path):
+        with pytest.raises(PruningError, match="output must be"):
+            hf_prune.run("quickstart", [*TINY, f"output={output}"])
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_the_command_ends_with_one_line_and_a_status(tmp_path):
+    command = [sys.executable, "-m", "hf_prune.cli", "run", "quickstart", "pruners.heads.sparsity=50"]
+    ended = subprocess.run([*command, f"output={tmp_path / 'out'}"], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("Error: Recipe 'quickstart': pruners.heads.sparsity")
+    assert "Traceback" not in ended.stderr
+
+
+def test_text_from_a_local_folder(tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "very"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast.from_pretrained(tmp_path).save_pretrained(tmp_path / "bert")
+    config = BertConfig(
+        vocab_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32, num_labels=2
+    )
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "bert")
+    rows = [{"sentence": f"very {word} film", "label": label} for word, label in (("good", 1), ("bad", 0))] * 32
+    (tmp_path / "rows.json").write_text("\n".join(json.dumps(row) for row in rows))
+    file = str(tmp_path / "rows.json")
+    report = hf_prune.run(
+        "minilm_sst2",
+        [
+            f"model.name={tmp_path / 'bert'}",
+            "data.name=null",
+            f"data.files={{train: {file}, validation: {file}}}",
+            "dense={epochs: 12, batch_size: 8, learning_rate: 0.003}",
+            "train={epochs: 12, batch_size: 8, learning_rate: 0.003}",
+            "schedule.frequency=8",
+            "measure.length=16",
+            "measure.repeats=2",
+            "onnx=false",
+            f"output={tmp_path / 'out'}",
+        ],
+    )
+    assert report.metrics["accuracy"]["pruned"] == 1.0
+    assert torch.isclose(torch.tensor(report.settings["macs_left"]), torch.tensor(1 / 3), atol=0.05)
