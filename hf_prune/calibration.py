@@ -56,13 +56,10 @@ class GateWatcher:
 
     def synchronize(self) -> None:
         """Average the means over all processes, so that every rank decides the same."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            device = next(self.model.parameters()).device
-            for means in (self.square, self.absolute):
-                for name, mean in means.items():
-                    shared = mean.to(device)
-                    torch.distributed.all_reduce(shared)
-                    means[name] = shared.cpu() / torch.distributed.get_world_size()
+        device = next(self.model.parameters()).device
+        for means in (self.square, self.absolute):
+            for name, mean in means.items():
+                means[name] = average_over_processes(mean.to(device)).cpu()
 
     def _hook(self, groups: list[Group]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def before_forward(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -116,4 +113,17 @@ def backward_all(model: nn.Module, data: Iterable[Mapping[str, Any]], loss: Loss
     model.train(was_training)
     if not count:
         raise PruningError("data must hold at least one batch. Received: none")
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad = average_over_processes(parameter.grad)
     return count
+
+
+def average_over_processes(tensor: Tensor) -> Tensor:
+    """Return the mean of a tensor over all processes; where there is one, the tensor itself."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return tensor
+    total = tensor.clone()
+    distributed.all_reduce(total)
+    return total / distributed.get_world_size()

@@ -107,6 +107,8 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the pruning state into the checkpoint that was just saved."""
+        if self._session.watcher is not None:
+            self._session.watcher.synchronize()  # one file is written, and every process resumes from it
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             write_state(self._session.state_dict(), folder / STATE)

@@ -90,10 +90,16 @@ def load_teacher(teacher: Any, student: Any) -> Any:
         teacher = type(student).from_pretrained(teacher)
     elif isinstance(teacher, str):
         teacher = copy.deepcopy(student)
-    theirs, ours = (getattr(model.config, "num_labels", None) for model in (teacher, student))
+    theirs, ours = (_outputs(model) for model in (teacher, student))
     if theirs != ours:
         raise PruningError(f"The teacher's outputs must be as many as the student's {ours}. Received: {theirs}")
     return teacher.eval().requires_grad_(False)
+
+
+def _outputs(model: Any) -> int | None:
+    """Return how many outputs a model has: words of a language model, else labels."""
+    words = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return getattr(model.config, "num_labels", None) if words is None else len(words.weight)
 
 
 class DistillationMixin:

@@ -162,6 +162,7 @@ def score(job: Job, dense: Any, pruned: Any, report: Report) -> None:
         for key, value in _trainer(job, model, job.recipe.train).evaluate().items():
             if key.removeprefix("eval_") not in TIMINGS:
                 report.metrics.setdefault(key.removeprefix("eval_"), {})[name] = float(value)
+    report.metrics["loss"] = report.metrics.pop("loss")  # last: the recipe's metrics are what people look for
 
 
 def save_and_compare(job: Job, pruned: Any) -> None:

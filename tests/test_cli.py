@@ -1,0 +1,74 @@
+"""The commands, each on a tiny model; errors are one line and a status."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from hf_prune import PruningError, cli, save_pruned, shrink
+from models import build_bert
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    home = tmp_path_factory.mktemp("models")
+    model = build_bert()
+    save_pruned(model, home / "dense")
+    shrink(model, {"layers.0.attention.heads": [0, 2], "layers.1.mlp.neurons": range(8)})
+    save_pruned(model, home / "pruned")
+    return home
+
+
+def ask(*words):
+    result = CliRunner().invoke(cli.app, [str(word) for word in words], env={"COLUMNS": "140"})
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.output
+
+
+def test_inspect_shows_what_is_left_of_what(folders):
+    lines = [line.split() for line in ask("inspect", folders / "pruned").splitlines()]
+    heads = next(line for line in lines if "layers.0.attention.heads" in line)
+    assert [word for word in heads if word.isdigit()][:2] == ["2", "4"]
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("scores", ["taylor", "gate_square", "arXiv"]),
+        ("schedules", ["cubic", "linear", "oneshot"]),
+        ("allocations", ["global", "uniform"]),
+        ("architectures", ["attention.query", "gate_proj"]),
+        ("recipes", ["quickstart", "minilm_sst2"]),
+    ],
+)
+def test_list(what, words):
+    output = ask("list", what)
+    assert all(word in output for word in words)
+
+
+def test_list_of_something_else_suggests():
+    with pytest.raises(PruningError, match="Did you mean 'scores'"):
+        ask("list", "score")
+
+
+def test_measure_two_models_in_turn(folders):
+    output = ask("measure", folders / "dense", folders / "pruned", "--length", "8", "--repeats", "2")
+    assert "x speed" in output
+
+
+def test_export_and_push_dry_run(folders, tmp_path):
+    ask("export", folders / "pruned", tmp_path / "onnx")
+    assert (tmp_path / "onnx" / "model.onnx").is_file()
+    planned = ask("push", folders / "pruned", "someone/model", "--onnx", tmp_path / "onnx", "--dry-run")
+    assert "model.safetensors" in planned
+    assert "onnx/model.onnx" in planned
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(PruningError, match="no-such-folder"):
+        ask("inspect", tmp_path / "no-such-folder")
+
+
+def test_doctor_names_the_lane(lane):
+    assert json.loads(ask("doctor"))["lane"].startswith(lane)

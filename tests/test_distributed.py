@@ -1,0 +1,154 @@
+"""Two processes on a CPU decide the same, and save the same kind of folder as one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from models import BUILD, draw_rows, training_arguments
+from test_examples import ROOT, run_example
+
+from hf_prune import (
+    DistillationTrainer,
+    HeadPruner,
+    NeuronPruner,
+    PruningCallback,
+    Schedule,
+    Target,
+    find_groups,
+    load_pruned,
+)
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+
+
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return str(listener.getsockname()[1])
+
+
+RESUMES = not transformers.__version__.startswith("4.")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
+def accelerate_launch() -> tuple[str, ...]:
+    """Start two processes without a GPU: ``--cpu --num_processes 2`` would quietly start one."""
+    port = ("--main_process_port", free_port())
+    return ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", *port)
+
+
+def kept_of(folder: Path, rank: int) -> dict[str, list[int]]:
+    return json.loads((folder / f"kept-{rank}.json").read_text(encoding="utf-8"))
+
+
+def contents(folder: Path) -> tuple[list[str], list[str], list[str]]:
+    """Return which files a folder has, which keys its config, and which its plan."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    files = sorted(name for name in os.listdir(folder))
+    return files, sorted(config), sorted(config["pruning_config"])
+
+
+def train(name: str, folder: Path, **changes: Any) -> tuple[Any, PruningCallback]:
+    """Train on 16 rows a step, however many processes share them."""
+    rows, processes = 16, int(os.environ.get("WORLD_SIZE", "1"))
+    model, teacher = BUILD[name](), BUILD[name](seed=1)
+    settings = {"max_steps": 6, "learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 3, "max_grad_norm": 1e9}
+    arguments = training_arguments(folder, per_device_train_batch_size=rows // processes, **settings)
+    callback = PruningCallback(
+        [HeadPruner(), NeuronPruner()], Schedule(begin=2, end=5, frequency=1), target=Target(macs=0.5)
+    )
+    trainer = DistillationTrainer(model, arguments, train_dataset=draw_rows(model, 6 * rows), teacher=teacher)
+    callback.attach(trainer).train(**changes)
+    return trainer, callback
+
+
+def state_of(trainer: Any, callback: PruningCallback) -> list[torch.Tensor]:
+    """Return all that a run ends with: weights, and the running means that decided."""
+    return [*trainer.model.state_dict().values(), *callback.pruning.watcher.square.values()]
+
+
+def work(folder: Path) -> None:
+    """Train, then resume in mid-schedule; write what this process saw."""
+    seen = {}
+    for name in ("bert", "llama"):
+        whole, callback = train(name, folder / name)
+        norms = [entry["grad_norm"] for entry in whole.state.log_history if "grad_norm" in entry]
+        seen[name] = {"norms": norms, "kept": callback.report.kept}
+        if RESUMES or "RANK" not in os.environ:
+            resumed = train(name, folder / name, resume_from_checkpoint=str(folder / name / "checkpoint-3"))
+            pairs = zip(state_of(whole, callback), state_of(*resumed), strict=True)
+            seen[name]["resumed"] = all(torch.equal(mine, theirs) for mine, theirs in pairs)
+    rank = os.environ.get("RANK", "0")
+    (folder / f"seen-{rank}.json").write_text(json.dumps(seen), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    """Return what one process, and what each of two saw."""
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    work(one)
+    run_example(Path(__file__), two, launcher=TORCHRUN)
+    files = (one / "seen-0.json", two / "seen-0.json", two / "seen-1.json")
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_two_processes_are_one_of_twice_the_batch(name, seen):
+    """Gradients (of distilled, unevenly long texts too) and scores are averaged: the same units leave."""
+    one, first, second = (entry[name] for entry in seen)
+    assert first["kept"] == second["kept"] == one["kept"]
+    assert first["norms"] == second["norms"]
+    assert first["norms"] == pytest.approx(one["norms"], rel=1e-3)
+    assert len(one["norms"]) == 6
+
+
+@pytest.mark.skipif(not RESUMES, reason="Trainer of transformers 4 cannot load optimizers on a CPU in two processes")
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_two_processes_resume_in_mid_schedule_bitwise(name, seen):
+    assert [entry[name]["resumed"] for entry in seen] == [True, True, True]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Run the Trainer example in one process and in two."""
+    folder, example = tmp_path_factory.mktemp("runs"), ROOT / "examples" / "text_classification.py"
+    run_example(example, folder, "--tiny", "--output", "one")
+    run_example(example, folder, "--tiny", "--output", "two", launcher=TORCHRUN)
+    return folder
+
+
+def test_trainer_ranks_decide_the_same(runs):
+    assert kept_of(runs / "two", 0) == kept_of(runs / "two", 1)
+    assert not (runs / "one" / "kept-1.json").exists(), "the first run must be of one process"
+
+
+def test_the_folder_is_of_the_same_format(runs):
+    assert contents(runs / "two" / "final") == contents(runs / "one" / "final")
+    model = load_pruned(runs / "two" / "final", dtype=torch.float32)
+    kept = kept_of(runs / "two", 0)
+    assert {group.name: group.units for group in find_groups(model)} == {name: len(units) for name, units in kept.items()}
+    assert any(len(units) < 64 for name, units in kept.items() if name.endswith("neurons"))
+
+
+def test_own_loop_in_two_processes(tmp_path):
+    run_example(ROOT / "examples" / "own_loop.py", tmp_path, "--tiny", "--output", "two", launcher=accelerate_launch())
+    kept = kept_of(tmp_path / "two", 0)
+    assert kept == kept_of(tmp_path / "two", 1)
+    files, _, block = contents(tmp_path / "two" / "final")
+    assert {"config.json", "model.safetensors"} <= set(files)
+    assert {"format", "kept", "stock", "library_version"} <= set(block)
+    model = load_pruned(tmp_path / "two" / "final", dtype=torch.float32)
+    assert {group.name: group.units for group in find_groups(model)} == {name: len(units) for name, units in kept.items()}
+    assert not (tmp_path / "two" / "kept-2.json").exists()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    work(Path.cwd())
