@@ -67,9 +67,10 @@ def run_seed(options: argparse.Namespace, seed: int) -> None:
 
     done = {tuple(record.get(k) for k in KEY) for record in load_records(NAME)}
     start = time.time()
-    dense, accuracy = fine_tune(options, DENSE, seed)
+    dense_seed = seed if options.dense_seed is None else options.dense_seed
+    dense, accuracy = fine_tune(options, DENSE, dense_seed)
     note = {"budget": options.budget, "seed": seed}
-    if (options.budget, "dense", "1", seed) not in done:
+    if dense_seed == seed and (options.budget, "dense", "1", seed) not in done:
         add_record(
             NAME,
             {**note, "method": "dense", "ratio": "1", "accuracy": accuracy, "seconds": round(time.time() - start)},
@@ -84,7 +85,12 @@ def run_seed(options: argparse.Namespace, seed: int) -> None:
         report = hf_prune.run("minilm_sst2", settings)
         kept = {name: len(units) for name, units in report.kept.items()}
         record = {**note, "method": "hf_prune", "ratio": str(ratio), "accuracy": report.metrics["accuracy"]["pruned"]}
-        record |= {"dense_accuracy": accuracy, "macs_left": report.settings["macs_left"], "kept": kept}
+        record |= {
+            "dense_accuracy": accuracy,
+            "dense_seed": dense_seed,
+            "macs_left": report.settings["macs_left"],
+            "kept": kept,
+        }
         add_record(NAME, record | {"overrides": options.set, "seconds": round(time.time() - start)}, key=KEY)
     if options.ready_made and (options.budget, READY_MADE, "1/2", seed) not in done:
         start = time.time()
@@ -134,6 +140,7 @@ def main() -> None:
     parser.add_argument("--budget", choices=BUDGETS, default="small")
     parser.add_argument("--ratios", nargs="*", type=Fraction, default=[Fraction(1, n) for n in (3, 10, 5, 2)])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--dense-seed", type=int, help="prune the dense model of this seed (default: of the same seed)")
     parser.add_argument("--set", nargs="*", default=[], help="further overrides of the recipe")
     parser.add_argument("--ready-made", action="store_true", help="fine-tune the half-size model too")
     parser.add_argument("--latency", action="store_true")

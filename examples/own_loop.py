@@ -1,7 +1,7 @@
 """Prune a causal language model in a training loop of your own, on accelerate.
 
     python examples/own_loop.py --tiny                     # offline, made-up data and a tiny random model: seconds
-    python examples/own_loop.py --model HuggingFaceTB/SmolLM2-135M --dataset Salesforce/wikitext --config wikitext-2-raw-v1
+    python examples/own_loop.py --model HuggingFaceTB/SmolLM2-135M --config wikitext-2-raw-v1
     ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 examples/own_loop.py --tiny
 
 `--model` and `--dataset` take names on the Hub or local folders.

@@ -170,7 +170,10 @@ def find_checkpoint(args: Any, step: int) -> Path:
     for folder in candidates:
         if (folder / STATE).is_file():
             return folder
-    raise CheckpointError(f"Resuming needs {STATE} in the checkpoint. Looked in: {', '.join(map(str, candidates))}")
+    raise CheckpointError(
+        f"Resuming needs {STATE} in the checkpoint. Looked in: {', '.join(map(str, candidates))}. "
+        "A checkpoint of another output_dir must be named in TrainingArguments(resume_from_checkpoint=...) too."
+    )
 
 
 def write_state(state: Mapping[str, Any], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tiny models, inputs and checks that tests share: every tensor is random, because fresh norms and biases hide wrong cuts."""
+"""Tiny models, inputs and checks that tests share. Every tensor is random: fresh norms and biases hide wrong cuts."""
 
 from __future__ import annotations
 

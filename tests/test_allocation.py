@@ -46,7 +46,7 @@ def test_uniform_ranks_inside_each_group():
 
 
 def test_global_takes_the_least_score_per_cost_until_the_budget_is_met():
-    """Score per cost: a 1 2 3 4, b 0.5 1.5 (cost 4). Leave in this order: b0 (4), a0 (1), then b1 is too dear, a1 (1)."""
+    """Score per cost: a 1 2 3 4, b 0.5 1.5 (cost 4). Order: b0 (4), a0 (1), then b1 is too dear, a1 (1)."""
     scores, costs = {"a": [1, 2, 3, 4.0], "b": [2.0, 6, 80]}, {"a": 1.0, "b": 4.0}
     assert select(scores, 4, costs) == {"a": [0, 1, 2, 3], "b": [1, 2]}
     assert select(scores, 5, costs) == {"a": [1, 2, 3], "b": [1, 2]}

@@ -151,6 +151,16 @@ def test_resume_in_mid_schedule_changes_no_bit(case, tmp_path):
         assert torch.equal(mask, second.pruning.masks[name])
 
 
+def test_checkpoints_of_a_resumed_run_load(tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 1}
+    make_trainer(tmp_path, make_callback(shrink_during_training=True), **saving, max_steps=12).train()
+    resumed = make_trainer(tmp_path, make_callback(shrink_during_training=True), **saving)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
+    for step in (7, 8, 12):
+        model = load_pruned(tmp_path / f"checkpoint-{step}", dtype=torch.float32)
+        assert prunable_macs(model) < prunable_macs(build_bert())
+
+
 def test_resume_at_the_last_checkpoint_by_true(tmp_path):
     saving = {"save_strategy": "steps", "save_steps": 5}
     whole = make_trainer(tmp_path, make_callback(), **saving)
@@ -199,7 +209,11 @@ def test_state_goes_to_a_file_and_back(tmp_path):
     for key in ("alive", "masks", "square", "absolute"):
         assert read[key].keys() == state[key].keys()
         assert all(torch.equal(read[key][name], tensor) for name, tensor in state[key].items())
-    assert {key: read[key] for key in ("steps", "leaky", "unchecked")} == {"steps": 1, "leaky": False, "unchecked": True}
+    assert {key: read[key] for key in ("steps", "leaky", "unchecked")} == {
+        "steps": 1,
+        "leaky": False,
+        "unchecked": True,
+    }
     assert not list(tmp_path.glob("*.partial"))
 
 
@@ -261,9 +275,7 @@ def test_shrink_at_end_false_leaves_zeros(tmp_path):
     trainer.train()
     assert [group.units for group in find_groups(trainer.model)] == [4, 24, 4, 24]
     small = shrink(copy.deepcopy(trainer.model))
-    assert callback.report.kept == {
-        group.name: callback.report.kept[group.name] for group in find_groups(small)
-    }
+    assert callback.report.kept == {group.name: callback.report.kept[group.name] for group in find_groups(small)}
     assert [len(callback.report.kept[group.name]) for group in find_groups(small)] == [
         group.units for group in find_groups(small)
     ]
@@ -291,7 +303,9 @@ def test_accelerate_loop_is_the_callback(accumulation, tmp_path):
     arguments = {"lr_scheduler_type": "constant", "gradient_accumulation_steps": accumulation, "weight_decay": 0.1}
     trainer = make_trainer(tmp_path, callback := make_callback(), max_steps=10, **arguments)
     optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(trainer.args)
-    trainer.model_accepts_loss_kwargs = False  # BERT of transformers 5 claims to accept them, and sums instead of averaging
+    trainer.model_accepts_loss_kwargs = (
+        False  # BERT of transformers 5 claims to accept them, and sums instead of averaging
+    )
     batches, model = [], build_bert()
     trainer.get_batch_samples = record(trainer.get_batch_samples, batches)
     trainer.train()
@@ -353,7 +367,8 @@ def test_settings_that_do_not_fit_stop_before_the_first_step(tmp_path):
 
 
 def test_live_shrinking_is_refused_where_it_cannot_be(tmp_path):
-    trainer = make_trainer(tmp_path, make_callback(shrink_during_training=True), torch_compile=True)
+    trainer = make_trainer(tmp_path, make_callback(shrink_during_training=True))
+    trainer.args.torch_compile = True  # said to the constructor, it would stay in the environment for later tests
     with pytest.raises(PruningError, match="needs one process without torch.compile.*torch_compile=True"):
         trainer.train()
 

@@ -308,7 +308,9 @@ def test_a_folder_that_names_no_class_says_so(tmp_path):
     save_pruned(build_bert(), tmp_path)
     config = {**read_config(tmp_path), "architectures": ["OwnModel"]}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(CheckpointError, match="config.architectures must name a class of transformers. Received: OwnModel"):
+    with pytest.raises(
+        CheckpointError, match="config.architectures must name a class of transformers. Received: OwnModel"
+    ):
         load_pruned(tmp_path)
 
 

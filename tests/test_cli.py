@@ -3,10 +3,10 @@
 import json
 
 import pytest
+from models import build_bert
 from typer.testing import CliRunner
 
 from hf_prune import PruningError, cli, save_pruned, shrink
-from models import build_bert
 
 
 @pytest.fixture(scope="module")

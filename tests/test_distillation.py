@@ -86,9 +86,7 @@ def gradient_norm(folder: Path, build: Any, rows: int, **changes: Any) -> float:
 def test_gradient_norm_does_not_depend_on_accumulation(name, rows, tmp_path):
     """14 rows fall into 4 + 4 + 4 + 2; Llama's rows have uneven numbers of labels."""
     whole = gradient_norm(tmp_path, BUILDERS[name], rows, per_device_train_batch_size=16)
-    parts = gradient_norm(
-        tmp_path, BUILDERS[name], rows, per_device_train_batch_size=4, gradient_accumulation_steps=4
-    )
+    parts = gradient_norm(tmp_path, BUILDERS[name], rows, per_device_train_batch_size=4, gradient_accumulation_steps=4)
     assert whole > 0.01
     assert parts == pytest.approx(whole, rel=1e-4)
 
@@ -115,7 +113,9 @@ def test_gradients_are_those_of_the_formula(tmp_path):
     twin = build_bert()
     logits, target = twin(**batch).logits, teacher(**batch).logits.detach()
     loss = 0.5 * functional.cross_entropy(logits, batch["labels"])
-    loss = loss + 0.5 * 4 * functional.kl_div((logits / 2).log_softmax(-1), (target / 2).softmax(-1), reduction="batchmean")
+    loss = loss + 0.5 * 4 * functional.kl_div(
+        (logits / 2).log_softmax(-1), (target / 2).softmax(-1), reduction="batchmean"
+    )
     loss.backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in twin.parameters() if p.grad is not None])
     reached = gradient_norm(tmp_path, build_bert, 16, per_device_train_batch_size=8, gradient_accumulation_steps=2)

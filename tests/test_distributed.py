@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from models import BUILD, draw_rows, training_arguments
+from models import BUILD, assert_same_weights, draw_rows, training_arguments
 from test_examples import ROOT, run_example
 
 from hf_prune import (
@@ -23,6 +23,7 @@ from hf_prune import (
     Target,
     find_groups,
     load_pruned,
+    save_pruned,
 )
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
@@ -62,7 +63,7 @@ def train(name: str, folder: Path, **changes: Any) -> tuple[Any, PruningCallback
     settings = {"max_steps": 6, "learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 3, "max_grad_norm": 1e9}
     arguments = training_arguments(folder, per_device_train_batch_size=rows // processes, **settings)
     callback = PruningCallback(
-        [HeadPruner(), NeuronPruner()], Schedule(begin=2, end=5, frequency=1), target=Target(macs=0.5)
+        [HeadPruner(), NeuronPruner()], Schedule(begin=2, end=5, frequency=3), target=Target(macs=0.5)
     )
     trainer = DistillationTrainer(model, arguments, train_dataset=draw_rows(model, 6 * rows), teacher=teacher)
     callback.attach(trainer).train(**changes)
@@ -71,7 +72,8 @@ def train(name: str, folder: Path, **changes: Any) -> tuple[Any, PruningCallback
 
 def state_of(trainer: Any, callback: PruningCallback) -> list[torch.Tensor]:
     """Return all that a run ends with: weights, and the running means that decided."""
-    return [*trainer.model.state_dict().values(), *callback.pruning.watcher.square.values()]
+    means = callback.pruning.watcher.square
+    return [*trainer.model.state_dict().values(), *(means[name] for name in sorted(means))]
 
 
 def work(folder: Path) -> None:
@@ -79,6 +81,8 @@ def work(folder: Path) -> None:
     seen = {}
     for name in ("bert", "llama"):
         whole, callback = train(name, folder / name)
+        if whole.is_world_process_zero():
+            save_pruned(whole.model, folder / name / "final")
         norms = [entry["grad_norm"] for entry in whole.state.log_history if "grad_norm" in entry]
         seen[name] = {"norms": norms, "kept": callback.report.kept}
         if RESUMES or "RANK" not in os.environ:
@@ -90,12 +94,18 @@ def work(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory):
-    """Return what one process, and what each of two saw."""
+def folders(tmp_path_factory):
+    """Work in one process, and in two."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     work(one)
     run_example(Path(__file__), two, launcher=TORCHRUN)
-    files = (one / "seen-0.json", two / "seen-0.json", two / "seen-1.json")
+    return one, two
+
+
+@pytest.fixture
+def seen(folders):
+    """Return what one process, and what each of two saw."""
+    files = (folders[0] / "seen-0.json", folders[1] / "seen-0.json", folders[1] / "seen-1.json")
     return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
@@ -115,38 +125,35 @@ def test_two_processes_resume_in_mid_schedule_bitwise(name, seen):
     assert [entry[name]["resumed"] for entry in seen] == [True, True, True]
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Run the Trainer example in one process and in two."""
-    folder, example = tmp_path_factory.mktemp("runs"), ROOT / "examples" / "text_classification.py"
-    run_example(example, folder, "--tiny", "--output", "one")
-    run_example(example, folder, "--tiny", "--output", "two", launcher=TORCHRUN)
-    return folder
+def test_the_folder_is_that_of_one_process(folders):
+    one, two = (folder / "bert" / "final" for folder in folders)
+    assert contents(one) == contents(two)
+    config = (json.loads((folder / "config.json").read_text(encoding="utf-8")) for folder in (one, two))
+    assert next(config) == next(config)
+    assert_same_weights(*(load_pruned(folder, dtype=torch.float32) for folder in (one, two)), atol=1e-3)
 
 
-def test_trainer_ranks_decide_the_same(runs):
-    assert kept_of(runs / "two", 0) == kept_of(runs / "two", 1)
-    assert not (runs / "one" / "kept-1.json").exists(), "the first run must be of one process"
-
-
-def test_the_folder_is_of_the_same_format(runs):
-    assert contents(runs / "two" / "final") == contents(runs / "one" / "final")
-    model = load_pruned(runs / "two" / "final", dtype=torch.float32)
-    kept = kept_of(runs / "two", 0)
-    assert {group.name: group.units for group in find_groups(model)} == {name: len(units) for name, units in kept.items()}
-    assert any(len(units) < 64 for name, units in kept.items() if name.endswith("neurons"))
+def test_trainer_example_in_two_processes(tmp_path):
+    example = ROOT / "examples" / "text_classification.py"
+    run_example(example, tmp_path, "--tiny", "--output", "two", launcher=TORCHRUN)
+    check_run(tmp_path / "two")
 
 
 def test_own_loop_in_two_processes(tmp_path):
     run_example(ROOT / "examples" / "own_loop.py", tmp_path, "--tiny", "--output", "two", launcher=accelerate_launch())
-    kept = kept_of(tmp_path / "two", 0)
-    assert kept == kept_of(tmp_path / "two", 1)
-    files, _, block = contents(tmp_path / "two" / "final")
-    assert {"config.json", "model.safetensors"} <= set(files)
+    check_run(tmp_path / "two")
+
+
+def check_run(folder: Path) -> None:
+    """Both ranks decided the same, and what they saved is what they decided."""
+    kept = kept_of(folder, 0)
+    assert kept == kept_of(folder, 1)
+    files, _, block = contents(folder / "final")
+    assert files == ["config.json", *(["generation_config.json"] if len(files) == 3 else []), "model.safetensors"]
     assert {"format", "kept", "stock", "library_version"} <= set(block)
-    model = load_pruned(tmp_path / "two" / "final", dtype=torch.float32)
-    assert {group.name: group.units for group in find_groups(model)} == {name: len(units) for name, units in kept.items()}
-    assert not (tmp_path / "two" / "kept-2.json").exists()
+    model = load_pruned(folder / "final", dtype=torch.float32)
+    assert {group.name: group.units for group in find_groups(model)} == {name: len(kept[name]) for name in kept}
+    assert any(len(units) < 64 for name, units in kept.items() if name.endswith("neurons"))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ def test_example_runs(path, tmp_path):
     printed = run_example(path, tmp_path, "--tiny", "--output", "out")
     assert "parameters" in printed
     assert "saved to" in printed
+    assert len(figures(printed)) == (2 if path.stem == "text_classification" else 0)
     model = load_pruned(tmp_path / "out" / "final", dtype=torch.float32)
     heads = "layers.0.attention.kv_groups" if path.stem == "own_loop" else "layers.0.attention.heads"
     assert {"layers.0.mlp.neurons", heads} <= {group.name for group in find_groups(model)}
@@ -42,11 +43,10 @@ def test_example_runs(path, tmp_path):
     attention = 4 * 32 * 32 if path.stem == "text_classification" else 2 * 32 * 32 + 2 * 32 * 16
     neurons = (2 if path.stem == "text_classification" else 3) * 32 * 64
     assert prunable_macs(model) <= share * 2 * (attention + neurons)
+    assert all(figure > 0.95 for figure in figures(printed)), printed
 
 
-def test_text_classification_stays_accurate(tmp_path):
-    printed = run_example(ROOT / "examples" / "text_classification.py", tmp_path, "--tiny", "--macs", "0.4")
-    dense, pruned = (float(word) for word in printed.split("accuracy ")[1].split() if word[0].isdigit())
-    assert dense > 0.95
-    assert pruned > 0.95
-    assert (tmp_path / "runs" / "text_classification" / "final" / "model.safetensors").is_file()
+def figures(printed: str) -> list[float]:
+    """Return the accuracies that an example prints."""
+    words = printed.partition("accuracy ")[2].split()
+    return [float(word) for word in words if word[0].isdigit()]

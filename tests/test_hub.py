@@ -101,16 +101,17 @@ def client_push_live(repo_id: str, onnx: str) -> dict[str, Any]:
 def client_train_and_push(repo_id: str, output: str) -> dict[str, Any]:
     """Prune in a real Trainer and let it push; then put our card last, with `push_pruned`."""
     import torch
+    from models import training_arguments
     from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, Trainer
 
     from hf_prune import HeadPruner, NeuronPruner, PruningCallback, Schedule, Target, push_pruned
-    from models import training_arguments
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 12}
     model = BertForSequenceClassification(BertConfig(vocab_size=40, max_position_embeddings=16, **sizes))
     rows = [{"input_ids": torch.randint(1, 40, (5,)), "labels": torch.tensor(i % 2)} for i in range(32)]
-    callback = PruningCallback([HeadPruner(), NeuronPruner()], Schedule(begin=1, end=3, frequency=1), target=Target(0.5))
+    schedule = Schedule(begin=1, end=3, frequency=1)
+    callback = PruningCallback([HeadPruner(), NeuronPruner()], schedule, target=Target(0.5))
     arguments = training_arguments(
         Path(output), max_steps=4, push_to_hub=True, hub_model_id=repo_id, hub_strategy="end", save_strategy="no"
     )
@@ -119,7 +120,8 @@ def client_train_and_push(repo_id: str, output: str) -> dict[str, Any]:
     trainer.push_to_hub()
     pushed = AutoModelForSequenceClassification.from_pretrained(repo_id)
     push_pruned(trainer.model, repo_id, report=callback.report)
-    return {"live": logits(model.eval()), "pushed": logits(pushed.eval()), "units": callback.report.settings["macs_left"]}
+    macs_left = callback.report.settings["macs_left"]
+    return {"live": logits(model.eval()), "pushed": logits(pushed.eval()), "macs_left": macs_left}
 
 
 def client_read_back(repo_id: str, cache: str) -> dict[str, Any]:
@@ -444,9 +446,10 @@ def test_local_paths_stay_out_of_the_metadata(tmp_path: Path) -> None:
 
 def test_a_trainer_that_prunes_pushes_the_small_model_and_our_card_comes_last(tmp_path):
     with HubServer() as hub:
-        done = in_client(hub, tmp_path / "home", client_train_and_push, "tester/trained", str(tmp_path), token=hub.token)
+        asked = ("tester/trained", str(tmp_path))
+        done = in_client(hub, tmp_path / "home", client_train_and_push, *asked, token=hub.token)
         files = hub.files("tester/trained")
     assert done["pushed"] == done["live"]
-    assert done["units"] < 0.6
+    assert done["macs_left"] < 0.6
     assert b"Dense against pruned" in files["README.md"]
     assert "pruning_config" in json.loads(files["config.json"])

@@ -65,7 +65,9 @@ MALFORMED = [
 
 @pytest.mark.parametrize("text", MALFORMED, ids=lambda text: repr(text)[:20])
 def test_malformed_text_names_the_group_and_what_was_received(text):
-    with pytest.raises(CheckpointError, match=r"kept\['layers.0'\] must be .*such as '0-3,7 of 12'. Received: ") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"kept\['layers.0'\] must be .*such as '0-3,7 of 12'. Received: "
+    ) as caught:
         decode_units("layers.0", text)
     assert len(str(caught.value)) < 300
 

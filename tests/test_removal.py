@@ -111,7 +111,11 @@ def test_shapes_after_a_cut_by_hand():
 def test_masking_zeroes_every_entry_of_a_unit_and_nothing_else():
     dense, masked = build_bert(), mask_units(build_bert(), {"layers.0.mlp.neurons": range(1, 24)})
     layer = masked.bert.encoder.layer[0]
-    for entries in (layer.intermediate.dense.weight[0], layer.intermediate.dense.bias[0], layer.output.dense.weight[:, 0]):
+    for entries in (
+        layer.intermediate.dense.weight[0],
+        layer.intermediate.dense.bias[0],
+        layer.output.dense.weight[:, 0],
+    ):
         assert not entries.any()
         entries.data.fill_(1.0)
     same = dense.bert.encoder.layer[0]
@@ -146,7 +150,9 @@ def test_a_plan_that_does_not_fit_changes_nothing(verb, kept, message):
 
 
 def test_unequal_heads_per_kv_group_are_refused():
-    with pytest.raises(PruningError, match=r"layers.0.attention.heads' must keep equally many heads. Received: \[1, 2\]"):
+    with pytest.raises(
+        PruningError, match=r"layers.0.attention.heads' must keep equally many heads. Received: \[1, 2\]"
+    ):
         shrink(build_llama(), {"layers.0.attention.heads": [0, 1, 2]})
     with pytest.raises(PruningError, match="equally many"):
         mask_units(build_llama(), {"layers.0.attention.heads": [0, 1]})

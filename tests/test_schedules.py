@@ -99,6 +99,8 @@ def test_own_schedule_is_one_function():
         return progress**0.5
 
     try:
-        assert Schedule("square_root_of_progress", begin=0, end=100).fraction(26, 100) == pytest.approx((25 / 99) ** 0.5)
+        assert Schedule("square_root_of_progress", begin=0, end=100).fraction(26, 100) == pytest.approx(
+            (25 / 99) ** 0.5
+        )
     finally:
         del SCHEDULES._entries["square_root_of_progress"]

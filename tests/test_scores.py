@@ -46,7 +46,9 @@ def test_l1_of_units_is_the_sum_over_everything_they_own():
     up, bias, down = layer.intermediate.dense.weight, layer.intermediate.dense.bias, layer.output.dense.weight
     expected = up.abs().sum(1) + bias.abs() + down.abs().sum(0)
     pruning = Pruning(model, NeuronPruner(sparsity=0.5, score="l1"), total_steps=1)
-    torch.testing.assert_close(pruning._score_group(0, pruning.groups[-1]).float(), expected.detach())
+    torch.testing.assert_close(
+        pruning.scorer.units(get_score("l1", "unit"), pruning.groups[-1]).float(), expected.detach()
+    )
 
 
 def gates_of(model: Any, group: Group, batch: dict[str, Tensor]) -> Tensor:
@@ -118,7 +120,9 @@ def test_weight_scores_take_the_gradients_of_all_batches():
     backward_all(twin, batches)
     weight = twin.classifier.weight
     score = (weight * weight.grad).abs().flatten()
-    assert model.classifier.weight.flatten().nonzero().view(-1).tolist() == score.topk(24).indices.sort().values.tolist()
+    assert (
+        model.classifier.weight.flatten().nonzero().view(-1).tolist() == score.topk(24).indices.sort().values.tolist()
+    )
 
 
 def test_calibration_leaves_no_gradient_and_no_hook_behind():
@@ -152,7 +156,9 @@ def test_a_score_that_is_not_finite_names_its_group_before_anything_is_cut(broke
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(PruningError, match="Score 'l1' of 'layers.1.mlp.neurons' is not finite; nothing was cut"):
         prune(model, NeuronPruner(sparsity=0.5, score="l1"))
-    assert all(torch.equal(tensor.nan_to_num(), before[name].nan_to_num()) for name, tensor in model.state_dict().items())
+    assert all(
+        torch.equal(tensor.nan_to_num(), before[name].nan_to_num()) for name, tensor in model.state_dict().items()
+    )
 
 
 def test_a_weight_score_that_is_not_finite_names_its_parameter():
@@ -172,7 +178,11 @@ def test_registered_score_is_used_by_name():
 
     try:
         model = build_bert()
-        prune(model, WeightPruner(sparsity=0.5, score="own_score", include=["classifier.weight"]), data=[draw_batch(model)])
+        prune(
+            model,
+            WeightPruner(sparsity=0.5, score="own_score", include=["classifier.weight"]),
+            data=[draw_batch(model)],
+        )
         assert next(names) == 1
     finally:
         del SCORES._entries["own_score"]
@@ -199,7 +209,9 @@ def test_a_score_of_units_is_not_for_weights():
 
 
 def test_a_score_that_needs_data_says_so():
-    with pytest.raises(PruningError, match="data must hold batches with labels: the scores need gate_square. Received: None"):
+    with pytest.raises(
+        PruningError, match="data must hold batches with labels: the scores need gate_square. Received: None"
+    ):
         prune(build_bert(), NeuronPruner(sparsity=0.5))
     with pytest.raises(PruningError, match="data must hold at least one batch"):
         prune(build_bert(), NeuronPruner(sparsity=0.5), data=[])

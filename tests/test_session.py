@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -73,10 +74,10 @@ def run_loop(
 def test_target_is_reached_by_less_than_one_neuron(name):
     model = BUILD[name]()
     dense, kind = prunable_macs(model), "kv_group" if name == "llama" else "head"
-    pruning, logs = run_loop(model, BOTH, target=Target(macs=0.5))
+    pruning, logs = run_loop(model, BOTH, target=Target(macs=0.7))
     report = pruning.finish()
     neuron = 3 * 16 if "llama" in name else 2 * 16
-    assert 0.5 - neuron / dense < prunable_macs(model) / dense <= 0.5
+    assert 0.7 - neuron / dense < prunable_macs(model) / dense <= 0.7
     assert logs[-1]["macs_left"] == pytest.approx(prunable_macs(model) / dense, abs=1e-6)
     assert set(logs[-1]) == {f"sparsity_{kind}", "sparsity_neuron", "macs_left"}
     assert report.kept == {group.name: report.kept[group.name] for group in find_groups(model)}
@@ -110,7 +111,7 @@ def test_what_is_pruned_stays_pruned_and_zero():
         optimizer.zero_grad()
         alive.append({name: mask.clone() for name, mask in pruning.alive.items()})
         assert pruning.macs_left() == pytest.approx(prunable_macs(shrink(copy.deepcopy(model))) / prunable_macs(model))
-    for earlier, later in zip(alive, alive[1:]):
+    for earlier, later in pairwise(alive):
         assert all((later[name] <= earlier[name]).all() for name in later)
     assert any((alive[-1][name] != alive[0][name]).any() for name in alive[0])
 
@@ -199,6 +200,19 @@ def test_masked_weights_stay_masked_even_when_a_schedule_turns_back():
         del SCHEDULES._entries["there_and_back"]
     assert {round(entry["sparsity_weight"], 3) for entry in logs} == {0.5}
     assert {entry["sparsity_head"] for entry in logs} == {0.5}
+
+
+def test_two_weight_pruners_on_calibration_data():
+    """Each takes its own share; together they see one calibration."""
+    model, alone = build_bert(), build_bert()
+    data = [draw_batch(model, seed=seed) for seed in range(2)]
+    pruners = [WeightPruner(sparsity=sparsity, include=[f"*layer.{i}.*"]) for i, sparsity in enumerate((0.25, 0.75))]
+    prune(model, pruners, data=data)
+    prune(alone, pruners[1], data=data)
+    for i, name in enumerate(("first", "second")):
+        weight = model.bert.encoder.layer[i].output.dense.weight
+        assert 0 < float((weight == 0).float().mean()) < 1, name
+    assert torch.equal(weight, alone.bert.encoder.layer[1].output.dense.weight)
 
 
 def test_units_and_weights_together():
@@ -298,7 +312,7 @@ def test_state_of_another_model_is_refused():
     with pytest.raises(PruningError, match="must be of this model and these pruners"):
         other.load_state_dict(state)
     small = shrink(build_bert(), {"layers.0.mlp.neurons": range(8)})
-    with pytest.raises(PruningError, match="24 units of 'layers.0.mlp.neurons', the model 8"):
+    with pytest.raises(PruningError, match="'layers.0.mlp.neurons' must have the model's 8 units. Received: 24"):
         Pruning(small, NeuronPruner(sparsity=0.5), total_steps=10).load_state_dict(state)
 
 
@@ -323,6 +337,12 @@ def test_ending_early_is_remarked(caplog):
     with caplog.at_level(logging.WARNING, logger="hf_prune"):
         pruning.finish()
     assert "ended at step 1, before the schedule did at 9" in caplog.text
+
+
+def test_a_target_out_of_reach_is_remarked(caplog):
+    with caplog.at_level(logging.WARNING, logger="hf_prune"):
+        prune(build_bert(), NeuronPruner(score="l1", min_kept=20), target=Target(macs=0.5))
+    assert "target.macs=0.5 was not reached, 0.929 is left: min_kept" in caplog.text
 
 
 def test_report_counts_the_models_themselves():
@@ -356,8 +376,16 @@ def test_nothing_to_do_changes_nothing():
         ([WeightPruner()], None, r"WeightPruner needs a sparsity in \[0, 1\). Received: None"),
         ([HeadPruner(sparsity=0.5)], Target(macs=0.5), "leaves sparsity and schedule to it. Received: sparsity=0.5"),
         ([WeightPruner(sparsity=0.5)], Target(macs=0.5), "target is for structured pruners"),
-        ([HeadPruner(sparsity=0.1), HeadPruner(sparsity=0.2)], None, "Two pruners choose from 'layers.0.attention.heads'"),
-        ([HeadPruner(sparsity=0.1, include=["blocks.*"])], None, "HeadPruner finds no groups of kind head under include"),
+        (
+            [HeadPruner(sparsity=0.1), HeadPruner(sparsity=0.2)],
+            None,
+            "Two pruners choose from 'layers.0.attention.heads'",
+        ),
+        (
+            [HeadPruner(sparsity=0.1, include=["blocks.*"])],
+            None,
+            "HeadPruner finds no groups of kind head under include",
+        ),
         ([HeadPruner(sparsity=0.1, unit="kv_group")], None, "finds no groups of kind kv_group"),
         ([WeightPruner(sparsity=0.1, include=["nothing"])], None, "WeightPruner finds no Linear weights under include"),
         ([HeadPruner(sparsity=0.1, allocation="fair")], None, "No allocation is named 'fair'"),

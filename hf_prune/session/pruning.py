@@ -133,6 +133,11 @@ class Pruning:
                 f"Training ended at step {self.steps}, before the schedule did at {self.last_change}: the model is "
                 "denser than was asked for."
             )
+        elif self.target is not None and self.macs_left() > self.target.macs:
+            logger.warning(
+                f"target.macs={self.target.macs:g} was not reached, {self.macs_left():.3f} is left: min_kept, "
+                "multiple_of, include and exclude let no more units go."
+            )
         self.hold()
         if shrink:
             self._cut()
@@ -216,6 +221,7 @@ class Pruning:
                     f"The pruning state of '{group.name}' must have the model's {group.units} units. "
                     f"Received: {len(state['alive'][group.name])}"
                 )
+        write_record(self.model, self.record, self.groups)
         self.alive = {name: mask.clone() for name, mask in state["alive"].items()}
         self.masks = {name: mask.to(named_tensors(self.model)[name].device) for name, mask in state["masks"].items()}
         if self.watcher is not None and "square" in state:
@@ -300,19 +306,19 @@ class Pruning:
             self.alive[name][units] = True
 
     def _select_weights(self, i: int) -> None:
-        pruner, scores = self.pruners[i], self._weight_scores
-        if not scores:
-            scores = self.scorer.weights(self._score(i), self.weights[i])
+        pruner, names = self.pruners[i], self.weights[i]
+        if not self._weight_scores.keys() >= set(names):
+            self._weight_scores.update(self.scorer.weights(self._score(i), names))
+        scores = {name: self._weight_scores.pop(name) for name in names}
         assert pruner.sparsity is not None
         for name, mask in self.masks.items():  # what is masked stays masked
             if name in scores:
                 scores[name] = scores[name].masked_fill(~mask, -torch.inf)
-        values = pruner.allocate()({name: scores[name] for name in self.weights[i]}, dict.fromkeys(scores, 1.0))
+        values = pruner.allocate()(scores, dict.fromkeys(scores, 1.0))
         fraction = (pruner.schedule or self.schedule).fraction(self.steps, self.total_steps)
         total = sum(value.numel() for value in values.values())
         masks = select_weights(values, total - round(pruner.sparsity * fraction * total))
         self.masks.update({name: mask & self.masks.get(name, mask) for name, mask in masks.items()})
-        self._weight_scores = {}
 
     # scores
     def _watch(self) -> GateWatcher | None:
@@ -413,6 +419,6 @@ class Pruning:
 def unwrap(model: nn.Module, accelerator: Any = None) -> nn.Module:
     """Return the model inside DDP, torch.compile or accelerate's wrappers."""
     if accelerator is not None:
-        model = accelerator.unwrap_model(model, keep_torch_compile=False)
+        model = accelerator.unwrap_model(model)
     model = getattr(model, "_orig_mod", model)
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
