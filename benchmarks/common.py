@@ -1,4 +1,4 @@
-"""What all benchmark scripts share: one JSON a script, with command, versions, hardware and date beside the records."""
+"""What all benchmark scripts share: one JSON a script, with command, versions, hardware and date in each record."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ def load_records(name: str) -> list[dict[str, Any]]:
 def add_record(name: str, record: dict[str, Any], *, key: tuple[str, ...]) -> None:
     """Write one record; an older one with the same key is replaced."""
     same = lambda other: all(other.get(k) == record.get(k) for k in key)  # noqa: E731
-    records = [old for old in load_records(name) if not same(old)] + [record | {"environment": environment()}]
-    RESULTS.mkdir(exist_ok=True)
     command = shlex.join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]])
-    (RESULTS / f"{name}.json").write_text(json.dumps({"command": command, "records": records}, indent=1) + "\n")
+    told = record | {"command": command, "environment": environment()}
+    records = [old for old in load_records(name) if not same(old)] + [told]
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps({"records": records}, indent=1) + "\n")
     print(json.dumps(record), flush=True)
