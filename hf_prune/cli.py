@@ -96,9 +96,9 @@ def measure(
     loaded = [_load(model).eval() for model in models]
     if len(loaded) == 2:
         dense, pruned = measure_pair(loaded[0], loaded[1], **settings)
-        console.print(Report(dense=dense, pruned=pruned).table())
+        typer.echo(Report(dense=dense, pruned=pruned).table())
     else:
-        console.print(Report(dense=measure(loaded[0], **settings)).table())
+        typer.echo(Report(dense=measure(loaded[0], **settings)).table())
 
 
 @app.command()

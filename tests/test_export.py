@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +159,17 @@ def test_the_callers_model_stays_as_it_was(tmp_path: Path) -> None:
     assert (result.path / "preprocessor_config.json").exists()
 
 
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps one mixed precision for a process: neither take it from another test nor leave it to one."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
 def test_a_model_prepared_by_accelerate_is_exported_in_full_precision(tmp_path: Path) -> None:
     import accelerate
 
