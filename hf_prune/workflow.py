@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
@@ -30,7 +31,7 @@ from transformers import (
 from .callback import PruningCallback
 from .card import model_card
 from .checkpoint import load_pruned, save_pruned
-from .data import label_count, label_names, load_split, prepare_images, prepare_text
+from .data import DIGITS, label_count, label_names, load_split, prepare_images, prepare_text
 from .errors import CheckpointError, PruningError, RecipeError
 from .export import export_onnx
 from .hub import push_pruned
@@ -171,7 +172,7 @@ def save_and_compare(job: Job, pruned: Any) -> None:
     Raises:
         CheckpointError: They differ.
     """
-    annotate(pruned, recipe=job.recipe.name, base_model=_hub_name(job.recipe))
+    annotate(pruned, recipe=job.recipe.name, base_model=_hub_name(job.recipe.model.name))
     folder = save_pruned(pruned, job.output / "model", tokenizer=job.processor)
     batch = job.collator([job.evaluation[i] for i in range(min(8, len(job.evaluation)))])
     batch.pop("labels", None)
@@ -208,22 +209,21 @@ def write_down(job: Job, report: Report) -> None:
     report.settings |= {
         "recipe": recipe.name,
         "recipe_yaml": _without_paths(recipe, recipe.yaml()),
+        "command": _without_paths(recipe, shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
         "task": recipe.task,
         "seed": recipe.seed,
+        "base_model": _hub_name(recipe.model.name),
+        "datasets": [name for name in [_hub_name(recipe.data.name)] if name and name != DIGITS],
+        "rows": {"train": len(job.train), "evaluation": len(job.evaluation)},
+        "hardware": here["cpu"],
+        "versions": here,
     }
-    report.settings |= {
-        "command": _without_paths(recipe, shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
-        "base_model": _hub_name(recipe),
-        "rows": _rows(job),
-    }
-    report.settings |= {
-        "datasets": [recipe.data.name] if recipe.data.name and not Path(recipe.data.name).exists() else []
-    }
-    report.settings |= {"hardware": here["cpu"], "versions": here}
     (job.output / "report.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n")
     plot = report.plot(job.output / "model" / "kept.png") if report.kept else None
     card = model_card(report, folder=job.output / "model", plot=plot.name if plot else None)
     (job.output / "model" / "README.md").write_text(card)
+    with contextlib.suppress(OSError):  # Trainer's folder, where it wrote nothing into it
+        (job.output / "checkpoints").rmdir()
     say(f"Model, card and picture: {job.output / 'model'}")
 
 
@@ -330,9 +330,8 @@ def _check_output(output: Path) -> None:
         ) from error
 
 
-def _hub_name(recipe: Recipe) -> str | None:
-    """Return the model's name where it is one of the Hub, not a local folder."""
-    name = recipe.model.name
+def _hub_name(name: str | None) -> str | None:
+    """Return a model's or data set's name where it is one of the Hub, not a local folder."""
     return name if name and not Path(name).exists() else None
 
 
@@ -342,7 +341,3 @@ def _without_paths(recipe: Recipe, text: str) -> str:
     for place in places:
         text = text.replace(str(place), place.name) if place.is_absolute() else text
     return text
-
-
-def _rows(job: Job) -> dict[str, int]:
-    return {"train": len(job.train), "evaluation": len(job.evaluation)}
