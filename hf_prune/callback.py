@@ -12,8 +12,11 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from .architectures import find_groups
 from .errors import CheckpointError, PruningError
+from .plan import parent_name
 from .pruners import Pruner, Target
+from .removal import cut
 from .report import Report
 from .schedules import Schedule
 from .session import Pruning, unwrap
@@ -144,10 +147,6 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def _fit_shapes(model: Any, state_dict: Mapping[str, torch.Tensor], *_: Any) -> None:
-    from .architectures import find_groups
-    from .plan import parent_name
-    from .removal import cut
-
     groups = [group for group in find_groups(model) if group.slices[0].parameter in state_dict]
     rows = [(group, group.slices[0]) for group in groups]
     units = {group.name: state_dict[row.parameter].shape[row.dim] // row.per_unit for group, row in rows}

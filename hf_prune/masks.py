@@ -19,12 +19,17 @@ def apply_masks(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor], opti
     """Zero masked weights in place, and their moments where an optimizer is given."""
     values, keep = [], []
     for name, mask in masks.items():
-        states = optimizer.state.get(tensors[name], {}).values() if optimizer is not None else ()
-        moments = [value for value in states if torch.is_tensor(value) and value.shape == mask.shape]
-        values += [tensors[name].data, *moments]
-        keep += [mask] * (1 + len(moments))
+        held = [tensors[name].data, *moments(optimizer, tensors[name])]
+        values += held
+        keep += [mask] * len(held)
     if values:
         torch._foreach_mul_(values, keep)
+
+
+def moments(optimizer: Any, parameter: Tensor) -> list[Tensor]:
+    """Return the optimizer's state tensors that have the parameter's shape."""
+    state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
+    return [value for value in state.values() if torch.is_tensor(value) and value.shape == parameter.shape]
 
 
 def sparsity_of(masks: Mapping[str, Tensor]) -> float:

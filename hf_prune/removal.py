@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from .architectures import find_groups, live_shapes
-from .errors import PruningError
-from .plan import Record, close_kept, read_record, write_record
+from .masks import moments
+from .plan import close_kept, read_record, write_record
 from .structure import Group, KeepVectors, Kept, keep_vectors
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -111,12 +111,6 @@ def zero_removed(tensors: dict[str, torch.Tensor], vectors: KeepVectors, optimiz
                 tensor.index_fill_(dim, gone, 0)
 
 
-def moments(optimizer: Any, parameter: torch.Tensor) -> list[torch.Tensor]:
-    """Return the optimizer's state tensors that have the parameter's shape."""
-    state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
-    return [value for value in state.values() if torch.is_tensor(value) and value.shape == parameter.shape]
-
-
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return parameters and buffers by name, tied ones under each of their names."""
     return {
@@ -146,8 +140,6 @@ def _take(tensor: torch.Tensor, dim: int, vector: torch.Tensor, optimizer: Any) 
     for key, value in state.items():
         if torch.is_tensor(value) and value.shape == old:
             state[key] = value.index_select(dim, index)
-    if tensor.shape[dim] != len(vector):
-        raise PruningError(f"A tensor of shape {tuple(old)} changed while it was being cut.")
     gradient, tensor.grad = tensor.grad, None
     tensor.data = tensor.data.index_select(dim, index)
     tensor.grad = None if gradient is None else gradient.index_select(dim, index)
@@ -157,6 +149,3 @@ def _sync_linear(module: nn.Module) -> None:
     """Make a Linear's own numbers say its weight's shape."""
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
-
-
-__all__ = ["Record", "cut", "mask_units", "moments", "named_tensors", "shrink", "unmasked_units", "zero_removed"]
