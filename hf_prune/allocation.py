@@ -117,7 +117,7 @@ def _bundles(group: Group, value: Tensor, alive: Tensor, cost: float, min_kept: 
     left, bundles, start = len(order[0]) if order else 0, list[Bundle](), 0
     while left > 0:
         count = left % multiple or multiple
-        if left - count < max(1, min_kept):
+        if left - count < min_kept:
             break
         leaving = tuple(unit for row in order for unit in row[start : start + count])
         mean = float(value[list(leaving)].double().mean())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import PruningError
-from .structure import Group
+from .structure import Group, Slice
 
 Loss = Callable[[nn.Module, Mapping[str, Any]], Tensor]
 
@@ -33,12 +33,17 @@ class GateWatcher:
         self._handles: list[Any] = []
 
     def start(self) -> None:
-        """Hook every output projection once, however many groups read through it."""
-        by_module: dict[str, list[Group]] = {}
+        """Hook what hands units on: output projections once each, layers and whole blocks by what they return."""
+        by_module: dict[str, list[tuple[Group, Slice]]] = {}
         for group in self.groups:
-            by_module.setdefault(group.output.parameter.rpartition(".")[0], []).append(group)
-        for path, groups in by_module.items():
-            self._handles.append(self.model.get_submodule(path).register_forward_pre_hook(self._hook(groups)))
+            for part in group.read:
+                by_module.setdefault(part.parameter.rpartition(".")[0], []).append((group, part))
+            whole = group.modules if group.kind == "layer" else (group.core,) if group.kind == "branch" and not group.outputs else ()
+            for unit, path in enumerate(whole):
+                module = self.model.get_submodule(path)
+                self._handles.append(module.register_forward_hook(self._whole(group, unit), with_kwargs=True))
+        for path, read in by_module.items():
+            self._handles.append(self.model.get_submodule(path).register_forward_pre_hook(self._hook(read)))
 
     def stop(self) -> None:
         """Remove the hooks; the means stay."""
@@ -49,7 +54,10 @@ class GateWatcher:
     def regroup(self, groups: Sequence[Group], kept: Mapping[str, Sequence[int]]) -> None:
         """Go on with groups that have lost units; `kept` are the live numbers that stayed."""
         self.groups = [group for group in groups if group.name in self.square]
+        left = {group.name for group in groups}
         for means in (self.square, self.absolute):
+            for name in [name for name in means if name not in left]:
+                del means[name]  # it went with its layer
             for name, units in kept.items():
                 if name in means:
                     means[name] = means[name][list(units)]
@@ -61,25 +69,67 @@ class GateWatcher:
             for name, mean in means.items():
                 means[name] = average_over_processes(mean.to(device)).cpu()
 
-    def _hook(self, groups: list[Group]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def _hook(self, read: list[tuple[Group, Slice]]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def before_forward(module: nn.Module, args: tuple[Any, ...]) -> None:
-            inputs = args[0]
+            inputs, rows = args[0], None
+            if isinstance(inputs, nn.utils.rnn.PackedSequence):
+                rows = torch.cat([torch.arange(int(count)) for count in inputs.batch_sizes])
+                inputs = inputs.data
             if torch.is_grad_enabled() and inputs.requires_grad:
                 seen = inputs.detach()
-                inputs.register_hook(lambda gradient: self._see(groups, seen, gradient))
+                inputs.register_hook(lambda gradient: self._see(read, _by_sample(module, seen * gradient, rows)))
 
         return before_forward
 
+    def _whole(self, group: Group, unit: int) -> Callable[..., None]:
+        """Watch what one module adds: the gate of a whole layer or block multiplies all that it changes."""
+
+        def after_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+            value = result[0] if isinstance(result, tuple) else result
+            if not (torch.is_grad_enabled() and torch.is_tensor(value) and value.requires_grad):
+                return
+            given = next((one for one in (*args, *kwargs.values()) if torch.is_tensor(one)), None)
+            seen = value.detach()
+            if group.kind == "layer" and given is not None and given.shape == value.shape:
+                seen = seen - given.detach()
+
+            def see(gradient: Tensor) -> None:
+                self._add(group, slice(unit, unit + 1), (seen * gradient).float().flatten(1).sum(1, keepdim=True))
+
+            value.register_hook(see)  # type: ignore[no-untyped-call]
+
+        return after_forward
+
     @torch.no_grad()
-    def _see(self, groups: list[Group], inputs: Tensor, gradient: Tensor) -> None:
-        """Add one batch: ``(samples, …, width)`` summed over all but samples and width."""
-        product = (inputs * gradient).float()
-        gates = product.flatten(1, -2).sum(1) if product.ndim > 2 else product
-        for group in groups:
-            index = group.output.index(torch.arange(group.units), group.per_part).to(gates.device)
-            gate = gates[:, index].view(len(gates), group.units, -1).sum(-1)
-            for means, value in ((self.square, gate.square()), (self.absolute, gate.abs())):
-                means[group.name] = means[group.name].mul_(self.decay).add_(value.mean(0).cpu())
+    def _see(self, read: list[tuple[Group, Slice]], gates: Tensor) -> None:
+        """Add one batch, ``(samples, width)``."""
+        for group, part in read:
+            index = part.index(torch.arange(group.units), group.per_part).to(gates.device)
+            self._add(group, slice(None), gates[:, index].view(len(gates), group.units, -1).sum(-1))
+
+    @torch.no_grad()
+    def _add(self, group: Group, units: slice, gate: Tensor) -> None:
+        """Add the gate gradients of one batch, ``(samples, units)``, to the running means."""
+        for means, value in ((self.square, gate.square()), (self.absolute, gate.abs())):
+            means[group.name][units] = means[group.name][units].mul(self.decay).add(value.mean(0).cpu())
+
+
+def _by_sample(module: nn.Module, product: Tensor, rows: Tensor | None) -> Tensor:
+    """Sum what a module reads over all but samples and width, ``(samples, width)``.
+
+    Args:
+        module: The reader; it says which axis is which.
+        product: Activation times gradient: ``(samples, …, width)``, for convolutions ``(samples, width, …)``.
+        rows: Of a packed sequence: the sample that each token belongs to.
+    """
+    gates = product.float()
+    if rows is not None:
+        return gates.new_zeros(int(rows.max()) + 1, gates.shape[-1]).index_add(0, rows.to(gates.device), gates)
+    if isinstance(module, nn.RNNBase) and not module.batch_first:
+        gates = gates.transpose(0, 1)  # time comes first
+    elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        gates = gates.movedim(1, -1)
+    return gates.flatten(1, -2).sum(1) if gates.ndim > 2 else gates
 
 
 def model_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
 
 from .architectures import find_groups
 from .errors import CheckpointError, PruningError
-from .plan import parent_name
+from .plan import Record, close_kept, read_record
 from .pruners import Pruner, Target
 from .removal import cut
 from .report import Report
 from .schedules import Schedule
 from .session import Pruning, unwrap
+from .stock import write_record
 
 logger = logging.getLogger(__name__)
 STATE = "pruning_state.safetensors"
@@ -136,26 +138,32 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         return self.pruning
 
     def _load_shapes_of_checkpoints(self, model: Any) -> None:
-        """Cut the live model to a smaller checkpoint's shapes just before its weights arrive.
-
-        Which units those are is told by the pruning state, once training begins; until then only numbers matter.
-        """
+        """Cut the live model to a smaller checkpoint's plan just before its weights arrive."""
         root: Any = unwrap(model)
         if self.shrink_during_training and not getattr(root, "_hf_prune_resumes", False):
             root._hf_prune_resumes = True
             root.register_load_state_dict_pre_hook(_fit_shapes)
 
 
-def _fit_shapes(model: Any, state_dict: Mapping[str, torch.Tensor], *_: Any) -> None:
-    groups = [group for group in find_groups(model) if group.slices[0].parameter in state_dict]
-    rows = [(group, group.slices[0]) for group in groups]
-    units = {group.name: state_dict[row.parameter].shape[row.dim] // row.per_unit for group, row in rows}
-    live = {}
-    for group in groups:
-        parts = units.get(parent_name(group), group.parts) if group.parts > 1 else 1
-        inside = units[group.name] // parts
-        live[group.name] = [part * group.per_part + i for part in range(parts) for i in range(inside)]
-    cut(model, groups, {group.name: live[group.name] for group in groups if units[group.name] < group.units})
+def _fit_shapes(model: Any, *_: Any) -> None:
+    """Cut a model to the plan of the checkpoint whose weights a Trainer is about to load into it."""
+    folder = _loading_folder(sys._getframe(1))
+    if folder is None or not (folder / STATE).is_file():
+        return  # another load: the best model's shapes are there already
+    entries = read_state(folder / STATE)["record"]
+    record = Record({name: (list(kept), dense) for name, (kept, dense) in entries.items()})
+    groups = find_groups(model)
+    live = read_record(model).to_live(groups, {name: kept for name, (kept, _) in record.items()})
+    cut(model, groups, close_kept(groups, live))
+    write_record(model, record)
+
+
+def _loading_folder(frame: FrameType | None) -> Path | None:
+    """Return the folder that a Trainer loads: only its own frame tells it before the weights arrive."""
+    while frame is not None and frame.f_code.co_name != "_load_from_checkpoint":
+        frame = frame.f_back
+    given = frame.f_locals.get("resume_from_checkpoint") if frame is not None else None
+    return Path(given) if isinstance(given, str) else None
 
 
 def find_checkpoint(args: Any, step: int) -> Path:

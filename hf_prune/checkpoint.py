@@ -15,8 +15,9 @@ from torch import nn
 
 from .architectures import find_groups
 from .errors import CheckpointError, PruningError, UnsupportedModelError
-from .plan import BLOCK, close_kept, read_record, write_record
+from .plan import BLOCK, close_kept, read_record
 from .removal import cut
+from .stock import write_record
 
 
 def save_pruned(
@@ -49,8 +50,7 @@ def save_pruned(
     if stock not in ("auto", "never", "require"):
         raise PruningError(f"stock must be 'auto', 'never' or 'require'. Received: {stock!r}")
     record = read_record(model)
-    groups = find_groups(model) if record else []
-    write_record(model, record, groups, stock=stock != "never")
+    write_record(model, record, stock=stock != "never")
     if stock == "require" and record and not getattr(model.config, BLOCK)["stock"]:
         uneven = ", ".join(list(record)[:4])
         raise PruningError(
@@ -60,7 +60,7 @@ def save_pruned(
     try:
         model.save_pretrained(path, max_shard_size=max_shard_size)
     finally:
-        write_record(model, record, groups)
+        write_record(model, record)
     if tokenizer is not None:
         tokenizer.save_pretrained(path)
     return Path(path)

@@ -43,21 +43,50 @@ def run(
 
 
 @app.command()
-def inspect(model: MODEL) -> None:
-    """Show which units of a model can be removed, and what a pruned one has lost."""
-    from .architectures import find_groups, live_shapes, prunable_macs
+def inspect(
+    model: MODEL,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Try it on copies: does removing random units equal masking them?")
+    ] = False,
+) -> None:
+    """Show which units of a model can be removed, which cannot and why, and what a pruned one has lost.
+
+    Example: [bold]hf-prune inspect bert-base-uncased --verify[/]
+    """
+    from .architectures import inspect_model, live_shapes, prunable_macs
     from .plan import read_record
     from .structure import unit_cost
 
     loaded = _load(model)
-    record, shapes = read_record(loaded), live_shapes(loaded)
+    record, shapes, found = read_record(loaded), live_shapes(loaded), inspect_model(loaded)
     table = Table("group", "kind", "units", "of", "MACs per unit")
-    for group in find_groups(loaded):
-        table.add_row(
-            group.name, group.kind, str(group.units), str(record.dense_units(group)), f"{unit_cost(group, shapes):,}"
-        )
+    for group in found.groups:
+        cost = unit_cost(group, found.groups, shapes)
+        table.add_row(group.name, group.kind, str(group.units), str(record.dense_units(group)), f"{cost:,.0f}")
     console.print(table)
+    for refusal in found.refusals:
+        console.print(f"not offered: {refusal.place}, because {refusal.reason}", highlight=False)
     console.print(f"{type(loaded).__name__}: {prunable_macs(loaded):,} prunable multiply-accumulates per token")
+    if verify:
+        _verify(loaded)
+
+
+def _verify(model: Any) -> None:
+    """Show how far masked and shrunk copies are apart, and exit with 1 where they are too far."""
+    from .report.measurement import random_inputs
+    from .selfcheck import verify
+
+    found = verify(model, random_inputs(model, 2, 16))
+    table = Table("kind", "masked against shrunk", "effect on the output", "verdict")
+    for kind, difference in found.differences.items():
+        verdict = "equal" if difference <= found.tolerance else "DIFFERENT"
+        table.add_row(kind, f"{difference:.1e}", f"{found.effects[kind]:.1e}", verdict)
+    for kind, reason in found.failures.items():
+        table.add_row(kind, "", "", f"FAILED: {reason}")
+    console.print(table)
+    console.print("This model can be pruned exactly." if found.passed else "Do not prune what is not equal.")
+    if not found.passed:
+        raise typer.Exit(1)
 
 
 @app.command("list")
@@ -201,15 +230,11 @@ def _functions(module: str, registry: str) -> Table:
 
 def _architectures() -> Table:
     from .architectures import ARCHITECTURES
-    from .architectures.conventions import ATTENTIONS, FEED_FORWARDS
+    from .architectures.conventions import FEED_FORWARDS, FUSED, QUERY_KEY_VALUE
 
     table = Table("what", "by", "children")
-    for attention in ATTENTIONS:
-        table.add_row(
-            "attention",
-            "naming convention",
-            f"{attention.query}, {attention.key}, {attention.value}, {attention.output}",
-        )
+    for names in (*QUERY_KEY_VALUE, *((name,) for name, _ in FUSED)):
+        table.add_row("attention", "naming convention", ", ".join(names))
     for block in FEED_FORWARDS:
         table.add_row("feed-forward", "naming convention", f"{', '.join(block.up)}, {block.down}")
     for name in ARCHITECTURES:

@@ -21,6 +21,7 @@ import torch
 from rich import print as show
 
 from .errors import PruningError, UnsupportedModelError, did_you_mean
+from .skipping import is_skipped
 
 Lane = Literal["optimum", "native"]
 
@@ -267,7 +268,8 @@ def _copy(model: Any) -> Any:
         raise UnsupportedModelError(f"{rule}. Received: {type(inner).__name__}.")
     copied = copy.deepcopy(inner)
     for module in copied.modules():  # mixed precision and device maps set a `forward` over the class's own
-        module.__dict__.pop("forward", None)
+        if not is_skipped(module):
+            module.__dict__.pop("forward", None)
     return copied
 
 

@@ -1,17 +1,14 @@
-"""The written plan: `pruning_config` in config.json, run-length text, and when a stock config can say the shape."""
+"""The written plan: kept units as run-length text, and the `pruning_config` that a model carries."""
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from . import __version__
-from .architectures.conventions import CONFIG_COUNTS
 from .errors import CheckpointError, PruningError
 from .structure import Group, Kept
 
@@ -103,12 +100,20 @@ class Record(dict[str, tuple[list[int], int]]):
     def after(self, groups: Sequence[Group], live_kept: Kept) -> Record:
         """Return the record as it is once these live units are all that stays."""
         result = Record(self)
+        gone = tuple(
+            f"{place}." for group in groups for place in removed_places(group, live_kept.get(group.name), self)
+        )
+        for name in [name for name in result if name.startswith(gone)]:
+            del result[name]
+        names = {group.name for group in groups}
         for group in groups:
+            if group.name.startswith(gone):  # it went with its layer
+                continue
             stays = live_kept.get(group.name)
             if stays is not None and (len(stays) < group.units or group.name in self):
                 numbers = self.dense_numbers(group)
                 result[group.name] = ([numbers[i] for i in stays], self.dense_units(group))
-                if group.parts > 1:  # one head left in each KV group looks like plain heads: say that it is not
+                if group.parts > 1 and parent_name(group) in names:  # one head left in each KV group looks like plain heads: say that it is not
                     result.setdefault(parent_name(group), (list(range(group.parts)), group.parts))
         return result
 
@@ -118,29 +123,53 @@ def parent_name(group: Group) -> str:
     return group.name.removesuffix("heads") + "kv_groups"
 
 
+def removed_places(group: Group, stays: Sequence[int] | None, record: Record) -> list[str]:
+    """Return the places, such as ``layers.3``, that leave as a whole with the units of this group."""
+    if stays is None or group.kind != "layer":
+        return []
+    numbers = record.dense_numbers(group)
+    return [f"{group.name}.{number}" for i, number in enumerate(numbers) if i not in set(stays)]
+
+
 def close_kept(groups: Sequence[Group], live_kept: Kept) -> dict[str, list[int]]:
-    """Make KV groups and the heads inside them agree: heads of removed groups go too.
+    """Make a plan agree with itself: what is inside a removed layer, branch or KV group goes too.
 
     Raises:
-        PruningError: Parts that stay would keep unequal numbers of units, or a group would keep none.
+        PruningError: Parts that stay would keep unequal numbers of units, or a group fewer than it must.
     """
     closed = {name: sorted(units) for name, units in live_kept.items()}
+    branches = tuple(f"{g.place}." for g in groups if g.kind == "branch" and not closed.get(g.name, [0]))
+    layers = tuple(
+        f"{module}."
+        for g in groups
+        if g.kind == "layer" and g.name in closed
+        for unit, module in enumerate(g.modules)
+        if unit not in set(closed[g.name])
+    )
     for group in groups:
+        inside = group.slices and all(part.parameter.startswith(layers) for part in group.slices)
+        if inside or group.name.startswith(branches):
+            closed[group.name] = []
+            continue
         parts = closed.get(parent_name(group)) if group.parts > 1 else None
         if group.name not in closed and (parts is None or len(parts) == group.parts):
             continue
         units = closed.get(group.name, list(range(group.units)))
         parts = list(range(group.parts)) if parts is None else parts
         units = [unit for unit in units if unit // group.per_part in parts]
-        counts = {sum(unit // group.per_part == part for unit in units) for part in parts}
+        counts = {sum(unit // group.per_part == part for unit in units) for part in parts} if group.parts > 1 else {1}
         if len(counts) > 1:
             raise PruningError(
                 f"Each KV group of '{group.name}' must keep equally many heads. Received: {sorted(counts)}"
             )
+        if len(units) < group.least and parts:
+            least = f"At least {group.least} units" if group.least > 1 else "At least one unit"
+            raise PruningError(f"{least} of '{group.name}' must stay. Received: {units or 'none'}")
+        if len(units) % group.multiple and len(units) < group.units:
+            raise PruningError(
+                f"Units of '{group.name}' that stay must be a multiple of {group.multiple}. Received: {len(units)}"
+            )
         closed[group.name] = units
-    empty = [name for name, units in closed.items() if not units]
-    if empty:
-        raise PruningError(f"At least one unit of '{empty[0]}' must stay. Received: none")
     return closed
 
 
@@ -150,7 +179,7 @@ def read_record(model: nn.Module) -> Record:
     Raises:
         CheckpointError: The block is malformed or newer than this library.
     """
-    block = getattr(getattr(model, "config", None), BLOCK, None)
+    block = getattr(_holder(model), BLOCK, None)
     if block is None:
         return Record()
     if not isinstance(block, dict) or not isinstance(block.get("kept", {}), dict):
@@ -165,59 +194,16 @@ def read_record(model: nn.Module) -> Record:
 
 def annotate(model: nn.Module, **notes: Any) -> None:
     """Add keys such as ``recipe`` and ``base_model`` to the block in the model's config; ``None`` adds nothing."""
-    config = getattr(model, "config", None)
     told = {key: value for key, value in notes.items() if value is not None}
-    if config is not None and told:
+    if told:
         empty = {"format": FORMAT, "library_version": __version__, "stock": False, "kept": {}}
-        setattr(config, BLOCK, {**empty, **(getattr(config, BLOCK, None) or {}), **told})
+        setattr(_holder(model), BLOCK, {**empty, **(getattr(_holder(model), BLOCK, None) or {}), **told})
 
 
-def write_record(model: nn.Module, record: Record, groups: Sequence[Group], *, stock: bool = True) -> None:
-    """Write the block into the model's config, and the small shape itself where a stock config can say it.
-
-    Args:
-        model: The live model; one without a config is left alone.
-        record: What was removed, in dense numbering.
-        groups: The live model's groups.
-        stock: Whether a stock config may be written.
-    """
+def _holder(model: nn.Module) -> Any:
+    """Return what carries the block: the config, or a module itself where it has none of transformers' kind."""
     config = getattr(model, "config", None)
-    if config is None or not record:
-        return
-    for name, value in _counts(config, groups, {g.name: record.dense_units(g) for g in groups}).items():
-        setattr(config, name, value)
-    small = _counts(config, groups, {group.name: group.units for group in groups}) if stock else {}
-    fits = stock and _builds_shapes(model, small)
-    for name, value in small.items() if fits else ():
-        setattr(config, name, value)
-    kept = {name: encode_units(*units) for name, units in record.items()}
-    annotate(model, format=FORMAT, library_version=__version__, stock=fits, kept=kept)
-
-
-def _counts(config: Any, groups: Sequence[Group], units: Mapping[str, int]) -> dict[str, int]:
-    """Return config attributes for kinds whose every group has the same number of units."""
-    result: dict[str, int] = {}
-    for kind, attributes in CONFIG_COUNTS.items():
-        counts = {units[group.name] for group in groups if group.kind == kind}
-        if len(counts) == 1:
-            result.update({a: counts.copy().pop() for a in attributes if isinstance(getattr(config, a, None), int)})
-    return result
-
-
-def _builds_shapes(model: nn.Module, changes: Mapping[str, int]) -> bool:
-    """Whether the stock class, built from the changed config, has exactly the live model's tensors."""
-    config = copy.deepcopy(model.config)
-    for name, value in changes.items():
-        setattr(config, name, value)
-    if hasattr(config, BLOCK):
-        delattr(config, BLOCK)
-    try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            stock = type(model)(config)
-    except Exception:  # a class that refuses the small config cannot say the shape: the block then does
-        return False
-    mine, theirs = model.state_dict(), stock.state_dict()
-    return mine.keys() == theirs.keys() and all(mine[key].shape == theirs[key].shape for key in mine)
+    return config if hasattr(config, "model_type") else model
 
 
 def _some(names: Mapping[str, object]) -> str:

@@ -31,7 +31,8 @@ class Pruner:
         include: Patterns of names to choose from, such as ``"layers.[0-3].*"``; none means all.
         exclude: Patterns of names to leave alone.
         multiple_of: Kept units of a group are a multiple of this, at least 1.
-        min_kept: Units that stay in every group (in every part of it) at least, 1 or more.
+        min_kept: Units that stay in every group (in every part of it) at least, 0 or more. With 0 the last head or
+            neuron may go too: of its branch stays a constant, and none of its time.
     """
 
     sparsity: float | None = None
@@ -41,7 +42,7 @@ class Pruner:
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
     multiple_of: int = Field(default=1, ge=1)
-    min_kept: int = Field(default=1, ge=1)
+    min_kept: int = Field(default=1, ge=0)
 
     @field_validator("sparsity")
     @classmethod
@@ -55,6 +56,10 @@ class Pruner:
         """Whether the name passes `include` and `exclude`."""
         included = not self.include or any(fnmatch(name, pattern) for pattern in self.include)
         return included and not any(fnmatch(name, pattern) for pattern in self.exclude)
+
+    def floor(self, group: Group) -> int:
+        """Return how many units must stay in each part of a group."""
+        return max(self.min_kept, group.least)
 
     def resolve_score(self) -> Score:
         """Return the score, of weights or of units as this pruner needs it."""
@@ -126,10 +131,67 @@ class NeuronPruner(UnitPruner):
 
 
 @settings()
+class LayerPruner(UnitPruner):
+    """Remove whole layers, or one branch of a layer: its attention or its feed-forward block.
+
+    Args:
+        unit: ``"layer"``, ``"branch"``, or ``"any"``: whichever is worth least.
+        **settings: As in `Pruner`; `min_kept` counts layers. The papers that rank layers by what they change: Men et
+            al. 2024, arXiv:2403.03853; branches: He et al. 2024, arXiv:2406.15786.
+
+    Example:
+        >>> LayerPruner(sparsity=0.25).unit
+        'layer'
+    """
+
+    unit: Literal["layer", "branch", "any"] = "layer"
+
+    def kinds(self, groups: Sequence[Group]) -> tuple[Kind, ...]:
+        """Return layers, branches or both."""
+        return ("layer", "branch") if self.unit == "any" else (self.unit,)
+
+    def floor(self, group: Group) -> int:
+        """Return `min_kept` for layers; any branch may go."""
+        return 0 if group.kind == "branch" else super().floor(group)
+
+
+@settings()
+class ExpertPruner(UnitPruner):
+    """Remove experts of mixture-of-experts blocks, with their router rows; as many stay as a token is sent to.
+
+    Example:
+        >>> ExpertPruner(sparsity=0.5).sparsity
+        0.5
+    """
+
+    def kinds(self, groups: Sequence[Group]) -> tuple[Kind, ...]:
+        """Return experts."""
+        return ("expert",)
+
+
+@settings()
+class ChannelPruner(UnitPruner):
+    """Remove channels inside the blocks of convolutional models: filters with their batch norms.
+
+    Example:
+        >>> ChannelPruner(sparsity=0.5, score="l2").score
+        'l2'
+    """
+
+    def kinds(self, groups: Sequence[Group]) -> tuple[Kind, ...]:
+        """Return channels."""
+        return ("channel",)
+
+
+@settings()
 class WeightPruner(Pruner):
     """Zero single weights: smaller files and research, no speed in PyTorch or ONNX Runtime on a CPU.
 
-    The default scope is every Linear inside numbered layers of the base model; embeddings and heads stay dense.
+    Weights are those of Linear, transformers' Conv1D, Conv1d to 3d, and recurrent modules (RNN, GRU, LSTM and their
+    cells: ``weight_ih_l0``, ``weight_hh_l0``, …); biases and norms are left alone. The default scope is all of them
+    inside numbered layers (a ``ModuleList``, as transformers have): embeddings and heads stay dense. A model without
+    numbered layers, such as a plain CNN, offers all but its last module, which is its head. With `include` every
+    weight that a pattern matches is in scope; an embedding only then.
 
     Args:
         pattern: ``"unstructured"``: any weight may go.
@@ -156,16 +218,45 @@ class WeightPruner(Pruner):
         Raises:
             PruningError: None passes `include` and `exclude`.
         """
-        linears = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-        in_layers = [name for name in linears if self.include or any(part.isdigit() for part in name.split("."))]
-        chosen = [name for name in in_layers if self.wants(name)]
+        weights = _weights_by_module(model, embeddings=bool(self.include))
+        there = [name for names in weights.values() for name in names]
+        chosen = [name for name in (there if self.include else _default_scope(model, weights)) if self.wants(name)]
         if not chosen:
             raise PruningError(
-                f"WeightPruner finds no Linear weights under include={list(self.include)}, "
-                f"exclude={list(self.exclude)}. "
-                f"The model has {', '.join(linears[:4])} …"
+                f"WeightPruner finds no weights under include={list(self.include)}, exclude={list(self.exclude)}. "
+                f"The model has {', '.join(there[:4]) or 'no Linear, convolution or recurrent module'} …"
             )
         return chosen
+
+
+_MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+
+
+def _weights_by_module(model: nn.Module, embeddings: bool) -> dict[str, list[str]]:
+    """Return the parameters that may lose weights by the module that holds them; a tied one under its first name."""
+    found: dict[str, list[str]] = {}
+    seen = set[int]()
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if _is_weight(module, name, embeddings) and id(parameter) not in seen:
+                seen.add(id(parameter))
+                found.setdefault(path, []).append(f"{path}.{name}" if path else name)
+    return found
+
+
+def _is_weight(module: nn.Module, name: str, embeddings: bool) -> bool:
+    if isinstance(module, _RECURRENT):
+        return name.startswith("weight_")
+    matrix = isinstance(module, _MATRICES) or type(module).__name__ == "Conv1D"  # transformers' transposed Linear
+    return name == "weight" and (matrix or (embeddings and isinstance(module, nn.Embedding)))
+
+
+def _default_scope(model: nn.Module, weights: dict[str, list[str]]) -> list[str]:
+    """Return the weights inside numbered layers; where there are none, all but those of the last module."""
+    lists = tuple(f"{path}." for path, module in model.named_modules() if path and isinstance(module, nn.ModuleList))
+    inside = [name for path, names in weights.items() if path.startswith(lists) for name in names]
+    return inside or [name for names in list(weights.values())[: max(1, len(weights) - 1)] for name in names]
 
 
 @settings(frozen=True)

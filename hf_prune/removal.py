@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -9,8 +10,21 @@ import torch
 from torch import nn
 
 from .architectures import find_groups, live_shapes
+from .depth import check_depth, drop_modules
 from .masks import moments
-from .plan import close_kept, read_record, write_record
+from .plan import close_kept, read_record
+from .skipping import (
+    close_router,
+    is_skipped,
+    restore,
+    select_heads,
+    skip_block,
+    skip_channels,
+    skip_core,
+    skip_layer,
+    skip_projection,
+)
+from .stock import write_record
 from .structure import Group, KeepVectors, Kept, keep_vectors
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -18,6 +32,8 @@ Model = TypeVar("Model", bound=nn.Module)
 
 def mask_units(model: Model, kept: Kept) -> Model:
     """Zero every entry that removed units own, in place: what a plan means.
+
+    A removed layer also hands its input on, and a removed expert is never chosen.
 
     Args:
         model: A model whose groups `find_groups` finds.
@@ -35,6 +51,7 @@ def mask_units(model: Model, kept: Kept) -> Model:
     groups = find_groups(model)
     live = close_kept(groups, read_record(model).to_live(groups, kept))
     zero_removed(named_tensors(model), keep_vectors(groups, live, live_shapes(model)))
+    skip_removed(model, groups, live)
     return model
 
 
@@ -46,14 +63,15 @@ def shrink(model: Model, kept: Kept | None = None, *, optimizer: Any = None) -> 
     Args:
         model: A model whose groups `find_groups` finds; it may have been shrunk before.
         kept: Group name to the units that stay, in the dense model's numbering; other groups keep all. ``None``: all
-            units that are not masked (not zero in every entry they own) now; the last unit of a group stays anyway.
+            units that are not masked (not zero in every entry they own) now.
         optimizer: Its moments are cut along.
 
     Returns:
         The same model, smaller. ``model.config.pruning_config`` says what was kept.
 
     Raises:
-        PruningError: An unknown group or unit, unequal numbers of heads per KV group, or nothing left of a group.
+        PruningError: An unknown group or unit, unequal numbers of heads per KV group, too few units left of a group,
+            or layers whose removal the config cannot say.
 
     Example:
         >>> shrink(model, {"layers.0.mlp.neurons": range(512)})  # doctest: +SKIP
@@ -61,43 +79,107 @@ def shrink(model: Model, kept: Kept | None = None, *, optimizer: Any = None) -> 
     groups, record = find_groups(model), read_record(model)
     live = unmasked_units(model, groups) if kept is None else record.to_live(groups, kept)
     live = close_kept(groups, live)
+    check_depth(model, groups, live)
     record = record.after(groups, live)
     cut(model, groups, live, optimizer=optimizer)
-    write_record(model, record, find_groups(model))
+    write_record(model, record)
     return model
 
 
 def cut(model: nn.Module, groups: Sequence[Group], live_kept: Kept, *, optimizer: Any = None) -> None:
     """Drop all entries of removed units and tell the code around them; numbering is the live model's."""
-    vectors = keep_vectors(groups, live_kept, live_shapes(model))
+    shapes = live_shapes(model)
+    vectors = keep_vectors([group for group in groups if not group.modules or group.slices], live_kept, shapes)
     tensors, done = named_tensors(model), set[tuple[int, int]]()
     for (name, dim), vector in vectors.items():
         if (id(tensors[name]), dim) not in done:  # tied parameters are one tensor
             done.add((id(tensors[name]), dim))
             _take(tensors[name], dim, vector, optimizer)
-    changed = {name.rpartition(".")[0] for name, _ in vectors}
-    for path in changed:
-        _sync_linear(model.get_submodule(path))
-    for group in find_groups(model) if vectors else ():
-        for counter in group.counters:
-            count = group.units if counter.of == "units" else group.per_part
-            setattr(model.get_submodule(counter.module), counter.attribute, count * counter.per_unit)
+    for path in {name.rpartition(".")[0] for name, _ in vectors}:
+        sync_module(model.get_submodule(path))
+    for group in groups:
+        left = len(live_kept[group.name]) if group.name in live_kept else group.units
+        for counter in group.counters if left < group.units or group.name in live_kept else ():
+            count = left if counter.of == "units" else left // _parts_left(group, groups, live_kept)
+            _tell(model.get_submodule(counter.module), counter.attribute, count * counter.per_unit)
+        if group.arguments and left < group.units:
+            select_heads(model.get_submodule(group.core), group.arguments, live_kept[group.name], group.units)
+    for group in groups:
+        if group.kind == "expert":  # what was masked is gone now
+            restore(model.get_submodule(group.core))
+    skip_removed(model, groups, {name: units for name, units in live_kept.items() if not units})
+    drop_modules(model, groups, live_kept)
+    if optimizer is not None:
+        _forget({id(one) for one in tensors.values()} - {id(one) for one in named_tensors(model).values()}, optimizer)
+
+
+def _forget(gone: set[int], optimizer: Any) -> None:
+    """Take parameters of removed modules out of an optimizer, as if it had been made for the small model."""
+    for group in optimizer.param_groups:
+        for parameter in [one for one in group["params"] if id(one) in gone]:
+            optimizer.state.pop(parameter, None)
+        group["params"] = [one for one in group["params"] if id(one) not in gone]
+
+
+def _tell(module: Any, attribute: str, value: int) -> None:
+    if attribute.startswith("config."):
+        module.config = copy.copy(module.config)
+        module, attribute = module.config, attribute.removeprefix("config.")
+    setattr(module, attribute, value)
+
+
+def _parts_left(group: Group, groups: Sequence[Group], live_kept: Kept) -> int:
+    """Return how many parts keep any unit, at least 1."""
+    return max(1, len({unit // group.per_part for unit in live_kept.get(group.name, range(group.units))}))
+
+
+def skip_removed(model: nn.Module, groups: Sequence[Group], live_kept: Kept) -> None:
+    """Skip what computes nothing any more: removed layers, and blocks of which no unit is left."""
+    shapes = live_shapes(model)
+    for group in groups:
+        units = live_kept.get(group.name)
+        if units is None:
+            continue
+        if group.kind == "layer":
+            for unit, path in enumerate(group.modules):
+                (restore if unit in units else skip_layer)(model.get_submodule(path))
+        elif group.kind == "expert" and len(units) < group.units:
+            gone = [unit for unit in range(group.units) if unit not in set(units)]
+            close_router(model.get_submodule(group.core), gone)
+            for part in group.slices:  # a correction that is added before experts are chosen
+                tensor = named_tensors(model)[part.parameter]
+                if tensor.numel() == group.units and not part.parameter.startswith(f"{group.core}.bias"):
+                    tensor.data[..., gone] = -torch.inf
+        elif not units and not group.outputs and group.kind == "branch":
+            skip_block(model.get_submodule(group.core))
+        elif not units and group.outputs and all(0 in shapes[part.parameter] for part in group.read):
+            for part in group.slices[: -group.outputs]:
+                skip_channels(model.get_submodule(part.parameter.rpartition(".")[0]))
+            for part in group.read:
+                output = model.get_submodule(part.parameter.rpartition(".")[0])
+                skip_projection(output)
+                if group.core:
+                    skip_core(model.get_submodule(group.core), output)
 
 
 def unmasked_units(model: nn.Module, groups: Sequence[Group]) -> dict[str, list[int]]:
     """Return the live units that own any entry that is not zero; where parts differ, the fullest part decides."""
     tensors, alive = named_tensors(model), dict[str, torch.Tensor]()
     for group in groups:
+        if group.kind == "layer":
+            alive[group.name] = torch.tensor([not is_skipped(model.get_submodule(path)) for path in group.modules])
+            continue
         used = torch.zeros(group.units, dtype=torch.bool)
-        for part in group.slices:
+        for part in group.slices if group.units else ():
             tensor = tensors[part.parameter].detach()
+            tensor = torch.where(tensor == -torch.inf, 0, tensor)  # of a masked expert
             rows = tensor.ne(0).movedim(part.dim, 0).flatten(1).any(1).cpu() if tensor.ndim > 1 else tensor.ne(0).cpu()
             index = part.index(torch.arange(group.units), group.per_part)
             used |= rows[index].view(group.units, part.per_unit).any(1)
-        if not used.any():
-            used[0] = True
         if group.parts > 1:
-            used = _even_parts(used.view(group.parts, -1)).flatten()
+            used = _even_parts(used.view(group.parts, -1), -(-group.least // group.parts)).flatten()
+        spare = max(0, group.least - int(used.sum()), -int(used.sum()) % group.multiple)
+        used[(~used).nonzero().view(-1)[:spare]] = True
         alive[group.name] = used
     return {name: used.nonzero().view(-1).tolist() for name, used in alive.items() if not used.all()}
 
@@ -119,9 +201,9 @@ def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def _even_parts(used: torch.Tensor) -> torch.Tensor:
-    """Give every part that keeps any unit as many as the fullest one, masked units filling up."""
-    need = int(used.sum(1).max())
+def _even_parts(used: torch.Tensor, least: int) -> torch.Tensor:
+    """Give every part as many units as the fullest one, and the least that must stay: masked units fill up."""
+    need = max(least, int(used.sum(1).max())) if used.numel() else 0
     for row in used:
         spare = (~row).nonzero().view(-1)
         if row.any():
@@ -139,13 +221,42 @@ def _take(tensor: torch.Tensor, dim: int, vector: torch.Tensor, optimizer: Any) 
     state = optimizer.state.get(tensor, {}) if optimizer is not None else {}
     for key, value in state.items():
         if torch.is_tensor(value) and value.shape == old:
-            state[key] = value.index_select(dim, index)
+            state[key] = _select(value, dim, index)
     gradient, tensor.grad = tensor.grad, None
-    tensor.data = tensor.data.index_select(dim, index)
-    tensor.grad = None if gradient is None else gradient.index_select(dim, index)
+    tensor.data = _select(tensor.data, dim, index)
+    tensor.grad = None if gradient is None else _select(gradient, dim, index)
 
 
-def _sync_linear(module: nn.Module) -> None:
-    """Make a Linear's own numbers say its weight's shape."""
+def _select(tensor: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
+    """Return these entries along an axis; an empty result still owns memory.
+
+    Without memory of their own all empty tensors have the same address, and `save_pretrained` takes them for tied.
+    """
+    taken = tensor.index_select(dim, index)
+    return taken if taken.numel() else tensor.new_zeros(1)[:0].view(taken.shape)
+
+
+def sync_module(module: nn.Module) -> None:
+    """Make a module's own numbers say its tensors' shapes."""
+    shape = tuple(getattr(getattr(module, "weight", None), "shape", ()))
     if isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
+        module.out_features, module.in_features = shape
+    elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        if module.groups > 1:  # whole groups leave (of a depthwise convolution: channels)
+            module.groups = shape[0] * module.groups // module.out_channels
+        module.out_channels, module.in_channels = shape[0], shape[1] * module.groups
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        module.num_features = shape[0]
+    elif isinstance(module, nn.LayerNorm):
+        module.normalized_shape = shape
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = shape
+    elif isinstance(module, nn.RNNBase):
+        gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+        rows, module.input_size = getattr(module, "weight_ih_l0").shape  # noqa: B009 (mypy takes it for a module)
+        module.hidden_size = rows // gates
+        module.flatten_parameters()
+    elif isinstance(module, nn.RNNCellBase):
+        module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
+    elif type(module).__name__ == "Conv1D":  # transformers' own transposed Linear
+        module.nx, module.nf = shape

@@ -53,7 +53,7 @@ class Counter:
 
     Args:
         module: Name of the module that holds the attribute.
-        attribute: For example ``num_heads``.
+        attribute: For example ``num_heads``; ``config.num_heads`` is set in a copy of the config, the module's own.
         per_unit: Factor on the count (the head's size for ``all_head_size``).
         of: ``"units"`` counts all units, ``"units_per_part"`` those of one part (query heads per KV group).
     """
@@ -72,10 +72,20 @@ class Group:
         name: Ours, relative to the base model and equal on every lane: ``layers.3.attention.heads``.
         kind: One of `Kind`.
         units: How many units the live model has here.
-        slices: Everything a unit owns. The last one is where the output projection reads the unit: removing the
+        slices: Everything a unit owns. The last ones are where output projections read the unit: removing the
             unit means that these entries see nothing, and its gate's gradient is measured there.
         counters: What to tell the code around the weights.
         parts: Each of the equal parts keeps equally many units.
+        outputs: How many of the last slices are read by an output projection; more than 1 where layers share units, 0
+            where the core hands its result on by itself.
+        least: Fewest units that must stay, at least 0; 0 where the code around can do without any.
+        multiple: How many units stay is a multiple of this, where there are as many (kernels of stacked experts ask
+            for aligned widths).
+        core: Module that computes the units and is skipped once none is left; empty where it copes by itself. Of
+            experts it is the router.
+        arguments: Of the core's forward, what the model around it computes for all heads of the dense model: name, and
+            where heads lie in it (`skipping.select_heads`).
+        modules: For units that are modules of a list (layers, experts): unit *u* is ``modules[u]``.
     """
 
     name: str
@@ -84,11 +94,22 @@ class Group:
     slices: tuple[Slice, ...]
     counters: tuple[Counter, ...] = ()
     parts: int = 1
+    outputs: int = 1
+    least: int = 1
+    multiple: int = 1
+    core: str = ""
+    arguments: tuple[tuple[str, str], ...] = ()
+    modules: tuple[str, ...] = ()
 
     @property
-    def output(self) -> Slice:
-        """Where the output projection reads the units."""
-        return self.slices[-1]
+    def read(self) -> tuple[Slice, ...]:
+        """Where output projections read the units."""
+        return self.slices[-self.outputs :] if self.outputs else ()
+
+    @property
+    def place(self) -> str:
+        """The name without its last part: ``layers.3.attention``."""
+        return self.name.rpartition(".")[0]
 
     @property
     def per_part(self) -> int:
@@ -124,6 +145,10 @@ def keep_vectors(groups: Sequence[Group], live_kept: Kept, shapes: Shapes) -> Ke
             key = (part.parameter, part.dim)
             vector = vectors.setdefault(key, torch.ones(shapes[part.parameter][part.dim], dtype=torch.bool))
             vector[part.index(removed, group.per_part)] = False
+        for unit in removed.tolist() if group.modules else ():
+            inside = group.modules[unit] + "."
+            names = [name for name, shape in shapes.items() if name.startswith(inside) and len(shape)]
+            vectors.update({(name, 0): torch.zeros(shapes[name][0], dtype=torch.bool) for name in names})
     return vectors
 
 
@@ -145,9 +170,20 @@ def matrix_entries(groups: Sequence[Group], shapes: Shapes, vectors: KeepVectors
     return total
 
 
-def unit_cost(group: Group, shapes: Shapes) -> int:
-    """Return the multiply-accumulates per token that leave with one unit of this group."""
+def unit_cost(group: Group, groups: Sequence[Group], shapes: Shapes) -> float:
+    """Return the multiply-accumulates per token that leave with one unit of this group (a layer: on average).
+
+    Args:
+        group: The group.
+        groups: All of the live model's groups; they say which matrices count.
+        shapes: Tensor name to its live shape.
+    """
+    if group.modules:
+        inside = tuple(f"{module}." for module in group.modules)
+        names = {part.parameter for other in groups for part in other.slices if part.parameter.startswith(inside)}
+        return sum(math.prod(shapes[name]) for name in names if len(shapes[name]) > 1) / group.units
     matrices = [part for part in group.slices if len(shapes[part.parameter]) > 1]
     return sum(
-        part.per_unit * math.prod(shapes[part.parameter]) // shapes[part.parameter][part.dim] for part in matrices
+        part.per_unit * math.prod(n for axis, n in enumerate(shapes[part.parameter]) if axis != part.dim)
+        for part in matrices
     )

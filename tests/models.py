@@ -11,18 +11,23 @@ import torch
 import transformers
 from torch import Tensor
 
+from hf_prune import find_groups
+
 TEXT = {"vocab_size": 60, "max_position_embeddings": 40, "pad_token_id": 0}
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
 BERT_LIKE = {**TEXT, **SIZES, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 HEADS = {f"layers.{i}.attention.heads": 4 for i in range(2)}
 KV_GROUPS = {f"layers.{i}.attention.kv_groups": 2 for i in range(2)}
 NEURONS = {f"layers.{i}.mlp.neurons": 24 for i in range(2)}
-UNITS = {
+UNITS = {  # of what lies inside a layer's branches
     "bert": {**HEADS, **NEURONS},
     "vit": {**HEADS, **NEURONS},
     "llama": {**KV_GROUPS, **HEADS, **NEURONS},
     "llama_mha": {**HEADS, **NEURONS},
 }
+BRANCHES = {f"layers.{i}.{place}.branch": 1 for i in range(2) for place in ("attention", "mlp")}
+LAYERS = {"layers": 2}
+INNER = ("head", "kv_group", "neuron")
 UNEVEN = {
     "layers.0.attention.heads": [0, 2, 3],
     "layers.1.attention.heads": [1],
@@ -72,6 +77,11 @@ BUILD: dict[str, Callable[..., Any]] = {
     "llama": build_llama,
     "llama_mha": build_llama_mha,
 }
+
+
+def units_of(model: Any, kinds: Any = INNER) -> dict[str, int]:
+    """Return how many units each group of these kinds has; those inside branches where none are named."""
+    return {group.name: group.units for group in find_groups(model, kinds=kinds)}
 
 
 def draw_batch(model: Any, rows: int = 4, seed: int = 0) -> dict[str, Tensor]:

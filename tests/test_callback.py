@@ -18,6 +18,7 @@ from models import (
     build_llama,
     draw_rows,
     training_arguments,
+    units_of,
 )
 from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback
@@ -69,9 +70,7 @@ def test_target_is_reached_and_the_model_is_plain(name, tmp_path):
     assert 0.4 < prunable_macs(trainer.model) / prunable_macs(dense) <= 0.5
     assert {name for name, _ in trainer.model.named_parameters()} == {name for name, _ in dense.named_parameters()}
     assert not any(module._forward_pre_hooks for module in trainer.model.modules())
-    assert [len(callback.report.kept[g.name]) for g in find_groups(trainer.model)] == [
-        g.units for g in find_groups(trainer.model)
-    ]
+    assert {name: len(units) for name, units in callback.report.kept.items()} == units_of(trainer.model)
     assert callback.report.pruned.parameters < callback.report.dense.parameters
     save_pruned(trainer.model, tmp_path / "final")
     assert_same_outputs(trainer.model, load_pruned(tmp_path / "final", dtype=torch.float32))
@@ -273,12 +272,9 @@ def test_the_best_model_is_never_a_denser_one(live, shrink_at_end, tmp_path):
 def test_shrink_at_end_false_leaves_zeros(tmp_path):
     trainer = make_trainer(tmp_path, callback := make_callback(shrink_at_end=False))
     trainer.train()
-    assert [group.units for group in find_groups(trainer.model)] == [4, 24, 4, 24]
+    assert units_of(trainer.model, None) == units_of(build_bert(), None)
     small = shrink(copy.deepcopy(trainer.model))
-    assert callback.report.kept == {group.name: callback.report.kept[group.name] for group in find_groups(small)}
-    assert [len(callback.report.kept[group.name]) for group in find_groups(small)] == [
-        group.units for group in find_groups(small)
-    ]
+    assert {name: len(units) for name, units in callback.report.kept.items()} == units_of(small)
     assert_same_outputs(trainer.model, small)
 
 

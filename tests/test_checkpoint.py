@@ -281,7 +281,8 @@ def test_a_constructor_that_raised_does_not_disable_later_loads(tmp_path):
     [
         ({"layers.9.mlp.neurons": "0 of 24"}, "names groups that BertForSequenceClassification does not have"),
         ({"layers.0.mlp.neurons": "0-6 of 25"}, "is for 25 units, BertForSequenceClassification has 24"),
-        ({"layers.0.mlp.neurons": " of 24"}, "must stay"),
+        ({"layers": " of 2"}, "At least one unit of 'layers' must stay"),
+        ({"layers": "0-1 of 3", "layers.2.mlp.neurons": "0 of 24"}, "names groups that"),
         ({"layers.0.mlp.neurons": "[0, 1]"}, "must be increasing unit runs"),
     ],
 )
@@ -292,9 +293,10 @@ def test_a_strangers_plan_that_does_not_fit_is_refused(kept, message, tmp_path):
         load_pruned(tmp_path)
 
 
-def test_a_plan_with_other_shapes_than_the_weights_is_refused(tmp_path):
+@pytest.mark.parametrize("text", ["0-6 of 24", " of 24"])
+def test_a_plan_with_other_shapes_than_the_weights_is_refused(text, tmp_path):
     save_pruned(shrink(build_bert(), UNEVEN), tmp_path)
-    edit_block(tmp_path, kept={"layers.0.mlp.neurons": "0-6 of 24"})
+    edit_block(tmp_path, kept={"layers.0.mlp.neurons": text})
     with pytest.raises((RuntimeError, ValueError)):
         load_pruned(tmp_path)
 

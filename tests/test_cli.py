@@ -38,7 +38,7 @@ def test_inspect_shows_what_is_left_of_what(folders):
         ("scores", ["taylor", "gate_square", "arXiv"]),
         ("schedules", ["cubic", "linear", "oneshot"]),
         ("allocations", ["global", "uniform"]),
-        ("architectures", ["attention.query", "gate_proj"]),
+        ("architectures", ["query, key, value", "query_key_value", "gate_proj, up_proj, down_proj"]),
         ("recipes", ["quickstart", "minilm_sst2"]),
     ],
 )

@@ -17,6 +17,7 @@ from models import (
     draw_rows,
     logits_of,
     training_arguments,
+    units_of,
 )
 from torch import tensor
 from torch.nn import functional
@@ -27,7 +28,6 @@ from hf_prune import (
     DistillationMixin,
     DistillationTrainer,
     PruningError,
-    find_groups,
     load_pruned,
     save_pruned,
     shrink,
@@ -145,7 +145,7 @@ def test_self_is_the_weights_at_construction(tmp_path):
     assert not trainer.teacher.training
     assert not any(parameter.requires_grad for parameter in trainer.teacher.parameters())
     shrink(model, UNEVEN)
-    assert [group.units for group in find_groups(trainer.teacher)] == [4, 24, 4, 24]
+    assert units_of(trainer.teacher, None) == units_of(build_bert(), None)
 
 
 def test_a_folder_is_a_teacher(tmp_path):

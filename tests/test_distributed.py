@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from models import BUILD, assert_same_weights, draw_rows, training_arguments
+from models import BUILD, assert_same_weights, draw_rows, training_arguments, units_of
 from test_examples import ROOT, run_example
 
 from hf_prune import (
@@ -21,7 +21,6 @@ from hf_prune import (
     PruningCallback,
     Schedule,
     Target,
-    find_groups,
     load_pruned,
     save_pruned,
 )
@@ -152,7 +151,7 @@ def check_run(folder: Path) -> None:
     assert files == ["config.json", *(["generation_config.json"] if len(files) == 3 else []), "model.safetensors"]
     assert {"format", "kept", "stock", "library_version"} <= set(block)
     model = load_pruned(folder / "final", dtype=torch.float32)
-    assert {group.name: group.units for group in find_groups(model)} == {name: len(kept[name]) for name in kept}
+    assert units_of(model) == {name: len(kept[name]) for name in kept}
     assert any(len(units) < 64 for name, units in kept.items() if name.endswith("neurons"))
 
 

@@ -15,6 +15,14 @@ from hf_prune.architectures import prunable_macs
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+TRANSFORMERS = ("own_loop", "text_classification")
+# of modules of one's own: the row of the score, the row that shows what went, and the percentage that may be left
+MODULES = {
+    "cnn_digits": ("accuracy", "parameters", 41),
+    "lstm_digits": ("accuracy", "parameters", 31),
+    "recommender": ("RMSE", "parameters", 36),
+    "song_ratings": ("RMSE", "parameters that are not 0", 42),
+}
 
 
 def run_example(path: Path, folder: Path, *arguments: str, launcher: tuple[str, ...] = ()) -> str:
@@ -26,11 +34,11 @@ def run_example(path: Path, folder: Path, *arguments: str, launcher: tuple[str, 
     return result.stdout
 
 
-def test_both_examples_are_there():
-    assert [path.name for path in EXAMPLES] == ["own_loop.py", "text_classification.py"]
+def test_all_examples_are_tested():
+    assert [path.stem for path in EXAMPLES] == sorted([*TRANSFORMERS, *MODULES])
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [one for one in EXAMPLES if one.stem in TRANSFORMERS], ids=lambda path: path.stem)
 def test_example_runs(path, tmp_path):
     printed = run_example(path, tmp_path, "--tiny", "--output", "out")
     assert "parameters" in printed
@@ -44,6 +52,22 @@ def test_example_runs(path, tmp_path):
     neurons = (2 if path.stem == "text_classification" else 3) * 32 * 64
     assert prunable_macs(model) <= share * 2 * (attention + neurons)
     assert all(figure > 0.95 for figure in figures(printed)), printed
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_example_of_a_module_prunes_and_still_works(name, tmp_path):
+    score, size, most = MODULES[name]
+    rows = table_rows(run_example(ROOT / "examples" / f"{name}.py", tmp_path, "--tiny"))
+    dense, pruned = map(float, rows[score][:2])
+    assert pruned > dense - 0.1 if score == "accuracy" else pruned < dense * 1.1
+    assert float(rows[size][2].removesuffix("% left")) <= most
+    assert any(name.startswith("latency in torch") for name in rows)
+
+
+def table_rows(printed: str) -> dict[str, list[str]]:
+    """Return the cells of a printed table by the name of their row."""
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line.startswith("|")]
+    return {cells[0]: cells[1:] for cells in lines}
 
 
 def figures(printed: str) -> list[float]:

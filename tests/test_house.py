@@ -23,10 +23,11 @@ HEAVY = ("torch", "transformers", "datasets", "evaluate", "onnxruntime", "optimu
 ROWS = (
     "errors",
     "registry structure files settings",
-    "architectures schedules scores allocation masks calibration distillation data metrics",
     "plan",
+    "architectures schedules scores allocation masks calibration distillation data metrics skipping",
+    "depth stock",
     "removal",
-    "pruners checkpoint report",
+    "pruners checkpoint report selfcheck",
     "card",
     "session hub export",
     "recipe callback",

@@ -22,9 +22,10 @@ from models import (
     draw_batch,
     logits_of,
     randomize,
+    units_of,
 )
 
-from hf_prune import PruningError, find_groups, load_pruned, mask_units, save_pruned, shrink
+from hf_prune import PruningError, load_pruned, mask_units, save_pruned, shrink
 from hf_prune.removal import named_tensors
 
 # what trains masked exactly as shrunk: not query heads whose KV group stays (q = 0 still reads the mean of v; see
@@ -138,7 +139,7 @@ def test_removing_a_unit_changes_the_outputs():
         ({"layers.0.attention.heads": [4]}, r"each once \(4 of 4 are\)\. Received: \[4\]"),
         ({"layers.0.attention.heads": [-1]}, r"Received: \[-1\]"),
         ({"layers.0.attention.heads": [1, 1]}, r"Received: \[1, 1\]"),
-        ({"layers.0.attention.heads": []}, "At least one unit of 'layers.0.attention.heads' must stay"),
+        ({"layers": []}, "At least one unit of 'layers' must stay"),
     ],
 )
 @pytest.mark.parametrize("verb", [mask_units, shrink])
@@ -183,14 +184,27 @@ def test_shrink_alone_leaves_a_dense_model_alone():
     assert not hasattr(model.config, "pruning_config")
 
 
-def test_shrink_alone_keeps_one_unit_of_a_group_that_is_all_zero():
+def test_shrink_alone_removes_all_of_a_group_that_is_all_zero():
     model = build_bert()
     vectors = model.bert.encoder.layer[0].intermediate.dense, model.bert.encoder.layer[0].output.dense
     vectors[0].weight.data.zero_()
     vectors[0].bias.data.zero_()
     vectors[1].weight.data.zero_()
     expected = copy.deepcopy(model)
-    assert {group.name: group.units for group in find_groups(shrink(model))}["layers.0.mlp.neurons"] == 1
+    assert units_of(shrink(model))["layers.0.mlp.neurons"] == 0
+    assert model.bert.encoder.layer[0].output.dense.bias.any(), "the constant output bias stays"
+    assert_same_outputs(expected, model)
+
+
+def test_shrink_alone_keeps_as_many_units_as_must_stay():
+    """Each KV group that stays has a query head, also where the scores of all of its queries are zero."""
+    model = build_llama()
+    attention = model.model.layers[0].self_attn
+    attention.q_proj.weight.data.zero_()
+    attention.o_proj.weight.data.zero_()
+    expected = copy.deepcopy(model)
+    units = units_of(shrink(model))
+    assert (units["layers.0.attention.kv_groups"], units["layers.0.attention.heads"]) == (2, 2)
     assert_same_outputs(expected, model)
 
 

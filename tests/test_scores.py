@@ -53,7 +53,9 @@ def test_l1_of_units_is_the_sum_over_everything_they_own():
 
 def gates_of(model: Any, group: Group, batch: dict[str, Tensor]) -> Tensor:
     """Return ``(samples, units)``: the gradient of the loss to a factor on each unit, by autograd alone."""
-    module = model.get_submodule(group.output.parameter.rpartition(".")[0])
+    if group.kind == "layer":
+        return torch.stack([layer_gate_of(model, path, batch) for path in group.modules], dim=1)
+    module = model.get_submodule(group.read[-1].parameter.rpartition(".")[0])
     gate = torch.ones(len(batch["labels"]), group.units, requires_grad=True)
 
     def multiply(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -61,6 +63,21 @@ def gates_of(model: Any, group: Group, batch: dict[str, Tensor]) -> Tensor:
         return (args[0] * factors[:, None], *args[1:])
 
     handle = module.register_forward_pre_hook(multiply)
+    (gradient,) = torch.autograd.grad(model(**batch).loss, gate)
+    handle.remove()
+    return gradient
+
+
+def layer_gate_of(model: Any, path: str, batch: dict[str, Tensor]) -> Tensor:
+    """Return ``(samples,)``: the gradient of the loss to a factor on all that one layer changes."""
+    gate = torch.ones(len(batch["labels"]), requires_grad=True)
+
+    def scale(_: nn.Module, args: tuple[Tensor, ...], kwargs: Any, result: Any) -> Any:
+        value = result[0] if isinstance(result, tuple) else result
+        value = args[0] + gate[:, None, None] * (value - args[0])
+        return (value, *result[1:]) if isinstance(result, tuple) else value
+
+    handle = model.get_submodule(path).register_forward_hook(scale, with_kwargs=True)
     (gradient,) = torch.autograd.grad(model(**batch).loss, gate)
     handle.remove()
     return gradient

@@ -6,9 +6,12 @@ import pytest
 import torch
 import transformers
 from models import (
+    BRANCHES,
     BUILD,
     HEADS,
     KV_GROUPS,
+    LAYERS,
+    NEURONS,
     SIZES,
     TEXT,
     UNEVEN,
@@ -17,6 +20,7 @@ from models import (
     build_bert,
     build_llama,
     randomize,
+    units_of,
 )
 from torch import nn
 
@@ -30,24 +34,24 @@ from hf_prune import (
     register_architecture,
     shrink,
 )
-from hf_prune.architectures import ARCHITECTURES, live_shapes, prunable_macs
+from hf_prune.architectures import ARCHITECTURES, inspect_model, live_shapes, prunable_macs
 from hf_prune.structure import keep_vectors, matrix_entries, unit_cost
 
 
 @pytest.mark.parametrize("name", BUILD)
 def test_groups_have_the_same_names_and_units_on_every_lane(name):
-    assert {group.name: group.units for group in find_groups(BUILD[name]())} == UNITS[name]
+    assert units_of(BUILD[name](), None) == {**UNITS[name], **BRANCHES, **LAYERS}
 
 
 def test_groups_come_in_layer_order_with_kv_groups_before_their_heads():
     names = [group.name for group in find_groups(build_llama())]
-    one_layer = ["attention.kv_groups", "attention.heads", "mlp.neurons"]
-    assert names == [f"layers.{i}.{place}" for i in range(2) for place in one_layer]
+    one_layer = ["attention.kv_groups", "attention.heads", "attention.branch", "mlp.branch", "mlp.neurons"]
+    assert names == ["layers", *(f"layers.{i}.{place}" for i in range(2) for place in one_layer)]
 
 
 @pytest.mark.parametrize("head", ["Model", "ForMaskedLM", "ForTokenClassification"])
 def test_names_are_relative_to_the_base_model(head):
-    assert {group.name for group in find_groups(build_bert(head))} == set(UNITS["bert"])
+    assert units_of(build_bert(head), None) == {**UNITS["bert"], **BRANCHES, **LAYERS}
 
 
 def test_order_goes_by_layer_number_not_by_text():
@@ -63,8 +67,8 @@ def test_heads_inside_kv_groups_are_parts():
 
 
 def test_a_shrunk_model_has_fewer_units_under_the_same_names():
-    units = {group.name: group.units for group in find_groups(shrink(build_bert(), UNEVEN))}
-    assert units == {name: len(kept) for name, kept in UNEVEN.items()}
+    model = shrink(build_bert(), UNEVEN)
+    assert units_of(model, None) == {**{name: len(kept) for name, kept in UNEVEN.items()}, **BRANCHES, **LAYERS}
 
 
 def test_kv_groups_with_one_head_each_are_still_kv_groups():
@@ -91,14 +95,19 @@ def test_kind_that_the_model_lacks():
 def test_model_without_groups_says_what_was_looked_for_and_the_one_file_to_write():
     with pytest.raises(UnsupportedModelError) as caught:
         find_groups(nn.Sequential(nn.Linear(4, 4)))
-    for part in ("Sequential", "(self.query, self.key, self.value, output.dense)", "(gate_proj, up_proj, down_proj)"):
+    for part in ("Sequential", "(query, key, value)", "(query_key_value)", "(gate_proj, up_proj, down_proj)"):
         assert part in str(caught.value)
     assert "one function under hf_prune.register_architecture(model_type)" in str(caught.value)
 
 
 def test_a_norm_over_all_heads_is_not_offered():
     config = transformers.Olmo2Config(**TEXT, **SIZES)
-    assert {group.kind for group in find_groups(randomize(transformers.Olmo2ForCausalLM(config)))} == {"neuron"}
+    model = randomize(transformers.Olmo2ForCausalLM(config))
+    assert units_of(model, None) == {**NEURONS, **BRANCHES, **LAYERS}
+    assert {one.place: one.reason for one in inspect_model(model).refusals} == {
+        f"layers.{i}.attention": "q_norm.weight is a norm over all heads: removing one would change the others"
+        for i in range(2)
+    }
 
 
 class OwnConfig(transformers.PretrainedConfig):
@@ -178,7 +187,7 @@ def test_costs_by_hand():
     vectors = keep_vectors(GROUPS, {"outer": [1], "inner": [2]}, SHAPES)
     assert matrix_entries(GROUPS, SHAPES) == 2 * 3 + 3 * 4
     assert matrix_entries(GROUPS, SHAPES, vectors) == 1 * 3 + 3 * 1
-    assert [unit_cost(group, SHAPES) for group in GROUPS] == [3 + 2 * 3, 3]
+    assert [unit_cost(group, GROUPS, SHAPES) for group in GROUPS] == [3 + 2 * 3, 3]
 
 
 def test_prunable_macs_by_hand():
@@ -186,7 +195,15 @@ def test_prunable_macs_by_hand():
     assert prunable_macs(build_bert()) == 2 * (attention + feed_forward)
     grouped = 2 * 16 * 16 + 2 * 16 * 8
     assert prunable_macs(build_llama()) == 2 * (grouped + 3 * 16 * 24)
-    assert unit_cost(find_groups(build_bert())[0], live_shapes(build_bert())) == attention / 4
+    groups, shapes = find_groups(build_bert()), live_shapes(build_bert())
+    assert {group.name: unit_cost(group, groups, shapes) for group in groups[:6]} == {
+        "layers": attention + feed_forward,
+        "layers.0.attention.heads": attention / 4,
+        "layers.0.attention.branch": attention,
+        "layers.0.mlp.branch": feed_forward,
+        "layers.0.mlp.neurons": feed_forward / 24,
+        "layers.1.attention.heads": attention / 4,
+    }
 
 
 def test_finding_groups_changes_nothing():

@@ -6,52 +6,268 @@ another way is one file beside this one, with one function under `register_archi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+# --- attention: three projections of one core module -----------------------------------------------------------------
+QUERY_KEY_VALUE = (
+    ("q_proj", "k_proj", "v_proj"),  # Llama, BART, OPT, CLIP and kin; ViT on transformers 5
+    ("query", "key", "value"),  # BERT and kin; ViT on transformers 4
+    ("q_lin", "k_lin", "v_lin"),  # DistilBERT, XLM
+    ("q", "k", "v"),  # T5, MPNet
+    ("query_proj", "key_proj", "value_proj"),  # DeBERTa-v2, ProphetNet
+    ("to_q", "to_k", "to_v"),
+    ("linear_q", "linear_k", "linear_v"),  # conformers
+    ("project_q", "project_k", "project_v"),  # CPM-Ant
+    ("projection_query", "projection_key", "projection_value"),  # CvT
+    ("Wq", "Wk", "Wv"),  # CTRL
+    ("q_head", "k_head", "v_head"),  # Funnel
+)
+# latent attention: a projection of queries, and one that makes keys and values of all heads from a latent vector
+LATENT = (("q_b_proj", "kv_b_proj"), ("q_proj", "kv_b_proj"))  # DeepSeek and kin
+Layout = Literal["blocks", "per_head", "per_group", "latent"]
+# one projection of all three: first all queries, then all keys, then all values; or all three of each head in turn; or
+# for each KV group its queries, its key and its value
+FUSED: tuple[tuple[str, Layout], ...] = (
+    ("qkv_proj", "blocks"),  # Phi-3
+    ("qkv", "blocks"),  # BEiT-like vision models
+    ("Wqkv", "blocks"),  # MPT, DBRX, ModernBERT
+    ("c_attn", "blocks"),  # GPT-2, transposed
+    ("att_proj", "blocks"),  # Bark
+    ("in_proj", "per_head"),  # DeBERTa
+    ("query_key_value", "per_head"),  # BLOOM, GPT-NeoX; Falcon says by its own switches
+)
+# where the output projection is: inside the core, or in the module around it
+OUTPUT_INSIDE = (
+    "o_proj",
+    "out_proj",
+    "out_lin",
+    "o",
+    "dense",
+    "Wo",
+    "proj",
+    "projection",
+    "projection_layer",
+    "c_proj",
+    "linear_out",
+    "to_out",
+    "to_out.0",
+    "attention_out",
+    "output",
+    "post_proj",
+)
+BESIDE = {"in_proj": "q_bias"}  # a fused projection of so plain a name counts only beside this one
+OUTPUT_AROUND = ("output.dense", "output", "out_proj", "o_proj", "proj", "dense", "out", "post")
+CONFIG_SIZES = ("head_dim", "d_head")  # of a config: one head's size
+HEAD_SIZES = ("attention_head_size", "head_dim", "head_size", "key_value_proj_dim", "dim_head", "d_head")
+HEAD_COUNTS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "num_head", "heads")  # of query heads
+KV_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads")  # of key/value heads
+HEADS_PER_KV = ("num_key_value_groups", "n_rep")  # query heads per key/value head
+HEAD_WIDTHS = (  # heads x head size, where the code reshapes by it
+    "all_head_size",
+    "head_size",
+    "inner_dim",
+    "embed_dim",
+    "hidden_size",
+    "attention_hidden_size",
+    "split_size",
+    "d_model",
+    "dim",
+    "hidden_dim",
+    "attn_dim",
+    "n_embd",
+    "hidden_size_output",
+)
+CROSS_ATTENTIONS = ("crossattention", "encoder_attn", "cross_attn", "EncDecAttention", "cross_attention")
+# tensors of an attention beside its projections that belong to heads: name -> (axis, entries: one or the head's size)
+PER_HEAD: dict[str, tuple[int, Literal["one", "size"]]] = {
+    "r_w_bias": (0, "one"),  # Funnel
+    "r_r_bias": (0, "one"),
+    "r_s_bias": (0, "one"),
+    "r_kernel": (1, "one"),
+    "seg_embed": (1, "one"),
+    "pos_proj.weight": (0, "size"),  # DeBERTa
+    "pos_q_proj.weight": (0, "size"),
+    "pos_q_proj.bias": (0, "size"),
+    "w2e_query.weight": (0, "size"),  # LUKE: queries between words and entities
+    "w2e_query.bias": (0, "size"),
+    "e2w_query.weight": (0, "size"),
+    "e2w_query.bias": (0, "size"),
+    "e2e_query.weight": (0, "size"),
+    "e2e_query.bias": (0, "size"),
+    "conv.weight": (0, "one"),  # Nystromformer, YOSO: a depthwise convolution over heads
+    "sinks": (0, "one"),  # GPT-OSS
+    "relative_position_bias_table": (1, "one"),  # Swin, BEiT
+    "relative_attention_bias.weight": (1, "one"),  # UMT5: a table in each layer
+    "logit_scale": (0, "one"),  # Swin v2
+    "continuous_position_bias_mlp.2.weight": (0, "one"),
+    "gru_rel_pos_const": (1, "one"),  # WavLM
+    "rel_attn_embed.weight": (1, "one"),
+    "pos_bias_u": (0, "one"),  # conformers
+    "pos_bias_v": (0, "one"),
+    "bias_u": (0, "one"),
+    "bias_v": (0, "one"),
+    "linear_pos.weight": (0, "size"),
+    "relative_k_proj.weight": (0, "size"),
+    "gate_proj.weight": (0, "size"),  # a gate on what heads return
+    "gate_proj.bias": (0, "size"),
+    "g_proj.weight": (0, "size"),
+    "g_proj.bias": (0, "size"),
+    "q_bias": (0, "size"),
+    "v_bias": (0, "size"),
+}
+# tensors that are as wide as one head whatever the number of heads, or serve all heads alike
+ANY_HEAD = (
+    "distance_embedding.weight",  # BERT's relative positions
+    "gru_rel_pos_linear.weight",  # WavLM
+    "gru_rel_pos_linear.bias",
+    "rel_pos_h",  # SAM
+    "rel_pos_w",
+    "emb_rel_k",  # VITS
+    "emb_rel_v",
+    "continuous_position_bias_mlp.0.weight",
+    "continuous_position_bias_mlp.0.bias",
+    "per_dim_scale",
+    "q_a_proj.weight",  # latent attention: what comes before heads
+    "q_a_proj.bias",
+    "q_a_layernorm.weight",
+    "kv_a_proj_with_mqa.weight",
+    "kv_a_proj_with_mqa.bias",
+    "kv_a_layernorm.weight",
+)
+ANY_HEAD_MODULES = ("indexer",)  # DeepSeek's choice of tokens
+
+# what a model computes once for the heads of all its attentions: core class -> argument of its forward, and where heads
+# lie in it
+HEAD_ARGUMENTS: dict[str, tuple[tuple[str, str], ...]] = {
+    "BloomAttention": (("alibi", "batch"),),
+    "FalconAttention": (("alibi", "batch"),),
+    "MptAttention": (("position_bias", "0"),),
+    "MPNetSelfAttention": (("position_bias", "1"),),
+    "LayoutLMv3SelfAttention": (("position_bias", "1"), ("rel_pos", "1"), ("rel_2d_pos", "1")),
+    "CpmAntAttention": (("position_bias", "1"),),
+}
+# stands among a core's arguments where its code reshapes what heads return to the width of the hidden states: this is
+# how such code looks (CLIP and most of its kin on transformers 4, BLIP, TimeSformer, TrOCR)
+RESHAPE = ("", "reshape")
+RESHAPES = r"(?s)\b(\w+) = \w+\.(?:size\(\)|shape)\n.*?\.(?:reshape|view)\([^()\n]*, \1\)"
+# core classes whose heads cannot be removed, because of what their code does
+INSEPARABLE: dict[str, str] = {
+    "LEDDecoderAttention": "its code reshapes what heads return to the hidden size",
+    "LongformerSelfAttention": "its code reshapes what heads return to the hidden size",
+    "LEDEncoderSelfAttention": "its code reshapes what heads return to the hidden size",
+    "FSMTAttention": "its code asserts that heads fill the hidden size",
+    "PegasusXGlobalLocalAttention": "its code reshapes what heads return to the hidden size",
+    "Gemma3nTextAttention": "later layers read the keys and values of earlier ones",
+    "Gemma3nTextMLP": "which neurons are active follows from the mean and deviation of all",
+}
+# core classes whose whole branch cannot be skipped
+BRANCHLESS: dict[str, str] = {
+    "BltCrossAttention": "its code adds its input itself",
+    "LiltSelfAttention": "it computes two streams at once",
+    "PegasusXGlobalLocalAttention": "it computes two streams at once",
+    "Gemma3nTextAttention": "later layers read its keys and values",
+    "IBertSelfAttention": "it hands on scales of its own quantization",
+}
+
+# --- feed-forward ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Attention:
-    """Paths of an attention's projections below the block that holds them all."""
-
-    query: str
-    key: str
-    value: str
-    output: str
-
-
-@dataclass(frozen=True)
-class FeedForward:
-    """Paths of a feed-forward block's projections; two `up` paths are a gated block."""
+class FeedForward(NamedTuple):
+    """Paths of a feed-forward block's projections; two `up` paths are a gated block, as is one of double width."""
 
     up: tuple[str, ...]
     down: str
+    between: tuple[str, ...] = ()  # modules that work on each neuron alone: depthwise convolutions
 
 
-ATTENTIONS = (
-    Attention("self.query", "self.key", "self.value", "output.dense"),  # BERT and kin
-    Attention("attention.query", "attention.key", "attention.value", "output.dense"),  # ViT and kin, transformers 4
-    Attention("q_proj", "k_proj", "v_proj", "o_proj"),  # Llama and kin; ViT on transformers 5
-    Attention("q_proj", "k_proj", "v_proj", "out_proj"),  # BART, OPT, CLIP
-    Attention("q_lin", "k_lin", "v_lin", "out_lin"),  # DistilBERT
-)
 FEED_FORWARDS = (
-    FeedForward(("intermediate.dense",), "output.dense"),  # BERT, ViT on transformers 4
     FeedForward(("gate_proj", "up_proj"), "down_proj"),  # Llama and kin
+    FeedForward(("gate_up_proj",), "down_proj"),  # Phi-3, GLM
+    FeedForward(("up_proj",), "down_proj"),  # Nemotron
+    FeedForward(("intermediate.dense",), "output.dense"),  # BERT, ViT on transformers 4
+    FeedForward(("fc1",), "fc2", between=("dwconv.dwconv",)),  # SegFormer on transformers 5
     FeedForward(("fc1",), "fc2"),  # BART, OPT, CLIP, ViT on transformers 5
     FeedForward(("lin1",), "lin2"),  # DistilBERT
+    FeedForward(("c_fc",), "c_proj"),  # GPT-2
+    FeedForward(("dense_h_to_4h",), "dense_4h_to_h"),  # BLOOM, GPT-NeoX
+    FeedForward(("wi_0", "wi_1"), "wo"),  # T5 1.1
+    FeedForward(("wi",), "wo"),  # T5
+    FeedForward(("w1", "w3"), "w2"),  # Mixtral
+    FeedForward(("Wi",), "Wo"),  # ModernBERT
+    FeedForward(("linear1",), "linear2"),
+    FeedForward(("linear_1",), "linear_2"),
+    FeedForward(("linear_fc1",), "linear_fc2"),
+    FeedForward(("intermediate_dense",), "output_dense"),  # wav2vec 2
+    FeedForward(("ffn",), "ffn_output"),  # ALBERT
+    FeedForward(("layer_1",), "layer_2"),  # XLNet
+    FeedForward(("fc_in",), "fc_out"),  # GPT-J
+    FeedForward(("input_linear",), "output_linear"),  # Granite
+    FeedForward(("pwconv1",), "pwconv2"),  # ConvNeXt
+    FeedForward(("pointwise_conv1",), "pointwise_conv2"),
+    FeedForward(("dense1",), "dense2", between=("dwconv.dwconv",)),  # SegFormer
+    FeedForward(("dense1",), "dense2"),
+    FeedForward(("in_proj",), "out_proj"),  # Bark
+    FeedForward(("intermediate",), "output"),
+    FeedForward(("linear_h_to_4h",), "linear_4h_to_h"),
+    FeedForward(("conv_1",), "conv_2"),  # VITS
+    FeedForward(("key",), "value"),  # RWKV
+    FeedForward(("output.conv1",), "output.conv2"),  # PoolFormer
+    FeedForward(("ffn.conv1.convolution",), "ffn.conv2.convolution"),  # MobileViT v2
+    FeedForward(("linear_up.linear",), "linear_down.linear", between=("linear_up.batch_norm",)),  # LeViT
+    FeedForward(("in_dense",), "out_dense", between=("depth_wise",)),  # VAN
+    FeedForward(("convolution1",), "convolution2", between=("batchnorm_before",)),  # EfficientFormer
 )
-HEAD_SIZES = ("attention_head_size", "head_dim", "head_size")  # attributes that hold one head's size
-HEAD_COUNTS = ("num_attention_heads", "num_heads", "n_heads")  # attributes equal to the number of query heads
-HEAD_WIDTHS = ("all_head_size",)  # heads x head size
-KV_COUNTS = ("num_key_value_heads", "num_kv_heads")  # number of key/value heads
-HEADS_PER_KV = ("num_key_value_groups",)  # query heads per key/value head
-CROSS_ATTENTIONS = ("crossattention", "encoder_attn", "cross_attn")  # path components of attention to another sequence
-WIDE_NORMS = ("q_norm", "k_norm", "attn_sub_norm", "ffn_sub_norm", "ffn_layernorm")  # separable only if one head wide
-TOWERS = {"encoder": "encoder", "decoder": "decoder", "vision_model": "vision", "text_model": "text"}
-# config attributes that state a count for every layer alike: where a pruned shape is uniform, stock transformers
-# can build it from these
+FEED_FORWARD_BESIDE = {"key": "receptance"}  # RWKV: so plain a name counts only beside this one
+FEED_FORWARD_WIDTHS = ("intermediate_size", "intermediate_dim", "ffn_dim")  # attributes equal to the number of neurons
+WIDE_NORMS = ("ffn_layernorm", "ffn_sub_norm", "grn")  # over all neurons: removing one would change the others
+
+# --- experts ---------------------------------------------------------------------------------------------------------
+EXPERTS = ("experts",)
+# a stacked tensor of all experts -> axis of the neurons, and how many entries one neuron owns side by side
+STACKED: dict[str, tuple[int, int]] = {}
+ROUTERS = ("gate", "router", "router.layer", "router.classifier", "gate.wg", "gate.classifier", "gating")
+EXPERT_COUNTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", "n_experts")
+CHOSEN = ("top_k", "num_experts_per_tok", "moe_topk", "moe_top_k", "experts_per_token", "num_selects")
+
+# --- names -----------------------------------------------------------------------------------------------------------
+TOWERS = {
+    "vision_model": "vision",
+    "vision_tower": "vision",
+    "visual": "vision",
+    "image_encoder": "vision",
+    "vision_encoder": "vision",
+    "image_model": "vision",
+    "text_model": "text",
+    "text_encoder": "text",
+    "language_model": "text",
+    "audio_model": "audio",
+    "audio_tower": "audio",
+    "audio_encoder": "audio",
+    "encoder": "encoder",
+    "decoder": "decoder",
+    "qformer": "qformer",
+}
+SUBLISTS = ("ffn", "experts", "norms")  # lists inside a layer: their numbers are not layer numbers
+
+# --- config attributes -----------------------------------------------------------------------------------------------
+# that state a count for every layer alike: where a pruned shape is uniform, stock transformers can build it from these
 CONFIG_COUNTS = {
-    "neuron": ("intermediate_size", "ffn_dim"),
+    "neuron": ("intermediate_size", "ffn_dim", "moe_intermediate_size", "n_inner", "hidden_dim", "d_ff", "d_inner"),
     "head": ("num_attention_heads", "n_heads", "num_key_value_heads"),
     "kv_group": ("num_key_value_heads",),  # after heads: where there are KV groups, they say this one
 }
+# that state how many layers a tower has
+LAYER_COUNTS = {
+    "encoder": ("encoder_layers", "num_encoder_layers"),
+    "decoder": ("decoder_layers", "num_decoder_layers"),
+    "": ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "depths"),
+}
+LAYER_LISTS = (  # that state something for each layer in turn
+    "layer_types",
+    "mlp_layer_types",
+    "no_rope_layers",
+    "attention_layers",
+    "layers_block_type",
+    "block_types",
+    "layer_block_types",
+)

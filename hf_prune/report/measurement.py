@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -242,21 +243,23 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 def _torch_subject(model: Any, inputs: Inputs | None, batch: int, length: int) -> _Subject:
     made = inputs if inputs is not None else random_inputs(model, batch, length)
-    placed = {name: _place(value, model) for name, value in made.items()}
+    first = next((one for one in model.parameters() if one.is_floating_point()), torch.empty(0))
+    device = first.device
+    placed = {name: _place(value, device, first.dtype) for name, value in made.items()}
 
     def run() -> None:
         model(**placed)
-        if model.device.type == "cuda":
-            torch.cuda.synchronize(model.device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
     return _Subject("torch", _count_torch(model, placed), run, placed)
 
 
-def _place(value: Any, model: Any) -> Any:
+def _place(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
     """Move an input to the model's device; floats take its dtype too."""
     if not isinstance(value, torch.Tensor):
         return value
-    return value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
+    return value.to(device, dtype if value.is_floating_point() else value.dtype)
 
 
 def count(model: Any) -> Measurement:
@@ -290,10 +293,14 @@ def _forward_macs(model: Any, inputs: Inputs) -> int:
     def grouped(a: Any, b: Any, *args: Any, **kwargs: Any) -> int:
         return int(2 * a[0] * b[-2] * b[-1])  # tokens, sorted by expert, each through one matrix
 
-    # torch counts neither its CPU attention kernel nor the experts' grouped product: so attention is
-    # done by plain matrix products here, which are counted, and the grouped product gets its formula
-    operator = getattr(torch.ops.aten, "_grouped_mm", None)
-    counter = FlopCounterMode(display=False, custom_mapping={operator: grouped} if operator else None)
+    def recurrent(tokens: Any, inputs: Any, hidden: Any, *args: Any, **kwargs: Any) -> int:
+        return int(2 * math.prod(tokens[:-1]) * (math.prod(inputs) + math.prod(hidden)))
+
+    # torch counts neither its CPU kernels of attention and recurrent layers nor the experts' grouped product: so
+    # attention is done by plain matrix products here, which are counted, and the others get their formulas
+    formulas = {"_grouped_mm": grouped, "mkldnn_rnn_layer": recurrent}
+    known = {getattr(torch.ops.aten, name, None): formula for name, formula in formulas.items()}
+    counter = FlopCounterMode(display=False, custom_mapping={one: formula for one, formula in known.items() if one})
     with sdpa_kernel(SDPBackend.MATH), counter:
         model(**inputs)
     return int(counter.get_total_flops()) // 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -13,14 +14,16 @@ from torch import Tensor, nn
 from ..allocation import select_units, select_weights
 from ..architectures import find_groups, live_shapes
 from ..calibration import GateWatcher, Loss, backward_all
+from ..depth import check_depth
 from ..errors import PruningError
-from ..masks import Masks, apply_masks, check_ranks_agree, sparsity_of
-from ..plan import Record, annotate, close_kept, read_record, write_record
+from ..masks import Masks, apply_masks, check_masks, check_ranks_agree, sparsity_of
+from ..plan import Record, annotate, close_kept, read_record
 from ..pruners import Pruner, Target, UnitPruner, WeightPruner
-from ..removal import cut, named_tensors, zero_removed
+from ..removal import cut, named_tensors, skip_removed, zero_removed
 from ..report import Measurement, Report, count
 from ..schedules import Schedule
 from ..scores import Score
+from ..stock import write_record
 from ..structure import Group, keep_vectors, matrix_entries, unit_cost
 from .checks import check_disjoint, check_settings
 from .scoring import Scorer
@@ -45,6 +48,8 @@ class Pruning:
         data: Calibration batches (dicts with labels): scores are taken from them at each change, instead of from the
             training batches themselves.
         loss: From (model, batch) to the loss on `data`; ``None``: the model's own.
+        masks: Weights that are masked from the start (parameter name -> boolean, True = keep), for example by
+            `adopt_torch_masks`: they stay masked, and count towards a WeightPruner's sparsity.
         shrink_live: Remove units physically at every change, which saves time; in one process, without torch.compile.
         seed: For scores that draw numbers.
 
@@ -69,6 +74,7 @@ class Pruning:
         accelerator: Any = None,
         data: Iterable[Mapping[str, Any]] | None = None,
         loss: Loss | None = None,
+        masks: Mapping[str, Tensor] | None = None,
         shrink_live: bool = False,
         seed: int = 0,
     ) -> None:
@@ -88,10 +94,12 @@ class Pruning:
         check_disjoint(self.chosen, target)
         self.changes = {i: (p.schedule or self.schedule).change_steps(total_steps) for i, p in enumerate(self.pruners)}
         self.alive = {group.name: torch.ones(group.units, dtype=torch.bool) for group in self.groups}
-        self.masks: Masks = {}
+        self.masks: Masks = check_masks(named_tensors(self.model), masks or {})
         self.dense_units = {group.name: group.units for group in self.groups}
+        self.counted = _by_kind([group for chosen in self.chosen.values() for group in chosen])
         self.dense_macs = matrix_entries(self.groups, live_shapes(self.model))
         self.dense: Measurement = count(self.model)
+        apply_masks(named_tensors(self.model), self.masks, optimizer)
         self.watcher = self._watch()
         self.scorer = Scorer(self.model, self.watcher, seed)
         self._weight_scores: dict[str, Tensor] = {}
@@ -141,11 +149,11 @@ class Pruning:
         self.hold()
         if shrink:
             self._cut()
-        kept = {group.name: [numbers[i] for i in self._live_kept()[group.name]]
-                for group in self.groups for numbers in [self.record.dense_numbers(group)]}  # fmt: skip
+        live, shown = self._live_kept(), [group for group in self.groups if group.kind in self._kinds()]
+        kept = {group.name: [self.record.dense_numbers(group)[i] for i in live[group.name]] for group in shown}
         if self.masks:
             annotate(self.model, weights={"sparsity": round(sparsity_of(self.masks), 6), "parameters": len(self.masks)})
-        units = {group.name: self.record.dense_units(group) for group in self.groups}
+        units = {group.name: self.record.dense_units(group) for group in shown}
         return Report(
             kept=kept, units=units, dense=self.dense, pruned=count(self.model), metrics={}, settings=self.logs()
         )
@@ -175,11 +183,10 @@ class Pruning:
     def logs(self) -> dict[str, float]:
         """Return what a log should show: sparsity by kind, and the share of MACs left."""
         result: dict[str, float] = {}
-        for kind in dict.fromkeys(group.kind for groups in self.chosen.values() for group in groups):
-            groups = [g for chosen in self.chosen.values() for g in chosen if g.kind == kind]
-            left = sum(int(self.alive[group.name].sum()) for group in groups)
-            result[f"sparsity_{kind}"] = round(1 - left / sum(self.dense_units[group.name] for group in groups), 6)
-        if self.weights:
+        for kind, names in self.counted.items():
+            left = sum(int(self.alive[name].sum()) for name in names if name in self.alive)
+            result[f"sparsity_{kind}"] = round(1 - left / sum(self.dense_units[name] for name in names), 6)
+        if self.weights or self.masks:
             result["sparsity_weight"] = round(sparsity_of(self.masks), 6) if self.masks else 0.0
         if self.groups:
             result["macs_left"] = round(self.macs_left(), 6)
@@ -192,7 +199,7 @@ class Pruning:
             "leaky": self._leaky,
             "unchecked": self._unchecked,
             "record": {name: list(entry) for name, entry in self.record.items()},
-            "dense": [self.dense_units, self.dense_macs, asdict(self.dense)],
+            "dense": [self.dense_units, self.dense_macs, asdict(self.dense), self.counted],
             "alive": dict(self.alive),
             "masks": dict(self.masks),
         }
@@ -212,7 +219,7 @@ class Pruning:
             )
         self.steps, self._leaky, self._unchecked = state["steps"], state["leaky"], state["unchecked"]
         self.record = Record({name: (list(kept), dense) for name, (kept, dense) in state["record"].items()})
-        self.dense_units, self.dense_macs, dense = state["dense"]
+        self.dense_units, self.dense_macs, dense, self.counted = state["dense"]
         self.dense = Measurement(**dense)
         self.groups = find_groups(self.model) if self.groups else []
         for group in self.groups:
@@ -221,7 +228,7 @@ class Pruning:
                     f"The pruning state of '{group.name}' must have the model's {group.units} units. "
                     f"Received: {len(state['alive'][group.name])}"
                 )
-        write_record(self.model, self.record, self.groups)
+        write_record(self.model, self.record)
         self.alive = {name: mask.clone() for name, mask in state["alive"].items()}
         self.masks = {name: mask.to(named_tensors(self.model)[name].device) for name, mask in state["masks"].items()}
         if self.watcher is not None and "square" in state:
@@ -230,6 +237,7 @@ class Pruning:
             self.watcher.square, self.watcher.absolute = dict(state["square"]), dict(state["absolute"])
             if not self.finished and self.data is None:
                 self.watcher.start()
+        skip_removed(self.model, self.groups, self._live_kept())
         self.hold()
 
     def hold(self) -> None:
@@ -255,6 +263,7 @@ class Pruning:
         tensors = named_tensors(self.model)
         apply_masks(tensors, self.masks, self.optimizer)
         zero_removed(tensors, self._vectors() if self.groups else {}, self.optimizer)
+        skip_removed(self.model, self.groups, self._live_kept())
         self._unchecked = True
         if self.watcher is not None and self.finished:
             self.watcher.stop()
@@ -264,18 +273,28 @@ class Pruning:
     def _select_together(self, scores: Mapping[str, Tensor]) -> None:
         """One ranking over all structured pruners, down to the target's share of the MACs."""
         assert self.target is not None
-        shapes = live_shapes(self.model)
-        groups = {group.name: group for chosen in self.chosen.values() for group in self._live(chosen)}
-        costs = {name: float(unit_cost(group, shapes)) for name, group in groups.items()}
         goal = 1 - (1 - self.target.macs) * self.schedule.fraction(self.steps, self.total_steps)
-        excess = self._macs_now() - goal * self.dense_macs
-        values: dict[str, Tensor] = {}
-        limits: dict[str, tuple[int, int]] = {}
-        for i, chosen in self.chosen.items():
-            names = [group.name for group in chosen]
-            values.update(self.pruners[i].allocate()({n: scores[n] for n in names}, {n: costs[n] for n in names}))
-            limits.update(dict.fromkeys(names, (self.pruners[i].min_kept, self.pruners[i].multiple_of)))
-        self._select(groups, values, costs, excess, limits)
+        groups = {group.name: group for chosen in self.chosen.values() for group in self._live(chosen)}
+        limits = {name: limit for i, chosen in self.chosen.items() for name, limit in self._limits(i, chosen).items()}
+        before, now = math.inf, self._macs_now()
+        # again: a matrix between two groups (two convolutions, an LSTM's hidden weights) has counted twice
+        while goal * self.dense_macs < now < before:
+            costs = self._costs(groups)
+            values: dict[str, Tensor] = {}
+            for i, chosen in self.chosen.items():
+                names = [group.name for group in chosen]
+                values.update(self.pruners[i].allocate()({n: scores[n] for n in names}, {n: costs[n] for n in names}))
+            self._select(groups, values, costs, now - goal * self.dense_macs, limits)
+            before, now = now, self._macs_now()
+
+    def _costs(self, groups: Mapping[str, Group]) -> dict[str, float]:
+        """Return what leaves with one unit of each group: next to units that are masked already, less."""
+        whole = live_shapes(self.model)
+        shapes = {name: list(shape) for name, shape in whole.items()}
+        for (name, dim), vector in self._vectors().items():
+            shapes[name][dim] = max(1, int(vector.sum()))
+        costs = {n: unit_cost(g, self.groups, whole if g.modules else shapes) for n, g in groups.items()}
+        return {name: float(cost) for name, cost in costs.items()}
 
     def _select_alone(self, i: int, scores: Mapping[str, Tensor]) -> None:
         """One pruner's own sparsity, counted in units."""
@@ -287,7 +306,12 @@ class Pruning:
         now = sum(int(self.alive[name].sum()) for name in groups)
         excess = now - (1 - pruner.sparsity * fraction) * sum(self.dense_units[name] for name in groups)
         values = pruner.allocate()({name: scores[name] for name in groups}, costs)
-        self._select(groups, values, costs, round(excess), dict.fromkeys(groups, (pruner.min_kept, pruner.multiple_of)))
+        self._select(groups, values, costs, round(excess), self._limits(i, self.chosen[i]))
+
+    def _limits(self, i: int, chosen: Sequence[Group]) -> dict[str, tuple[int, int]]:
+        """Return for each group how many units stay in a part at least, and of what their number is a multiple."""
+        pruner = self.pruners[i]
+        return {g.name: (pruner.floor(g), math.lcm(pruner.multiple_of, g.multiple)) for g in chosen}
 
     def _select(
         self,
@@ -301,6 +325,7 @@ class Pruning:
         floors, multiples = ({name: limit[k] for name, limit in limits.items()} for k in (0, 1))
         chosen = select_units(groups, values, alive, costs, excess, min_kept=floors, multiple_of=multiples)
         live = {name: mask.nonzero().view(-1).tolist() for name, mask in chosen.items()}
+        check_depth(self.model, self.groups, live)
         for name, units in close_kept(self.groups, {**self._live_kept(), **live}).items():
             self.alive[name] = torch.zeros_like(self.alive[name])
             self.alive[name][units] = True
@@ -369,9 +394,14 @@ class Pruning:
 
     # structure
     def _live(self, groups: Sequence[Group]) -> list[Group]:
-        """Return these groups as they are in the live model."""
+        """Return these groups as they are in the live model, without those that left with their layer."""
         by_name = {group.name: group for group in self.groups}
-        return [by_name[group.name] for group in groups]
+        return [by_name[group.name] for group in groups if group.name in by_name]
+
+    def _kinds(self) -> set[str]:
+        """Return the kinds that a report shows: those that were chosen from, and what every transformer has."""
+        chosen = {group.kind for groups in self.chosen.values() for group in groups}
+        return {"head", "kv_group", "neuron", *chosen}
 
     def _live_kept(self) -> dict[str, list[int]]:
         return {name: mask.nonzero().view(-1).tolist() for name, mask in self.alive.items()}
@@ -386,16 +416,18 @@ class Pruning:
         """Remove masked units physically; scores, masks and moments follow."""
         if not self.groups:
             return
-        kept = self._live_kept()
-        vectors = self._vectors()
+        kept = close_kept(self.groups, self._live_kept())
+        vectors, tensors = self._vectors(), named_tensors(self.model)
         self.record = self.record.after(self.groups, kept)
         cut(self.model, self.groups, kept, optimizer=self.optimizer)
-        write_record(self.model, self.record, find_groups(self.model))
+        write_record(self.model, self.record)
         for (name, dim), vector in vectors.items():
             if name in self.masks:
-                self.masks[name] = self.masks[name].index_select(
-                    dim, vector.nonzero().view(-1).to(self.masks[name].device)
-                )
+                index = vector.nonzero().view(-1).to(self.masks[name].device)
+                self.masks[name] = self.masks[name].index_select(dim, index)
+        # layers behind a removed one have another name now
+        masks = {id(tensors[name]): mask for name, mask in self.masks.items()}
+        self.masks = {name: masks[id(one)] for name, one in named_tensors(self.model).items() if id(one) in masks}
         self.groups = find_groups(self.model)
         self.alive = {group.name: torch.ones(group.units, dtype=torch.bool) for group in self.groups}
         if self.watcher is not None:
@@ -414,6 +446,11 @@ class Pruning:
             if gradient is not None and gradient.index_select(dim, gone).any():
                 return True
         return False
+
+
+def _by_kind(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """Return names of groups by their kind."""
+    return {kind: [g.name for g in groups if g.kind == kind] for kind in dict.fromkeys(group.kind for group in groups)}
 
 
 def unwrap(model: nn.Module, accelerator: Any = None) -> nn.Module:

@@ -12,6 +12,7 @@ from ..calibration import GateWatcher
 from ..errors import PruningError
 from ..removal import named_tensors
 from ..scores import Score
+from ..skipping import is_skipped
 from ..structure import Group
 
 
@@ -56,6 +57,9 @@ class Scorer:
             rows = entries.movedim(part.dim, 0).flatten(1).sum(1) if entries.ndim > 1 else entries
             index = part.index(torch.arange(group.units), group.per_part)
             total += rows.cpu()[index].view(group.units, part.per_unit).sum(1)
+        for unit, path in enumerate(group.modules):
+            for name, weight in self.model.get_submodule(path).named_parameters(prefix=path):
+                total[unit] += self._weight(score, name, weight).double().sum().cpu()
         return total
 
     def _unit_need(self, need: str, group: Group) -> Tensor:
@@ -68,16 +72,21 @@ class Scorer:
     def _weight(self, score: Score, name: str, weight: Tensor) -> Tensor:
         given: dict[str, Tensor] = {}
         if "gradient" in score.needs:
-            if weight.grad is None:
+            if weight.grad is None and not self._skipped(name):
                 raise PruningError(
                     f"Score '{score.name}' needs the gradient of '{name}', which is None: call after_backward() "
                     "between "
                     "backward() and optimizer.step(), or pass data=."
                 )
-            given["gradient"] = weight.grad.float()
+            given["gradient"] = torch.zeros_like(weight).float() if weight.grad is None else weight.grad.float()
         if "noise" in score.needs:
             given["noise"] = torch.rand(weight.shape, generator=self._generator(name)).to(weight.device)
         return score.function(weight.detach().float(), **given)
+
+    def _skipped(self, name: str) -> bool:
+        """Whether a parameter lies in a module that no forward reaches: a masked layer."""
+        parts = name.split(".")
+        return any(is_skipped(self.model.get_submodule(".".join(parts[:end]))) for end in range(1, len(parts)))
 
     def _generator(self, name: str) -> torch.Generator:
         """Return a generator that depends on seed and name alone: the same on every rank and after a resume."""

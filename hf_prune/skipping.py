@@ -1,0 +1,261 @@
+"""What runs where nothing is left: a layer hands its input on, a branch adds a constant, and caches stay in step.
+
+A forward that is skipped is an attribute of the module itself, set from the shapes after every cut; no tensor and no
+name of the model changes.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import inspect
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .architectures.conventions import RESHAPE
+
+_INPUTS = ("hidden_states", "hidden_state", "query_states", "query", "x", "input", "embeddings")
+_CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_params")
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+INDICES = ("layer_idx", "layer_id", "layer_index", "layer_number", "idx")  # what modules call their layer's number
+
+
+def skip_layer(layer: nn.Module) -> None:
+    """Make a layer hand on the hidden states that it gets: what a removed layer means."""
+    layer.forward = functools.partial(_hand_on, layer)
+
+
+def skip_core(core: nn.Module, output: nn.Module) -> None:
+    """Skip the module that computes units of which none are left.
+
+    Args:
+        core: For example an attention; it is skipped whole.
+        output: Its output projection, inside the core or after it.
+    """
+    inside = output if any(module is output for module in core.modules()) else None
+    core.forward = functools.partial(_nothing, core, inside)
+
+
+def skip_projection(output: nn.Module) -> None:
+    """Make an output projection that reads nothing return its bias, or zero where the bias is gone too."""
+    output.forward = functools.partial(_project_nothing, output)
+
+
+def skip_channels(module: nn.Module) -> None:
+    """Make a convolution or a batch norm of which no channel is left run: torch's kernels refuse to."""
+    if isinstance(module, (*CONVOLUTIONS, nn.modules.batchnorm._BatchNorm)):
+        module.forward = functools.partial(_no_channels, module)  # type: ignore[method-assign]
+
+
+def skip_block(core: nn.Module) -> None:
+    """Skip a module that hands its result on itself and of which nothing is left: it returns zeros."""
+    core.forward = functools.partial(_zeros, core)
+
+
+def select_heads(core: nn.Module, arguments: Sequence[tuple[str, str]], units: Sequence[int], total: int) -> None:
+    """Hand only those heads' share of an argument to an attention that has lost the others.
+
+    Args:
+        core: The attention.
+        arguments: Names, and where heads lie: ``"0"``, ``"1"`` (an axis), ``"batch"`` (axis 0 holds rows x heads),
+            ``"none"`` (the attention makes its own where it is given ``None``), `RESHAPE` (no argument: the forward's
+            own code reshapes to the width of the hidden states, and gets the width of the heads that are left).
+        units: Heads that stay, in numbers before this cut.
+        total: Heads before this cut.
+    """
+    before = core.__dict__.get("forward")
+    if isinstance(before, functools.partial) and before.func is _selected:
+        _, _, old, total = before.args
+        units = [old[unit] for unit in units]
+    core.forward = functools.partial(_selected, core, tuple(arguments), tuple(units), total)
+
+
+def close_router(router: nn.Module, experts: Sequence[int]) -> None:
+    """Make a router never choose these experts: their logits are minus infinity."""
+    router.forward = functools.partial(_closed, router, tuple(experts))
+
+
+def is_skipped(module: nn.Module) -> bool:
+    """Whether the module's forward was replaced by one of this file's."""
+    forward = module.__dict__.get("forward")
+    return isinstance(forward, functools.partial) and forward.func in _FORWARDS
+
+
+def restore(module: nn.Module) -> None:
+    """Give a skipped module its own forward back."""
+    if is_skipped(module):
+        del module.forward
+
+
+def _hand_on(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    hidden = _input(args, kwargs)
+    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.is_grad_enabled():
+        # DDP waits for a gradient of every parameter: this one is zero, and costs one number each
+        hidden = hidden + sum(0 * one.flatten()[0] for one in layer.parameters() if one.numel() and one.requires_grad)
+    for module in layer.modules():
+        _keep_cache(module, args, kwargs, hidden)
+    return _packed(layer, hidden, args, kwargs)
+
+
+def _nothing(core: nn.Module, output: nn.Module | None, *args: Any, **kwargs: Any) -> Any:
+    hidden = _input(args, kwargs)
+    _keep_cache(core, args, kwargs, hidden)
+    value = hidden.new_zeros((*hidden.shape[:-1], 0)) if output is None else _project_nothing(output, hidden)
+    residual = _arguments(type(core).forward, args, kwargs).get("residual")
+    if output is not None and residual is not None:  # BLOOM's attention adds it itself
+        value = value + residual
+    return _packed(core, value, args, kwargs)
+
+
+def _project_nothing(output: nn.Module, hidden: Tensor, *_: Any, **__: Any) -> Tensor:
+    bias = getattr(output, "bias", None)
+    weight: Tensor = output.weight  # type: ignore[assignment]
+    width = weight.shape[0] if isinstance(output, CONVOLUTIONS) else max(weight.shape)  # the other axis is empty
+    constant = hidden.new_zeros(width) if bias is None or not bias.numel() else bias.to(hidden.dtype)
+    if isinstance(output, CONVOLUTIONS):
+        sizes = _sizes(output, hidden)
+        return constant.view(-1, *(1 for _ in sizes)).expand(len(hidden), width, *sizes).contiguous()
+    return constant.expand(*hidden.shape[:-1], width).contiguous()  # what comes after may write into it
+
+
+def _no_channels(module: nn.Module, hidden: Tensor) -> Tensor:
+    return hidden.new_zeros(len(hidden), 0, *_sizes(module, hidden))
+
+
+def _sizes(module: nn.Module, hidden: Tensor) -> list[int]:
+    """Return height and width after a convolution (a norm keeps them)."""
+    sizes = list(hidden.shape[2:])
+    if not isinstance(module, CONVOLUTIONS) or module.padding == "same":
+        return sizes
+    pads = [0] * len(sizes) if isinstance(module.padding, str) else module.padding
+    reach = [dilation * (kernel - 1) + 1 for dilation, kernel in zip(module.dilation, module.kernel_size)]
+    return [(n + 2 * p - r) // s + 1 for n, p, r, s in zip(sizes, pads, reach, module.stride)]
+
+
+def _zeros(core: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return _packed(core, torch.zeros_like(_input(args, kwargs)), args, kwargs)
+
+
+def _selected(
+    core: nn.Module,
+    arguments: tuple[tuple[str, str], ...],
+    units: tuple[int, ...],
+    total: int,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    given = _arguments(type(core).forward, args, kwargs)
+    for name, where in arguments:
+        value = given.get(name)
+        if not torch.is_tensor(value):
+            continue
+        index = torch.tensor(units, device=value.device)
+        if where == "none":
+            given[name] = None
+        elif where == "batch":
+            given[name] = value.view(-1, total, *value.shape[1:]).index_select(1, index).flatten(0, 1)
+        elif value.shape[int(where)] == total:
+            given[name] = value.index_select(int(where), index)
+    with _FreeWidths() if RESHAPE in arguments else contextlib.nullcontext():
+        return type(core).forward(core, **given)
+
+
+class _FreeWidths(TorchFunctionMode):
+    """While an attention runs, the last size in each of its reshapes follows from the others."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.reshape, Tensor.view) and len(args) > 2 and not any(
+            isinstance(size, int) and size == -1 for size in args[1:]
+        ):
+            args = (*args[:-1], -1)
+        return func(*args, **(kwargs or {}))
+
+
+def _closed(router: nn.Module, experts: tuple[int, ...], *args: Any, **kwargs: Any) -> Any:
+    with _ClosedLogits(experts):
+        return type(router).forward(router, *args, **kwargs)
+
+
+class _ClosedLogits(TorchFunctionMode):
+    """While a router runs, its Linear gives minus infinity for closed experts."""
+
+    def __init__(self, experts: tuple[int, ...]) -> None:
+        super().__init__()
+        self.experts = experts
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is not nn.functional.linear:
+            return result
+        return result.index_fill(-1, torch.tensor(self.experts, device=result.device), -torch.inf)
+
+
+_FORWARDS = (_hand_on, _nothing, _project_nothing, _no_channels, _zeros, _closed, _selected)
+
+
+def _input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    """Return the hidden states among a forward's arguments."""
+    named = [kwargs[name] for name in _INPUTS if torch.is_tensor(kwargs.get(name))]
+    positional = [value for value in args if torch.is_tensor(value)]
+    others = [value for value in kwargs.values() if torch.is_tensor(value)]
+    found: Tensor = (positional + named + others)[0]
+    return found
+
+
+def _keep_cache(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], hidden: Tensor) -> None:
+    """Tell a cache how long the sequence is: models read it off their first layer."""
+    given = _arguments(type(module).forward, args, kwargs)
+    cache = next((given[name] for name in _CACHES if given.get(name) is not None), None)
+    index = next((getattr(module, name) for name in INDICES if isinstance(getattr(module, name, None), int)), None)
+    cache = getattr(cache, "self_attention_cache", cache)
+    if cache is None or index is None or not hasattr(cache, "update") or given.get("key_value_states") is not None:
+        return
+    empty = hidden.new_zeros(hidden.shape[0], 0, hidden.shape[1], 1)
+    cache.update(empty, empty, index)
+
+
+def _packed(module: nn.Module, value: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Return a value the way the module's own forward does: bare, or as a tuple whose other entries are unknown.
+
+    An entry that the forward was itself given (T5's position bias, on its way to the next layer) is handed on.
+    """
+    returned = _returned_names(inspect.unwrap(type(module).forward))
+    if returned is None:
+        return value
+    kind, names = returned
+    given = _arguments(type(module).forward, args, kwargs)
+    return kind((value, *(given.get(name) for name in names[1:])))
+
+
+def _arguments(forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    names = [*inspect.signature(forward).parameters][1:]
+    return {**dict(zip(names, args)), **kwargs}
+
+
+@functools.cache
+def _returned_names(forward: Callable[..., Any]) -> tuple[type, tuple[str, ...]] | None:
+    """Read off a forward's source what its last return hands back: a tuple's (a list's) names; ``None``: neither."""
+    tree: Any = ast.parse(textwrap.dedent(inspect.getsource(forward))).body[0]
+    assigned = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            assigned[node.targets[0].id] = node.value  # in order, so that the last one stays
+    returns = [node for node in ast.walk(tree) if isinstance(node, ast.Return) and node.value is not None]
+    last: Any = max(returns, key=lambda node: node.lineno).value
+    while not isinstance(last, (ast.Tuple, ast.List)):
+        if isinstance(last, ast.Name):
+            last = assigned.pop(last.id, None)  # popped: `outputs = outputs + (x,)` ends
+        elif isinstance(last, ast.IfExp):
+            last = last.orelse  # `if output_attentions`
+        elif isinstance(last, ast.BinOp):
+            last = last.left if isinstance(last.left, (ast.Tuple, ast.List, ast.IfExp)) else last.right
+        else:
+            return None
+    kind = tuple if isinstance(last, ast.Tuple) else list
+    return kind, tuple(node.id if isinstance(node, ast.Name) else "" for node in last.elts)
