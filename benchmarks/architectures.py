@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -173,7 +174,7 @@ def run(only: list[str], onnx: bool, workers: int) -> None:
     wanted = [one for one in zoo.instances() if not only or one[0] in only]
     old = json.loads(result_file(LANE).read_text())["records"] if only and result_file(LANE).is_file() else []
     records = {(r["type"], r["task"]): r for r in old}
-    with ProcessPoolExecutor(workers, max_tasks_per_child=40) as pool:
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         for record in pool.map(check, wanted, [onnx] * len(wanted)):
             previous = records.get((record["type"], record["task"]), {})
             if "onnx" in previous:
@@ -183,8 +184,9 @@ def run(only: list[str], onnx: bool, workers: int) -> None:
                 print("FAILED", json.dumps({k: v for k, v in record.items() if k != "groups"})[:600], flush=True)
     command = " ".join(["python", "benchmarks/architectures.py", *sys.argv[1:]])
     told = {"command": command, "lane": LANE, "seed": 0, "environment": environment()}
-    told |= {"summary": summary(list(records.values())), "records": list(records.values())}
-    result_file(LANE).write_text(json.dumps(told, indent=1) + "\n")
+    told |= {"summary": summary(list(records.values()))}
+    lines = ",\n".join(json.dumps(record) for record in records.values())  # one line each: it stays small
+    result_file(LANE).write_text(f'{json.dumps(told, indent=1)[:-2]},\n "records": [\n{lines}\n]}}\n')
     print(json.dumps(told["summary"], indent=1))
 
 

@@ -67,11 +67,13 @@ def select_units(
     *,
     min_kept: Mapping[str, int],
     multiple_of: Mapping[str, int],
+    last: bool = True,
 ) -> dict[str, Tensor]:
     """Remove the least valuable units until `excess` is gone; what was removed before stays removed.
 
-    A unit that costs more than what is still to go is passed over, unless nothing smaller could leave: the budget is
-    met, and overshot by less than the smallest unit that was left.
+    At the last change a unit that costs more than what is still to go is passed over, unless nothing smaller could
+    leave: the budget is met, and overshot by less than the smallest unit that was left. Before, such a unit waits for a
+    later change and none is taken in its place: a schedule of many small steps would else use up all cheap units.
 
     Args:
         groups: The groups to choose among, by name.
@@ -81,6 +83,7 @@ def select_units(
         excess: How much has to leave, in the unit of `costs`.
         min_kept: Units that stay in each part of a group at least.
         multiple_of: Kept units per part are a multiple of this, where there are as many.
+        last: Whether no change will follow.
 
     Returns:
         ``(units,)`` boolean masks, True = keep.
@@ -93,16 +96,16 @@ def select_units(
     ]
     passed: dict[str, Bundle] = {}
     for bundle in sorted(bundles, key=lambda bundle: bundle.value):
-        if excess <= 0:
-            break
+        if excess <= 0 or (bundle.cost > excess and not last):
+            return masks
         if bundle.group in passed or bundle.cost > excess:
             passed.setdefault(bundle.group, bundle)  # its later bundles cost as much, and must not overtake it
             continue
         masks[bundle.group][list(bundle.units)] = False
         excess -= bundle.cost
     if excess > 0 and passed:  # nothing that is left fits: the smallest overshoots the budget least
-        last = min(passed.values(), key=lambda bundle: (bundle.cost, bundle.value))
-        masks[last.group][list(last.units)] = False
+        smallest = min(passed.values(), key=lambda bundle: (bundle.cost, bundle.value))
+        masks[smallest.group][list(smallest.units)] = False
     return masks
 
 

@@ -38,7 +38,13 @@ class GateWatcher:
         for group in self.groups:
             for part in group.read:
                 by_module.setdefault(part.parameter.rpartition(".")[0], []).append((group, part))
-            whole = group.modules if group.kind == "layer" else (group.core,) if group.kind == "branch" and not group.outputs else ()
+            whole = (
+                group.modules
+                if group.kind == "layer"
+                else (group.core,)
+                if group.kind == "branch" and not group.outputs
+                else ()
+            )
             for unit, path in enumerate(whole):
                 module = self.model.get_submodule(path)
                 self._handles.append(module.register_forward_hook(self._whole(group, unit), with_kwargs=True))

@@ -11,6 +11,7 @@ from torch import nn
 
 from .architectures.conventions import LAYER_LISTS
 from .architectures.layers import configs_of, layer_count
+from .architectures.site import setting
 from .errors import PruningError
 from .plan import BLOCK
 from .skipping import INDICES
@@ -45,11 +46,12 @@ def check_depth(model: nn.Module, groups: Sequence[Group], live_kept: Kept) -> N
     Raises:
         PruningError: It does not; nothing has been changed.
     """
+    inner = {one.modules[0].rpartition(".")[0] for one in groups if one.kind != "layer" and one.modules}
     for group in groups:
         stays = live_kept.get(group.name, range(group.units))
         if group.kind != "layer" or len(stays) == group.units:
             continue
-        reason = _unsayable(model, group, stays)
+        reason = _unsayable(model, group, stays, inner)
         if reason:
             raise PruningError(
                 f"A config of {type(model).__name__} cannot say that only these of '{group.name}' stay: {reason}. "
@@ -67,10 +69,8 @@ def _tell(config: Any, group: Group, stays: Sequence[int]) -> None:
         setattr(config, name, len(stays))
     else:
         setattr(config, name, [len(stays) if i == stage else n for i, n in enumerate(getattr(config, name))])
-    for listed in LAYER_LISTS:
-        values = getattr(config, listed, None)
-        if isinstance(values, (list, tuple)) and len(values) == group.units:
-            setattr(config, listed, [values[i] for i in stays])
+    for listed, values in _layer_lists(config, group.units):
+        setattr(config, listed, [values[i] for i in stays])
 
 
 def _renumber(layer: nn.Module, old: int, new: int) -> None:
@@ -80,25 +80,75 @@ def _renumber(layer: nn.Module, old: int, new: int) -> None:
                 setattr(module, name, new)
 
 
-def _unsayable(model: nn.Module, group: Group, stays: Sequence[int]) -> str:
-    """Say why a stock class built from the small config has other layers than these; empty where it has the same."""
+def _unsayable(model: nn.Module, group: Group, stays: Sequence[int], inner: set[str]) -> str:
+    """Say why a stock class built from the small config has other layers than these; empty where it has the same.
+
+    How long lists inside of layers are (`inner`, of experts) does not count: the plan says it.
+    """
     parent = group.modules[0].rpartition(".")[0]
+    if not _keeps_attention(model, group, stays):
+        return "caches need a layer with attention"
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             root = copy.deepcopy(model.config)
-            twin = type(model)(_small_config(model, root, group, stays))
+            small = _small_config(model, root, group, stays)
+            if hasattr(small, "validate"):  # as saving does on transformers 5
+                small.validate()
+            twin = type(model)(small)
     except Exception as error:  # whatever a class raises, it cannot be built
         return f"its class raises {type(error).__name__}: {error}"
     theirs = twin.get_submodule(parent)
     if len(theirs) != len(stays):  # type: ignore[arg-type]
         return f"its class builds {len(theirs)} of them"  # type: ignore[arg-type]
+    around = _changed_around(model, twin, parent)
+    if around:
+        return around
     for number, unit in enumerate(stays):
         mine, built = model.get_submodule(group.modules[unit]), theirs[number]  # type: ignore[index]
-        by_number = (name for name in _NUMBERED for one in mine.modules() if number != unit and getattr(one, name, False))
-        different = _difference(mine, built) or next(by_number, "")
+        by_number = (
+            name for name in _NUMBERED for one in mine.modules() if number != unit and getattr(one, name, False)
+        )
+        lists = tuple(f"{path.removeprefix(f'{group.modules[unit]}.')}." for path in inner)
+        different = _difference(mine, built, lists) or next(by_number, "")
         if different:
             return f"layer {unit} would become another one at place {number} ({different})"
     return ""
+
+
+def _changed_around(model: nn.Module, twin: nn.Module, parent: str) -> str:
+    """Say what beside a list of layers follows from their number, and would change with it; empty where nothing does.
+
+    YOLOS has a position embedding for each layer but the last, BridgeTower connects layers of two towers.
+    """
+    theirs = dict(twin.named_modules())
+    for path, module in model.named_modules():
+        listed = isinstance(module, nn.ModuleList) and path != parent and path in theirs
+        if listed and len(theirs[path]) < len(module):
+            return f"{path} would be shorter too"
+        own = any(part.isdigit() for part in path.split("."))
+        tensors = {} if own else {**module._parameters, **module._buffers}  # those of layers say how they were pruned
+        for name, tensor in tensors.items():
+            built = getattr(theirs.get(path), name, None)
+            if tensor is not None and torch.is_tensor(built) and built.shape != tensor.shape:
+                return f"{path}.{name} would have another shape"
+    return ""
+
+
+def _keeps_attention(model: nn.Module, group: Group, stays: Sequence[int]) -> bool:
+    """Whether a hybrid model keeps one of its layers with attention, where it says which those are."""
+    for config in configs_of(model, group.modules[0].rpartition(".")[0]):
+        for _, kinds in _layer_lists(config, group.units):
+            full = [i for i, kind in enumerate(kinds) if "attention" in str(kind) and "linear" not in str(kind)]
+            if full and not {*full} & {*stays}:
+                return False
+    return True
+
+
+def _layer_lists(config: Any, units: int) -> list[tuple[str, Sequence[Any]]]:
+    """Return what a config states for each layer in turn, by name."""
+    names = dict.fromkeys([*LAYER_LISTS, *(name for name in vars(config) if "layer" in name)])
+    values = [(name, setting(config, name)) for name in names]
+    return [(name, value) for name, value in values if isinstance(value, (list, tuple)) and len(value) == units]
 
 
 def _small_config(model: nn.Module, root: Any, group: Group, stays: Sequence[int]) -> Any:
@@ -125,10 +175,12 @@ _MODES = ("training", "gradient_checkpointing")  # of a run, not of a layer
 _NUMBERED = ("scale_attn_by_inverse_layer_idx",)  # switches under which a forward computes with the layer's number
 
 
-def _difference(mine: nn.Module, built: nn.Module) -> str:
+def _difference(mine: nn.Module, built: nn.Module, lists: tuple[str, ...]) -> str:
     """Return the first setting or tensor in which two layers differ; widths and numbers of layers do not count."""
-    other = dict(built.named_modules())
+    other = {path: module for path, module in built.named_modules() if not path.startswith(lists)}
     for path, module in mine.named_modules():
+        if path.startswith(lists):
+            continue
         if type(module) is not type(other.pop(path, None)):
             return path or type(module).__name__
         for name, value in vars(module).items():
@@ -139,4 +191,5 @@ def _difference(mine: nn.Module, built: nn.Module) -> str:
                 and vars(built.get_submodule(path)).get(name) != value
             ):
                 return f"{path}.{name}".lstrip(".")
-    return next(iter(other), "") or next(iter({*dict(mine.named_parameters())} ^ {*dict(built.named_parameters())}), "")
+    tensors = [{name for name, _ in one.named_parameters() if not name.startswith(lists)} for one in (mine, built)]
+    return next(iter(other), "") or next(iter(sorted(tensors[0] ^ tensors[1])), "")

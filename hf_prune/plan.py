@@ -113,7 +113,9 @@ class Record(dict[str, tuple[list[int], int]]):
             if stays is not None and (len(stays) < group.units or group.name in self):
                 numbers = self.dense_numbers(group)
                 result[group.name] = ([numbers[i] for i in stays], self.dense_units(group))
-                if group.parts > 1 and parent_name(group) in names:  # one head left in each KV group looks like plain heads: say that it is not
+                if (
+                    group.parts > 1 and parent_name(group) in names
+                ):  # one head left in each KV group looks like plain heads: say that it is not
                     result.setdefault(parent_name(group), (list(range(group.parts)), group.parts))
         return result
 

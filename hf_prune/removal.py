@@ -97,6 +97,9 @@ def cut(model: nn.Module, groups: Sequence[Group], live_kept: Kept, *, optimizer
             _take(tensors[name], dim, vector, optimizer)
     for path in {name.rpartition(".")[0] for name, _ in vectors}:
         sync_module(model.get_submodule(path))
+        if not all(parameter.numel() for parameter in model.get_submodule(path).parameters(recurse=False)):
+            for one in (path, path.rpartition(".")[0]):  # transformers divides by widths where it draws weights
+                model.get_submodule(one)._is_hf_initialized = True  # type: ignore[assignment]
     for group in groups:
         left = len(live_kept[group.name]) if group.name in live_kept else group.units
         for counter in group.counters if left < group.units or group.name in live_kept else ():
@@ -152,12 +155,17 @@ def skip_removed(model: nn.Module, groups: Sequence[Group], live_kept: Kept) -> 
                     tensor.data[..., gone] = -torch.inf
         elif not units and not group.outputs and group.kind == "branch":
             skip_block(model.get_submodule(group.core))
-        elif not units and group.outputs and all(0 in shapes[part.parameter] for part in group.read):
+        elif (
+            not units
+            and group.outputs
+            and (group.kind == "branch" or all(0 in shapes[part.parameter] for part in group.read))
+        ):
             for part in group.slices[: -group.outputs]:
-                skip_channels(model.get_submodule(part.parameter.rpartition(".")[0]))
+                if 0 in shapes[part.parameter]:
+                    skip_channels(model.get_submodule(part.parameter.rpartition(".")[0]))
             for part in group.read:
                 output = model.get_submodule(part.parameter.rpartition(".")[0])
-                skip_projection(output)
+                skip_projection(output, removed=group.kind == "branch")
                 if group.core:
                     skip_core(model.get_submodule(group.core), output)
 

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from .architectures.conventions import RESHAPE
 
 _INPUTS = ("hidden_states", "hidden_state", "query_states", "query", "x", "input", "embeddings")
-_CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_params")
+_CACHES = ("cache", "past_key_values", "past_key_value", "layer_past", "cache_params")
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 INDICES = ("layer_idx", "layer_id", "layer_index", "layer_number", "idx")  # what modules call their layer's number
 
@@ -42,9 +42,9 @@ def skip_core(core: nn.Module, output: nn.Module) -> None:
     core.forward = functools.partial(_nothing, core, inside)
 
 
-def skip_projection(output: nn.Module) -> None:
-    """Make an output projection that reads nothing return its bias, or zero where the bias is gone too."""
-    output.forward = functools.partial(_project_nothing, output)
+def skip_projection(output: nn.Module, *, removed: bool = False) -> None:
+    """Make an output projection that reads nothing return its bias; of a removed branch zero, masked or cut."""
+    output.forward = functools.partial(_project_zero if removed else _project_nothing, output)
 
 
 def skip_channels(module: nn.Module) -> None:
@@ -95,28 +95,39 @@ def restore(module: nn.Module) -> None:
 
 def _hand_on(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
     hidden = _input(args, kwargs)
-    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.is_grad_enabled():
-        # DDP waits for a gradient of every parameter: this one is zero, and costs one number each
-        hidden = hidden + sum(0 * one.flatten()[0] for one in layer.parameters() if one.numel() and one.requires_grad)
-    for module in layer.modules():
+    hidden = _reaching(layer, hidden)
+    for module in {_number(module): module for module in layer.modules()}.values():  # self- and cross-attention: once
         _keep_cache(module, args, kwargs, hidden)
     return _packed(layer, hidden, args, kwargs)
 
 
+def _reaching(module: nn.Module, value: Tensor) -> Tensor:
+    """Return the value; under DDP, which waits for a gradient of every parameter, each gets one that is zero."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.is_grad_enabled():
+        value = value + sum(0 * one.flatten()[0] for one in module.parameters() if one.numel() and one.requires_grad)
+    return value
+
+
 def _nothing(core: nn.Module, output: nn.Module | None, *args: Any, **kwargs: Any) -> Any:
     hidden = _input(args, kwargs)
-    _keep_cache(core, args, kwargs, hidden)
-    value = hidden.new_zeros((*hidden.shape[:-1], 0)) if output is None else _project_nothing(output, hidden)
+    if kwargs.get("encoder_hidden_states") is None:
+        _keep_cache(core, args, kwargs, hidden)
+    value = hidden.new_zeros((*hidden.shape[:-1], 0)) if output is None else output.forward(hidden)
     residual = _arguments(type(core).forward, args, kwargs).get("residual")
     if output is not None and residual is not None:  # BLOOM's attention adds it itself
         value = value + residual
-    return _packed(core, value, args, kwargs)
+    return _packed(core, _reaching(core, value), args, kwargs)
+
+
+def _project_zero(output: nn.Module, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    value = _project_nothing(output, hidden, *args, **kwargs).detach()
+    return _reaching(output, torch.zeros_like(value))
 
 
 def _project_nothing(output: nn.Module, hidden: Tensor, *_: Any, **__: Any) -> Tensor:
     bias = getattr(output, "bias", None)
     weight: Tensor = output.weight  # type: ignore[assignment]
-    width = weight.shape[0] if isinstance(output, CONVOLUTIONS) else max(weight.shape)  # the other axis is empty
+    width = weight.shape[1] if type(output).__name__ == "Conv1D" else weight.shape[0]  # transformers' transposed Linear
     constant = hidden.new_zeros(width) if bias is None or not bias.numel() else bias.to(hidden.dtype)
     if isinstance(output, CONVOLUTIONS):
         sizes = _sizes(output, hidden)
@@ -170,8 +181,10 @@ class _FreeWidths(TorchFunctionMode):
     """While an attention runs, the last size in each of its reshapes follows from the others."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (Tensor.reshape, Tensor.view) and len(args) > 2 and not any(
-            isinstance(size, int) and size == -1 for size in args[1:]
+        if (
+            func in (Tensor.reshape, Tensor.view)
+            and len(args) > 2
+            and not any(isinstance(size, int) and size == -1 for size in args[1:])
         ):
             args = (*args[:-1], -1)
         return func(*args, **(kwargs or {}))
@@ -196,7 +209,7 @@ class _ClosedLogits(TorchFunctionMode):
         return result.index_fill(-1, torch.tensor(self.experts, device=result.device), -torch.inf)
 
 
-_FORWARDS = (_hand_on, _nothing, _project_nothing, _no_channels, _zeros, _closed, _selected)
+_FORWARDS = (_hand_on, _nothing, _project_nothing, _project_zero, _no_channels, _zeros, _closed, _selected)
 
 
 def _input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
@@ -212,12 +225,17 @@ def _keep_cache(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any
     """Tell a cache how long the sequence is: models read it off their first layer."""
     given = _arguments(type(module).forward, args, kwargs)
     cache = next((given[name] for name in _CACHES if given.get(name) is not None), None)
-    index = next((getattr(module, name) for name in INDICES if isinstance(getattr(module, name, None), int)), None)
+    index = _number(module)
     cache = getattr(cache, "self_attention_cache", cache)
     if cache is None or index is None or not hasattr(cache, "update") or given.get("key_value_states") is not None:
         return
-    empty = hidden.new_zeros(hidden.shape[0], 0, hidden.shape[1], 1)
-    cache.update(empty, empty, index)
+    nothing = hidden.new_zeros(hidden.shape[0], 1, hidden.shape[1], 1)  # a cache without entries says its length is 0
+    with contextlib.suppress(AttributeError):  # a state of another sort, which has no length
+        cache.update(nothing, nothing, index)
+
+
+def _number(module: nn.Module) -> int | None:
+    return next((getattr(module, name) for name in INDICES if isinstance(getattr(module, name, None), int)), None)
 
 
 def _packed(module: nn.Module, value: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -230,7 +248,8 @@ def _packed(module: nn.Module, value: Tensor, args: Sequence[Any], kwargs: Mappi
         return value
     kind, names = returned
     given = _arguments(type(module).forward, args, kwargs)
-    return kind((value, *(given.get(name) for name in names[1:])))
+    unknown = {"router_tuple": (value.new_zeros(1),)}  # of Switch: what its layers without experts return
+    return kind((value, *(given.get(name, unknown.get(name)) for name in names[1:])))
 
 
 def _arguments(forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,20 +261,31 @@ def _arguments(forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping
 def _returned_names(forward: Callable[..., Any]) -> tuple[type, tuple[str, ...]] | None:
     """Read off a forward's source what its last return hands back: a tuple's (a list's) names; ``None``: neither."""
     tree: Any = ast.parse(textwrap.dedent(inspect.getsource(forward))).body[0]
-    assigned = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            assigned[node.targets[0].id] = node.value  # in order, so that the last one stays
-    returns = [node for node in ast.walk(tree) if isinstance(node, ast.Return) and node.value is not None]
-    last: Any = max(returns, key=lambda node: node.lineno).value
-    while not isinstance(last, (ast.Tuple, ast.List)):
-        if isinstance(last, ast.Name):
-            last = assigned.pop(last.id, None)  # popped: `outputs = outputs + (x,)` ends
-        elif isinstance(last, ast.IfExp):
-            last = last.orelse  # `if output_attentions`
-        elif isinstance(last, ast.BinOp):
-            last = last.left if isinstance(last.left, (ast.Tuple, ast.List, ast.IfExp)) else last.right
-        else:
-            return None
-    kind = tuple if isinstance(last, ast.Tuple) else list
-    return kind, tuple(node.id if isinstance(node, ast.Name) else "" for node in last.elts)
+    last = max((one for one in ast.walk(tree) if isinstance(one, ast.Return) and one.value), key=lambda one: one.lineno)
+    return _entries(tree, last.value, last.lineno)
+
+
+def _entries(tree: Any, value: Any, line: int) -> tuple[type, tuple[str, ...]] | None:
+    """Return the names of an expression's entries as of a line; what is behind the known ones are position biases."""
+    if isinstance(value, (ast.Tuple, ast.List)):
+        names = tuple(node.id if isinstance(node, ast.Name) else "" for node in value.elts)
+        return (tuple if isinstance(value, ast.Tuple) else list), names
+    if isinstance(value, ast.IfExp):
+        return _entries(tree, value.orelse, line)  # `if output_attentions`
+    if isinstance(value, ast.Name):
+        found = [
+            one
+            for one in ast.walk(tree)
+            if isinstance(one, ast.Assign) and one.lineno < line and ast.unparse(one.targets[0]) == value.id
+        ]
+        always = [one for one in found if one in tree.body]  # rather than under a condition
+        assigned = max(always or found, key=lambda one: one.lineno, default=None)
+        return _entries(tree, assigned.value, assigned.lineno) if assigned else None
+    if isinstance(value, ast.BinOp):
+        left, right = (_entries(tree, side, line) for side in (value.left, value.right))
+        if left is None:
+            return right and (right[0], ("", *right[1]))
+        biases = [one.arg for one in tree.args.args if one.arg.endswith("position_bias")]
+        behind = right[1] if right else (*biases, *biases[1:])  # LongT5 has weights between the two
+        return left[0], (*left[1], *behind)
+    return None

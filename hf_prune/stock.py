@@ -12,6 +12,7 @@ from torch import nn
 from . import __version__
 from .architectures import find_groups
 from .architectures.conventions import CONFIG_COUNTS
+from .architectures.site import setting
 from .plan import BLOCK, FORMAT, Record, annotate, encode_units, parent_name, read_record
 from .structure import Group
 
@@ -65,7 +66,7 @@ def _counts(
         mine = [group for group in groups if group.kind == kind]
         counts = {units(group) for group in mine}
         known = {number for group in mine for number in stated[group.name]}
-        names = [a for a in attributes if isinstance(value := getattr(config, a, None), int) and value in known]
+        names = [a for a in attributes if isinstance(value := setting(config, a), int) and value in known]
         result.update(dict.fromkeys(names, counts.copy().pop()) if len(counts) == 1 else {})
     return result
 

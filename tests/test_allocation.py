@@ -23,6 +23,7 @@ def select(
     min_kept: int = 1,
     multiple_of: int = 1,
     allocation: str = "global",
+    last: bool = True,
 ) -> dict[str, list[int]]:
     """Return which units stay."""
     costs = costs or dict.fromkeys(scores, 1.0)
@@ -30,7 +31,7 @@ def select(
     values = ALLOCATIONS[allocation]({name: tensor(score) for name, score in scores.items()}, costs)
     here = {name: tensor((alive or {}).get(name, [True] * len(score))) for name, score in scores.items()}
     limits = dict.fromkeys(scores, min_kept), dict.fromkeys(scores, multiple_of)
-    masks = select_units(groups, values, here, costs, excess, min_kept=limits[0], multiple_of=limits[1])
+    masks = select_units(groups, values, here, costs, excess, min_kept=limits[0], multiple_of=limits[1], last=last)
     return {name: mask.nonzero().view(-1).tolist() for name, mask in masks.items()}
 
 
@@ -52,6 +53,14 @@ def test_global_takes_the_least_score_per_cost_until_the_budget_is_met():
     assert select(scores, 5, costs) == {"a": [1, 2, 3], "b": [1, 2]}
     assert select(scores, 6, costs) == {"a": [2, 3], "b": [1, 2]}
     assert select(scores, 10, costs) == {"a": [2, 3], "b": [2]}
+
+
+def test_a_dear_unit_waits_for_a_later_change_and_cheap_ones_do_not_leave_in_its_place():
+    """Score per cost: b0 0.5 (cost 4), then a 1 2 3 4. Three to go are too few for b0, and it is b0's turn."""
+    scores, costs = {"a": [1, 2, 3, 4.0], "b": [2.0, 6, 80]}, {"a": 1.0, "b": 4.0}
+    assert select(scores, 3, costs, last=False) == {"a": [0, 1, 2, 3], "b": [0, 1, 2]}
+    assert select(scores, 3, costs, last=True) == {"a": [3], "b": [0, 1, 2]}
+    assert select(scores, 5, costs, last=False) == {"a": [1, 2, 3], "b": [1, 2]}
 
 
 def test_uniform_takes_the_same_share_of_every_group():

@@ -270,6 +270,22 @@ def test_a_target_is_met_although_a_matrix_lies_between_two_groups(name):
     assert prunable_macs(model) <= 0.5 * dense
 
 
+def test_many_small_changes_do_not_use_up_the_cheap_units():
+    """Filters of the second convolution are worth nothing, but cost 56 weights each; a change removes 3 or 4."""
+    model = draw(HandCnn())
+    model.conv2.weight.data.mul_(1e-3)
+    model.conv2.bias.data.mul_(1e-3)
+    model.hidden.weight.data[:, :8] = 0  # what the first two filters are read by
+    model.hidden.weight.data[:, 8:].add_(5)
+    pruners = [ChannelPruner(score="l2"), NeuronPruner(score="l2")]
+    pruning = Pruning(model, pruners, Schedule(begin=1, end=40, frequency=1), target=Target(0.7), total_steps=40)
+    for _ in range(40):
+        pruning.step()
+    report = pruning.finish()
+    assert report.kept["conv2.channels"] == [2, 3, 4, 5]
+    assert len(report.kept["hidden.neurons"]) == 4  # the last one fills the budget
+
+
 def test_report_of_a_module(tmp_path):
     model, x = draw(HandCnn()), inputs_of("cnn")
     dense = copy.deepcopy(model)

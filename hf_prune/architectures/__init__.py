@@ -10,6 +10,7 @@ from torch import nn
 from ..errors import PruningError, UnsupportedModelError, did_you_mean
 from ..registry import Registry, load_entry_points
 from ..structure import Group, Kind, Shapes, matrix_entries
+from .big_bird import big_bird
 from .codegen import codegen
 from .conventions import FEED_FORWARDS, FUSED, QUERY_KEY_VALUE
 from .finder import ONE_FILE, Found, by_convention
@@ -47,6 +48,7 @@ def register_architecture(*model_types: str) -> Callable[[FinderFunction], Finde
 
 register_architecture("xlnet")(xlnet)
 register_architecture("codegen")(codegen)
+register_architecture("big_bird")(big_bird)
 register_architecture(
     "t5", "mt5", "longt5", "pop2piano", "switch_transformers", "udop", "pix2struct", "pix2struct_text_model"
 )(shared_position_bias)
@@ -58,7 +60,8 @@ def find_groups(model: nn.Module, kinds: Sequence[Kind] | None = None) -> list[G
     Args:
         model: A transformers model, dense or already shrunk, on any device (``meta`` too).
         kinds: Only groups of these kinds; ``None`` for all. An attention with fewer key/value heads than query heads
-            offers both ``kv_group`` and ``head`` groups.
+            offers both ``kv_group`` and ``head`` groups; every block is also a ``branch``, every list of layers a
+            ``layer`` group.
 
     Returns:
         Groups in layer order, attention before feed-forward.
@@ -69,7 +72,7 @@ def find_groups(model: nn.Module, kinds: Sequence[Kind] | None = None) -> list[G
     Example:
         >>> from transformers import BertConfig, BertModel
         >>> model = BertModel(BertConfig(num_hidden_layers=1))
-        >>> [(group.name, group.units) for group in find_groups(model)]
+        >>> [(group.name, group.units) for group in find_groups(model, ["head", "neuron"])]
         [('layers.0.attention.heads', 12), ('layers.0.mlp.neurons', 3072)]
     """
     for kind in kinds or ():

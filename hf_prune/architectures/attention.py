@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..structure import Counter, Group, Slice
 from .conventions import (
@@ -30,7 +32,7 @@ from .conventions import (
     RESHAPES,
     Layout,
 )
-from .site import Refusal, Site
+from .site import Refusal, Site, setting, source_of
 
 
 @dataclass(frozen=True)
@@ -275,8 +277,12 @@ def _known_for_any_head(name: str) -> bool:
 
 def _reshapes(site: Site, core: str) -> tuple[tuple[str, str], ...]:
     """Return whether a core's code reshapes what heads return to the width that it reads off the hidden states."""
-    source = inspect.getsource(inspect.unwrap(type(site.modules[core]).forward))
-    return (RESHAPE,) if re.search(RESHAPES, source) else ()
+    return (RESHAPE,) if _reads_width(inspect.unwrap(type(site.modules[core]).forward)) else ()
+
+
+@functools.cache
+def _reads_width(forward: Any) -> bool:
+    return re.search(RESHAPES, source_of(forward)) is not None
 
 
 def _output(site: Site, core: str, projections: tuple[str, ...]) -> str | None:
@@ -286,7 +292,7 @@ def _output(site: Site, core: str, projections: tuple[str, ...]) -> str | None:
 
 
 def _first(config: object, names: tuple[str, ...]) -> int | None:
-    return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
+    return next((value for name in names if isinstance(value := setting(config, name), int)), None)
 
 
 def _config_count(config: object) -> int | None:

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 # --- attention: three projections of one core module -----------------------------------------------------------------
 QUERY_KEY_VALUE = (
     ("q_proj", "k_proj", "v_proj"),  # Llama, BART, OPT, CLIP and kin; ViT on transformers 5
+    ("q_proj.linear", "k_proj.linear", "v_proj.linear"),  # Kyutai
     ("query", "key", "value"),  # BERT and kin; ViT on transformers 4
     ("q_lin", "k_lin", "v_lin"),  # DistilBERT, XLM
     ("q", "k", "v"),  # T5, MPNet
@@ -39,6 +40,7 @@ FUSED: tuple[tuple[str, Layout], ...] = (
 # where the output projection is: inside the core, or in the module around it
 OUTPUT_INSIDE = (
     "o_proj",
+    "o_proj.linear",
     "out_proj",
     "out_lin",
     "o",
@@ -127,6 +129,10 @@ ANY_HEAD = (
     "continuous_position_bias_mlp.0.weight",
     "continuous_position_bias_mlp.0.bias",
     "per_dim_scale",
+    "layernorm1.weight",  # Perceiver: norms of what it reads
+    "layernorm1.bias",
+    "layernorm2.weight",
+    "layernorm2.bias",
     "q_a_proj.weight",  # latent attention: what comes before heads
     "q_a_proj.bias",
     "q_a_layernorm.weight",
@@ -149,7 +155,7 @@ HEAD_ARGUMENTS: dict[str, tuple[tuple[str, str], ...]] = {
 # stands among a core's arguments where its code reshapes what heads return to the width of the hidden states: this is
 # how such code looks (CLIP and most of its kin on transformers 4, BLIP, TimeSformer, TrOCR)
 RESHAPE = ("", "reshape")
-RESHAPES = r"(?s)\b(\w+) = \w+\.(?:size\(\)|shape)\n.*?\.(?:reshape|view)\([^()\n]*, \1\)"
+RESHAPES = r"(?s)\b(\w+) = \w+\.(?:size\(\)|shape)\n.*?\.(?:reshape|view)\([^()\n]*, \1(?: // self\.num_heads)?\)"
 # core classes whose heads cannot be removed, because of what their code does
 INSEPARABLE: dict[str, str] = {
     "LEDDecoderAttention": "its code reshapes what heads return to the hidden size",
@@ -159,6 +165,7 @@ INSEPARABLE: dict[str, str] = {
     "PegasusXGlobalLocalAttention": "its code reshapes what heads return to the hidden size",
     "Gemma3nTextAttention": "later layers read the keys and values of earlier ones",
     "Gemma3nTextMLP": "which neurons are active follows from the mean and deviation of all",
+    "WavLMAttention": "its gate on the position bias views the hidden states as all heads",
 }
 # core classes whose whole branch cannot be skipped
 BRANCHLESS: dict[str, str] = {
@@ -166,6 +173,16 @@ BRANCHLESS: dict[str, str] = {
     "LiltSelfAttention": "it computes two streams at once",
     "PegasusXGlobalLocalAttention": "it computes two streams at once",
     "Gemma3nTextAttention": "later layers read its keys and values",
+    "HrmTextAttention": "its layers run several times for one token",
+    "HYV4Attention": "later layers read which tokens it chose",
+    "LongcatFlashDecoderLayer": "its layers hold two attentions each",
+    "LiltLayer": "it computes two streams at once",
+    "RwkvBlock": "it hands on a state of its own",
+    "Zamba2MambaDecoderLayer": "which layers are hybrid follows from numbers in the config",
+    "SqueezeBertModule": "its layers return a dictionary",
+    "LocalSelfAttention": "it returns a record of its own",
+    "LSHSelfAttention": "it returns a record of its own",
+    "ReformerLayer": "its layers are reversible: each hands on two streams",
     "IBertSelfAttention": "it hands on scales of its own quantization",
 }
 
@@ -184,6 +201,7 @@ FEED_FORWARDS = (
     FeedForward(("gate_proj", "up_proj"), "down_proj"),  # Llama and kin
     FeedForward(("gate_up_proj",), "down_proj"),  # Phi-3, GLM
     FeedForward(("up_proj",), "down_proj"),  # Nemotron
+    FeedForward(("intermediate_query.dense",), "output_query.dense"),  # Q-Formers: of the queries; the text's stays
     FeedForward(("intermediate.dense",), "output.dense"),  # BERT, ViT on transformers 4
     FeedForward(("fc1",), "fc2", between=("dwconv.dwconv",)),  # SegFormer on transformers 5
     FeedForward(("fc1",), "fc2"),  # BART, OPT, CLIP, ViT on transformers 5
@@ -258,9 +276,18 @@ CONFIG_COUNTS = {
 }
 # that state how many layers a tower has
 LAYER_COUNTS = {
-    "encoder": ("encoder_layers", "num_encoder_layers"),
-    "decoder": ("decoder_layers", "num_decoder_layers"),
-    "": ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "depths"),
+    "encoder": ("encoder_layers", "num_encoder_layers", "encoder_num_hidden_layers"),
+    "decoder": ("decoder_layers", "num_decoder_layers", "decoder_num_hidden_layers"),
+    "": (
+        "num_hidden_layers",
+        "num_layers",
+        "n_layer",
+        "n_layers",
+        "encoder_layers",
+        "decoder_layers",
+        "depths",
+        "num_self_attends_per_block",
+    ),
 }
 LAYER_LISTS = (  # that state something for each layer in turn
     "layer_types",

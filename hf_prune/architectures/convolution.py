@@ -134,8 +134,10 @@ def names_of(names: Names, path: str) -> str:
 
 def find_chains(site: Site) -> Iterator[tuple[str, Chain]]:
     """Yield the path of each block in a numbered layer with each convention that its children follow."""
+    convolutions = [path for path, module in site.modules.items() if isinstance(module, CONVOLUTIONS)]
+    around = {path[:end] for path in convolutions for end, letter in enumerate(f"{path}.") if letter == "."} | {""}
     for path in site.modules:
-        for chain in CHAINS:
+        for chain in CHAINS if path in around else ():
             there = [_is_there(site, site.child(path, step)) for step in chain.steps]
             if not all(there[: chain.needs]) or not all(_alone(site, site.child(path, one)) for one in chain.depthwise):
                 continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +19,7 @@ from .conventions import (
     WIDE_NORMS,
     FeedForward,
 )
-from .site import Refusal, Site
+from .site import Refusal, Site, setting, source_of
 
 
 def find_feed_forward(site: Site, path: str) -> FeedForward | None:
@@ -122,7 +121,7 @@ def _experts(site: Site, path: str, place: str, experts: tuple[str, ...], slices
     router = next((one for name in ROUTERS if _has_weight(site, one := site.child(around, name))), None)
     if router is None or site.modules[router].weight.shape[0] != number:
         return Refusal(place, "no router with one row for each expert was found")
-    if getattr(site.config(path), "zero_expert_num", None):
+    if setting(site.config(path), "zero_expert_num"):
         return Refusal(place, "its router also chooses among experts that do nothing")
     rows = [Slice(f"{site.prefix}{router}.weight", 0, 1)]
     for name, tensor in site.tensors(around).items():
@@ -177,7 +176,7 @@ def _stacked(site: Site, path: str) -> tuple[Any, list[Slice]]:
         full = f"{site.prefix}{path}.{name}"
         if not double:
             rows.append(Slice(full, axis, 1))
-        elif "::2" in inspect.getsource(type(module)):  # GPT-OSS: gate and up of each neuron side by side
+        elif "::2" in source_of(type(module)):  # GPT-OSS: gate and up of each neuron side by side
             rows.append(Slice(full, axis, 2))
         else:
             rows += [Slice(full, axis, 1, half) for half in (0, units)]
@@ -199,4 +198,4 @@ def _has_weight(site: Site, path: str) -> bool:
 
 
 def _first(config: Any, names: tuple[str, ...]) -> int | None:
-    return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
+    return next((value for name in names if isinstance(value := setting(config, name), int)), None)

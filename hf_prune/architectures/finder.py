@@ -17,7 +17,7 @@ from .convolution import convolution_groups, convolution_places
 from .feed_forward import expert_groups, feed_forward_groups, find_experts, find_feed_forward, wide_norm
 from .layers import layer_groups
 from .naming import Names, layer_numbers, order
-from .site import STATISTICS, Refusal, Site
+from .site import STATISTICS, Refusal, Site, setting
 
 ONE_FILE = "Declare its groups in one function under hf_prune.register_architecture(model_type)."
 
@@ -61,12 +61,25 @@ def by_convention(model: nn.Module) -> Found:
             result.add(one)
     for one in (*convolution_groups(site, names), *layer_groups(site, names, [path for path, _ in blocks])):
         result.add(one)
+    result.refusals += _unknown_attentions(site, names, [path for path, _ in blocks])
     instead = {group.place for group in result.groups if group.kind == "channel"}
     result.refusals = [one for one in result.refusals if one.place not in instead]
     _check_names(model, result.groups)
     result.groups = join_tied(model, result)
     result.groups.sort(key=lambda group: order(group.name))
     return result
+
+
+def _unknown_attentions(site: Site, names: Names, known: list[str]) -> Iterator[Refusal]:
+    """Yield modules that call themselves attention, and of which no convention knows the projections."""
+    for path, module in site.modules.items():
+        if "Attention" not in type(module).__name__ or not layer_numbers(path):
+            continue
+        around = [one for one in known if one == path or one.startswith(f"{path}.") or path.startswith(f"{one}.")]
+        linears = [name for name, child in module.named_children() if site.is_projection(site.child(path, name))]
+        if linears and not around:
+            place = f"{names.layer(path)}.attention"
+            yield Refusal(place, f"its projections ({', '.join(linears)}) follow no known convention")
 
 
 def _blocks(site: Site) -> Iterator[tuple[str, Any]]:
@@ -154,7 +167,8 @@ def _branch(site: Site, name: str, core: str, output: str | None, own: list[str]
     """
     own = _own(site, core, output or "") if own is None else own
     shapes = {one: site.shape(one) for one in own}
-    axes = {one: site.axis(one) for one in own}
+    # stacked experts stay as many, each of them empty: transformers 5 writes them one by one
+    axes = {one: 1 if len(shapes[one]) == 3 and not output else site.axis(one) for one in own}
     slices = [Slice(site.prefix + one, axes[one], shape[axes[one]]) for one, shape in shapes.items() if shape]
     left = any(0 not in shape for shape in shapes.values())
     if output is not None:
@@ -169,9 +183,9 @@ def _branch(site: Site, name: str, core: str, output: str | None, own: list[str]
 
 def _grouped(config: Any, name: str) -> bool:
     """Whether queries are grouped although as many heads as key/value heads are left here."""
-    dense = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", None)
+    dense = setting(config, "num_key_value_heads", "num_attention_heads")
     removed = (getattr(config, BLOCK, None) or {}).get("kept", {})
-    return dense != getattr(config, "num_attention_heads", None) or name in removed
+    return dense != setting(config, "num_attention_heads") or name in removed
 
 
 def join_tied(model: nn.Module, found: Found) -> list[Group]:

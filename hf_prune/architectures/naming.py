@@ -59,7 +59,10 @@ class Names:
     @staticmethod
     def _tower_name(prefix: str) -> str:
         parts = prefix.split(".")
-        return next((TOWERS[part] for part in parts if part in TOWERS), parts[0] if len(parts) > 1 else "")
+        ours = list(dict.fromkeys(TOWERS[part] for part in parts if part in TOWERS))
+        if len(ours) > 1 and ours[-1] == "encoder":  # a vision model's own encoder: that it is vision says enough
+            ours = ours[:-1]
+        return ".".join(ours) if ours else parts[0] if len(parts) > 1 else ""
 
 
 _RANK = {"attention": 0, "cross_attention": 1, "mlp": 2, "kv_groups": 0, "heads": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ class Site:
         """Return counters for numbers of the config that a module's own code reads; it then gets its own copy."""
         if not hasattr(self.modules[path], "config"):
             return []
-        source = inspect.getsource(type(self.modules[path]))
+        source = source_of(type(self.modules[path]))
         return [Counter(self.prefix + path, f"config.{one}") for one in names if f"self.config.{one}" in source]
 
     def attribute(self, holders: Sequence[str], names: Sequence[str]) -> int | None:
@@ -123,6 +124,26 @@ class Site:
 
     def _out(self, path: str) -> int:
         return 1 if type(self.modules[path]).__name__ == "Conv1D" else 0
+
+
+def setting(config: Any, *names: str) -> Any:
+    """Return the first of these settings that a config states; transformers 5 raises on what differs by layer."""
+    for name in names:
+        try:
+            value = getattr(config, name, None)
+        except RuntimeError:
+            continue
+        if value is not None:
+            return value
+    return None
+
+
+def source_of(code: Any) -> str:
+    """Return the source of a class or function; reading it takes long, and layers share theirs."""
+    return _read_source(code)
+
+
+_read_source = functools.cache(inspect.getsource)
 
 
 # transposed Linear; Falcon's and I-BERT's own; Gemma's clippable; what carries `weight` (out, in) and maybe `bias`

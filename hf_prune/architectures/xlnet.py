@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from ..plan import read_record
 from ..structure import Counter, Group, Slice
 from .finder import Found, by_convention
 from .naming import order
@@ -15,7 +16,8 @@ def xlnet(model: nn.Module) -> Found:
     """Return the conventional groups, and the heads of every relative attention."""
     found = by_convention(model)
     attentions = [path for path, module in model.named_modules() if path.endswith(".rel_attn")]
-    for number, path in enumerate(attentions):
+    left = read_record(model).get("layers", (range(len(attentions)), 0))[0]
+    for number, path in zip(left, attentions):
         heads = model.get_parameter(f"{path}.q").shape[1]
         slices = tuple(Slice(f"{path}.{name}", axis, 1) for name, axis in OF_HEADS.items())
         told = (Counter(path, "n_head"),)

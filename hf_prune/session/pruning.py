@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -96,7 +96,7 @@ class Pruning:
         self.alive = {group.name: torch.ones(group.units, dtype=torch.bool) for group in self.groups}
         self.masks: Masks = check_masks(named_tensors(self.model), masks or {})
         self.dense_units = {group.name: group.units for group in self.groups}
-        self.counted = _by_kind([group for chosen in self.chosen.values() for group in chosen])
+        self.counted = {str(i): _by_kind(chosen) for i, chosen in self.chosen.items()}
         self.dense_macs = matrix_entries(self.groups, live_shapes(self.model))
         self.dense: Measurement = count(self.model)
         apply_masks(named_tensors(self.model), self.masks, optimizer)
@@ -183,7 +183,9 @@ class Pruning:
     def logs(self) -> dict[str, float]:
         """Return what a log should show: sparsity by kind, and the share of MACs left."""
         result: dict[str, float] = {}
-        for kind, names in self.counted.items():
+        kinds = dict.fromkeys(kind for by_kind in self.counted.values() for kind in by_kind)
+        for kind in kinds:
+            names = [name for by_kind in self.counted.values() for name in by_kind.get(kind, ())]
             left = sum(int(self.alive[name].sum()) for name in names if name in self.alive)
             result[f"sparsity_{kind}"] = round(1 - left / sum(self.dense_units[name] for name in names), 6)
         if self.weights or self.masks:
@@ -282,19 +284,29 @@ class Pruning:
             costs = self._costs(groups)
             values: dict[str, Tensor] = {}
             for i, chosen in self.chosen.items():
-                names = [group.name for group in chosen]
+                names = [group.name for group in chosen if group.name in groups]
                 values.update(self.pruners[i].allocate()({n: scores[n] for n in names}, {n: costs[n] for n in names}))
-            self._select(groups, values, costs, now - goal * self.dense_macs, limits)
+            last = self.steps >= max(max(self.changes[i]) for i in self.chosen)
+            self._select(groups, values, costs, now - goal * self.dense_macs, limits, last)
             before, now = now, self._macs_now()
 
     def _costs(self, groups: Mapping[str, Group]) -> dict[str, float]:
         """Return what leaves with one unit of each group: next to units that are masked already, less."""
-        whole = live_shapes(self.model)
-        shapes = {name: list(shape) for name, shape in whole.items()}
+        left = {name: list(shape) for name, shape in live_shapes(self.model).items()}
         for (name, dim), vector in self._vectors().items():
-            shapes[name][dim] = max(1, int(vector.sum()))
-        costs = {n: unit_cost(g, self.groups, whole if g.modules else shapes) for n, g in groups.items()}
-        return {name: float(cost) for name, cost in costs.items()}
+            left[name][dim] = int(vector.sum())
+        costs = {name: unit_cost(self._left_of(group, left), self.groups, left) for name, group in groups.items()}
+        return {name: max(1.0, float(cost)) for name, cost in costs.items()}  # scores are divided by it
+
+    def _left_of(self, group: Group, shapes: Mapping[str, Sequence[int]]) -> Group:
+        """Return a group as it would be if what is masked were gone: fewer layers, narrower branches."""
+        if group.modules:
+            modules = tuple(module for module, there in zip(group.modules, self.alive[group.name]) if there)
+            return replace(group, modules=modules, units=max(1, len(modules)))
+        if group.kind == "branch":
+            slices = [replace(part, per_unit=shapes[part.parameter][part.dim]) for part in group.slices]
+            return replace(group, slices=tuple(slices))
+        return group
 
     def _select_alone(self, i: int, scores: Mapping[str, Tensor]) -> None:
         """One pruner's own sparsity, counted in units."""
@@ -304,9 +316,12 @@ class Pruning:
         costs = dict.fromkeys(groups, 1.0)
         fraction = (pruner.schedule or self.schedule).fraction(self.steps, self.total_steps)
         now = sum(int(self.alive[name].sum()) for name in groups)
-        excess = now - (1 - pruner.sparsity * fraction) * sum(self.dense_units[name] for name in groups)
+        excess = now - (1 - pruner.sparsity * fraction) * sum(
+            self.dense_units[name] for names in self.counted[str(i)].values() for name in names
+        )
         values = pruner.allocate()({name: scores[name] for name in groups}, costs)
-        self._select(groups, values, costs, round(excess), self._limits(i, self.chosen[i]))
+        last = self.steps >= max(self.changes[i])
+        self._select(groups, values, costs, round(excess), self._limits(i, self.chosen[i]), last)
 
     def _limits(self, i: int, chosen: Sequence[Group]) -> dict[str, tuple[int, int]]:
         """Return for each group how many units stay in a part at least, and of what their number is a multiple."""
@@ -320,10 +335,11 @@ class Pruning:
         costs: Mapping[str, float],
         excess: float,
         limits: Mapping[str, tuple[int, int]],
+        last: bool,
     ) -> None:
         alive = {name: self.alive[name] for name in groups}
         floors, multiples = ({name: limit[k] for name, limit in limits.items()} for k in (0, 1))
-        chosen = select_units(groups, values, alive, costs, excess, min_kept=floors, multiple_of=multiples)
+        chosen = select_units(groups, values, alive, costs, excess, min_kept=floors, multiple_of=multiples, last=last)
         live = {name: mask.nonzero().view(-1).tolist() for name, mask in chosen.items()}
         check_depth(self.model, self.groups, live)
         for name, units in close_kept(self.groups, {**self._live_kept(), **live}).items():

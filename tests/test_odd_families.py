@@ -1,0 +1,83 @@
+"""Vision, speech and dual models whose code is odd: removed units equal masked ones, and what cannot go says why."""
+
+import copy
+
+import pytest
+import torch
+import zoo
+
+from hf_prune import PruningError, UnsupportedModelError, find_groups, load_pruned, mask_units, save_pruned, shrink, verify
+from hf_prune.architectures import inspect_model
+from hf_prune.selfcheck import TOLERANCE, output_of, random_plan, relative_difference
+
+HEADS = {
+    "blip:tower": "vision.layers.0.attention.heads",  # a fused projection, reshaped to the width of the hidden states
+    "clip:image_classification": "layers.0.attention.heads",  # reshaped so on transformers 4
+    "kyutai_speech_to_text:speech_seq2seq": "layers.0.attention.heads",  # projections wrapped once more
+    "perceiver:image_classification": "layers.0.attention.heads",  # a norm in the attention that is not over heads
+    "pop2piano:speech_seq2seq": "decoder.attention.heads",  # one position bias for all layers
+    "timesformer:tower": "layers.0.temporal_attention.attention.heads",
+}
+
+
+def build(case):
+    model = zoo.build(*case.split(":"))
+    return model, zoo.inputs(model)
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_every_kind_removed_equals_masked(case):
+    model, batch = build(case)
+    report = verify(model, batch)
+    assert report.passed, report
+    assert HEADS[case] in {group.name for group in find_groups(model, ["head"])}
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@torch.no_grad()
+@pytest.mark.parametrize("case", ["blip:tower", "clip:image_classification"])
+def test_reshaped_heads_can_be_cut_twice_saved_and_traced(case, tmp_path):
+    model, batch = build(case)
+    groups = find_groups(model, ["head"])
+    first = {group.name: range(1, group.units) for group in groups}
+    second = {group.name: [group.units - 1] for group in groups}
+    expected = output_of(mask_units(copy.deepcopy(model), second), batch)
+    small = shrink(shrink(model, first), second)
+    save_pruned(small, tmp_path)
+    loaded = load_pruned(tmp_path, model_class=type(model))
+    assert relative_difference(expected, output_of(loaded, batch)) < TOLERANCE
+
+    class Positional(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = loaded.eval()
+
+        def forward(self, *values):
+            return self.model(**dict(zip(batch, values)), return_dict=False)[0]
+
+    traced = torch.jit.trace(Positional(), tuple(batch.values()), strict=False, check_trace=False)
+    assert relative_difference(expected, traced(*batch.values()).float()) < TOLERANCE
+
+
+def test_heads_behind_a_gate_over_all_heads_are_refused():
+    model, _ = build("wavlm:audio_classification")
+    reasons = {one.place: one.reason for one in inspect_model(model).refusals}
+    assert "gate" in reasons["layers.0.attention"]
+    with pytest.raises(UnsupportedModelError, match="gate"):
+        find_groups(model, ["head"])
+
+
+@pytest.mark.parametrize(("case", "name"), [("yolos:tower", "layers"), ("bridgetower:tower", "text.layers")])
+def test_layers_that_other_tensors_follow_are_not_cut(case, name):
+    model, batch = build(case)
+    assert "layer" not in verify(model, batch).differences
+    with pytest.raises(PruningError, match="would (have another shape|be shorter too)"):
+        shrink(model, {name: [0]})
+
+
+def test_a_skipped_block_hands_on_what_the_next_one_reads():
+    model, batch = build("pop2piano:speech_seq2seq")
+    for kind in ("branch", "layer"):
+        plan = random_plan(model, find_groups(model, [kind]), 0)
+        masked = output_of(mask_units(copy.deepcopy(model), plan), batch)
+        assert relative_difference(masked, output_of(shrink(copy.deepcopy(model), plan), batch)) < TOLERANCE
