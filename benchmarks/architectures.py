@@ -96,6 +96,11 @@ def _invariant(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
     expected = output_of(small, batch)
     with tempfile.TemporaryDirectory() as folder:
         record["reloaded"] = relative_difference(expected, output_of(_reload(small, folder), batch))
+    if record["reloaded"] > RELOADED:  # is it us? Some dense models do not come back from their own folder either
+        with tempfile.TemporaryDirectory() as folder:
+            record["dense_reloaded"] = relative_difference(
+                output_of(model, batch), output_of(_reload(model, folder), batch)
+            )
     return record | {"native": [name for name, plan in _uniform(model, groups) if _is_stock(model, plan)]}
 
 
@@ -149,7 +154,10 @@ def passed(record: dict[str, Any]) -> bool:
     """Whether an instance that was built holds the invariant for every kind that it offers."""
     fine = not record.get("error") and not record.get("failures") and record.get("kinds")
     shrunk = all(value <= SHRUNK for value in record.get("shrunk", {"": 1}).values())
-    return bool(fine and shrunk and record.get("reloaded", 1) <= RELOADED)
+    ours = (
+        record.get("dense_reloaded", 0) <= RELOADED
+    )  # else transformers itself does not load this type's folder rightly
+    return bool(fine and shrunk and (record.get("reloaded", 1) <= RELOADED or not ours))
 
 
 def _too_long(*_: Any) -> None:
@@ -257,6 +265,8 @@ def _row(name: str, records: list[dict[str, Any]]) -> str:
     for record in built:
         for place, reason in record.get("refusals", {}).items():
             reasons.setdefault(reason, place.split(".")[-1] if place.split(".")[-1] != "branch" else place)
+        if record.get("dense_reloaded", 0) > RELOADED:
+            reasons["transformers itself does not load the dense folder of this type as it was saved"] = ""
         if record.get("error"):
             reasons.setdefault(record["error"], "")
     told = "; ".join(f"{place}: {reason}".strip(": ") for reason, place in list(reasons.items())[:3])

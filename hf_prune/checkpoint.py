@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
@@ -93,7 +94,26 @@ def load_pruned(path_or_repo: str | Path, *, model_class: Any = None, **from_pre
         model_class = getattr(transformers, names[0], None)
         if model_class is None:
             raise CheckpointError(f"config.architectures must name a class of transformers. Received: {names[0]}")
-    return model_class.from_pretrained(path_or_repo, **from_pretrained_kwargs)
+    with _cut_after_init(model_class):
+        return model_class.from_pretrained(path_or_repo, **from_pretrained_kwargs)
+
+
+@contextmanager
+def _cut_after_init(model_class: Any) -> Iterator[None]:
+    """Cut models of this class when their constructor ends: on transformers 4 a few never call `post_init`."""
+    stock = model_class.__init__
+
+    @wraps(stock)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        stock(self, *args, **kwargs)
+        if _stock_post_init is not None and type(self) is model_class:
+            apply_plan(self)
+
+    model_class.__init__ = __init__
+    try:
+        yield
+    finally:
+        model_class.__init__ = stock
 
 
 def apply_plan(model: Any) -> None:

@@ -9,13 +9,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from .architectures.conventions import LAYER_LISTS
+from .architectures.conventions import (
+    EXPERT_COUNTS,
+    FEED_FORWARD_WIDTHS,
+    HEAD_COUNTS,
+    HEAD_WIDTHS,
+    HEADS_PER_KV,
+    KV_COUNTS,
+    LAYER_LISTS,
+)
 from .architectures.layers import configs_of, layer_count
 from .architectures.site import setting
 from .errors import PruningError
 from .plan import BLOCK
 from .skipping import INDICES
 from .structure import Group, Kept
+
+_WIDTHS = {*HEAD_COUNTS, *HEAD_WIDTHS, *HEADS_PER_KV, *KV_COUNTS, *FEED_FORWARD_WIDTHS, *EXPERT_COUNTS, *INDICES}
+_WIDTHS |= {"nf", "nx", "expert_dim"}
 
 
 def drop_modules(model: nn.Module, groups: Sequence[Group], live_kept: Kept) -> None:
@@ -71,6 +82,19 @@ def _tell(config: Any, group: Group, stays: Sequence[int]) -> None:
         setattr(config, name, [len(stays) if i == stage else n for i, n in enumerate(getattr(config, name))])
     for listed, values in _layer_lists(config, group.units):
         setattr(config, listed, [values[i] for i in stays])
+    if setting(config, "attention_types"):  # GPT-Neo's other way to say its attention_layers
+        config.attention_types = [[[kind], 1] for kind in config.attention_layers]
+    _tell_backbone(config, group.units, len(stays))
+
+
+def _tell_backbone(config: Any, before: int, left: int) -> None:
+    """Name the stages of a backbone anew, where each layer is one; what it hands out is the last."""
+    names = vars(config).get("stage_names")
+    if names and len(names) == before + 1:
+        config.stage_names = names[: left + 1]
+        for name, value in (("_out_features", names[left]), ("_out_indices", left)):
+            if vars(config).get(name):
+                setattr(config, name, [value])
 
 
 def _renumber(layer: nn.Module, old: int, new: int) -> None:
@@ -151,6 +175,11 @@ def _layer_lists(config: Any, units: int) -> list[tuple[str, Sequence[Any]]]:
     return [(name, value) for name, value in values if isinstance(value, (list, tuple)) and len(value) == units]
 
 
+def _is_width(module: nn.Module, name: str) -> bool:
+    """Whether a whole number may differ between two layers that are alike: a width, or the layer's own number."""
+    return name in _WIDTHS or type(module).__module__.startswith("torch.")
+
+
 def _small_config(model: nn.Module, root: Any, group: Group, stays: Sequence[int]) -> Any:
     """Return a copy of the root config with the small depth, without our block."""
     parent = group.modules[0].rpartition(".")[0]
@@ -184,12 +213,9 @@ def _difference(mine: nn.Module, built: nn.Module, lists: tuple[str, ...]) -> st
         if type(module) is not type(other.pop(path, None)):
             return path or type(module).__name__
         for name, value in vars(module).items():
-            if (
-                isinstance(value, (bool, str, float))
-                and not name.startswith("_")
-                and name not in _MODES
-                and vars(built.get_submodule(path)).get(name) != value
-            ):
+            says = isinstance(value, (bool, str, float)) or (isinstance(value, int) and not _is_width(module, name))
+            other_value = vars(built.get_submodule(path)).get(name)
+            if says and not name.startswith("_") and name not in _MODES and other_value != value:
                 return f"{path}.{name}".lstrip(".")
     tensors = [{name for name, _ in one.named_parameters() if not name.startswith(lists)} for one in (mine, built)]
     return next(iter(other), "") or next(iter(sorted(tensors[0] ^ tensors[1])), "")

@@ -48,9 +48,11 @@ def skip_projection(output: nn.Module, *, removed: bool = False) -> None:
 
 
 def skip_channels(module: nn.Module) -> None:
-    """Make a convolution or a batch norm of which no channel is left run: torch's kernels refuse to."""
+    """Make a convolution, a batch norm or a position bias of which nothing is left run: torch's kernels refuse to."""
     if isinstance(module, (*CONVOLUTIONS, nn.modules.batchnorm._BatchNorm)):
         module.forward = functools.partial(_no_channels, module)  # type: ignore[method-assign]
+    elif type(module).__name__.endswith("RelativePositionBias"):  # BEiT interpolates it before its attention runs
+        module.forward = functools.partial(_no_bias, module)
 
 
 def skip_block(core: nn.Module) -> None:
@@ -139,6 +141,10 @@ def _no_channels(module: nn.Module, hidden: Tensor) -> Tensor:
     return hidden.new_zeros(len(hidden), 0, *_sizes(module, hidden))
 
 
+def _no_bias(module: nn.Module, *_: Any, **__: Any) -> float:
+    return 0.0
+
+
 def _sizes(module: nn.Module, hidden: Tensor) -> list[int]:
     """Return height and width after a convolution (a norm keeps them)."""
     sizes = list(hidden.shape[2:])
@@ -209,7 +215,7 @@ class _ClosedLogits(TorchFunctionMode):
         return result.index_fill(-1, torch.tensor(self.experts, device=result.device), -torch.inf)
 
 
-_FORWARDS = (_hand_on, _nothing, _project_nothing, _project_zero, _no_channels, _zeros, _closed, _selected)
+_FORWARDS = (_hand_on, _nothing, _project_nothing, _project_zero, _no_channels, _no_bias, _zeros, _closed, _selected)
 
 
 def _input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:

@@ -6,7 +6,16 @@ import pytest
 import torch
 import zoo
 
-from hf_prune import PruningError, UnsupportedModelError, find_groups, load_pruned, mask_units, save_pruned, shrink, verify
+from hf_prune import (
+    PruningError,
+    UnsupportedModelError,
+    find_groups,
+    load_pruned,
+    mask_units,
+    save_pruned,
+    shrink,
+    verify,
+)
 from hf_prune.architectures import inspect_model
 from hf_prune.selfcheck import TOLERANCE, output_of, random_plan, relative_difference
 
@@ -59,6 +68,24 @@ def test_reshaped_heads_can_be_cut_twice_saved_and_traced(case, tmp_path):
     assert relative_difference(expected, traced(*batch.values()).float()) < TOLERANCE
 
 
+@pytest.mark.parametrize("setting", ["use_relative_position_bias", "use_shared_relative_position_bias"])
+def test_position_bias_of_an_image_model_follows_its_heads(setting):
+    model = zoo.build("beit", "image_classification", **{setting: True})
+    groups = find_groups(model, ["head"])
+    assert groups
+    own = any("bias_table" in part.parameter for part in groups[0].slices)
+    assert own == (setting == "use_relative_position_bias")  # a shared table stays whole: heads get their rows of it
+    report = verify(model, zoo.inputs(model))
+    assert report.passed, report
+
+
+def test_heads_that_are_turned_before_projection_are_refused():
+    model = zoo.build("wav2vec2-conformer", "audio_classification", position_embeddings_type="rotary")
+    report = verify(model, zoo.inputs(model))
+    assert report.passed, report
+    assert "viewed as all heads" in report.refusals["layers.0.attention"]
+
+
 def test_heads_behind_a_gate_over_all_heads_are_refused():
     model, _ = build("wavlm:audio_classification")
     reasons = {one.place: one.reason for one in inspect_model(model).refusals}
@@ -81,3 +108,11 @@ def test_a_skipped_block_hands_on_what_the_next_one_reads():
         plan = random_plan(model, find_groups(model, [kind]), 0)
         masked = output_of(mask_units(copy.deepcopy(model), plan), batch)
         assert relative_difference(masked, output_of(shrink(copy.deepcopy(model), plan), batch)) < TOLERANCE
+
+
+def test_what_assigns_patches_to_groups_stays():
+    model, batch = build("groupvit:tower")
+    report = verify(model, batch)
+    assert report.passed, report
+    assert "group" in report.refusals["vision.layers.0.downsample.assign.branch"]
+    assert "vision.layers.0.downsample.assign.heads" not in {group.name for group in find_groups(model)}

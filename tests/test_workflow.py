@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForImageClassification, BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 import hf_prune
-from hf_prune import CheckpointError, PruningError, RecipeError, UnsupportedModelError, workflow
+from hf_prune import CheckpointError, PruningError, RecipeError, workflow
 
 TINY = [
     "model.config.hidden_size=32",
@@ -77,7 +77,7 @@ def test_a_model_that_reloads_differently_is_an_error(finished, monkeypatch, tmp
         ("pruners.heads.include=[nowhere.*]", PruningError, "nowhere"),
         ("pruners.heads.score=tailor", PruningError, "Did you mean 'taylor'?"),
         ("pruners.heads.sparsity=0.5", PruningError, "target"),
-        ("model.config.model_type=resnet", UnsupportedModelError, "register_architecture"),
+        ("model.config.model_type=resnet", PruningError, "HeadPruner finds no groups of kind head"),
         ("model.config={hidden_size: 32}", RecipeError, "model_type"),
     ],
 )

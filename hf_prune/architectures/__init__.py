@@ -48,7 +48,7 @@ def register_architecture(*model_types: str) -> Callable[[FinderFunction], Finde
 
 register_architecture("xlnet")(xlnet)
 register_architecture("codegen")(codegen)
-register_architecture("big_bird")(big_bird)
+register_architecture("big_bird", "bigbird_pegasus")(big_bird)
 register_architecture(
     "t5", "mt5", "longt5", "pop2piano", "switch_transformers", "udop", "pix2struct", "pix2struct_text_model"
 )(shared_position_bias)

@@ -22,11 +22,13 @@ from .conventions import (
     HEAD_WIDTHS,
     HEADS_PER_KV,
     INSEPARABLE,
+    INSEPARABLE_WITH,
     KV_COUNTS,
     LATENT,
     OUTPUT_AROUND,
     OUTPUT_INSIDE,
     PER_HEAD,
+    PER_HEAD_AROUND,
     QUERY_KEY_VALUE,
     RESHAPE,
     RESHAPES,
@@ -89,7 +91,11 @@ def attention_groups(site: Site, found: Attention, place: str, grouped: bool) ->
         place: Its name.
         grouped: Whether queries count as grouped although as many heads as key/value heads are left.
     """
-    reason = INSEPARABLE.get(type(site.modules[found.core]).__name__)
+    core = site.modules[found.core]
+    settings = (why for name, value, why in INSEPARABLE_WITH if getattr(core, name, None) == value)
+    name = type(core).__name__
+    qualified = f"{type(core).__module__.split('.')[-2]}.{name}"  # FSMT's class is called just Attention
+    reason = INSEPARABLE.get(name) or INSEPARABLE.get(qualified) or next(settings, None)
     if reason:
         yield Refusal(place, reason)
         return
@@ -257,6 +263,11 @@ def _extras(site: Site, found: Attention, sizes: _Sizes) -> tuple[list[Slice], l
                 return f"{name} is a norm over all heads: removing one would change the others"
         elif shape and max(shape) > 1:
             return f"{name} {shape} is not known to belong to heads"
+    around = found.core.rpartition(".")[0]
+    for name, axis in PER_HEAD_AROUND.items() if sizes.heads else ():
+        path = site.child(around, name)
+        if path.rpartition(".")[0] in site.modules:
+            of_heads.append(Slice(site.prefix + path, axis, 1))
     return of_heads, of_keys
 
 

@@ -14,7 +14,8 @@ def big_bird(model: nn.Module) -> Found:
     """Return the conventional groups; heads only under full attention."""
     found = by_convention(model)
     if getattr(model, "config").attention_type != "original_full":  # noqa: B009
-        of_heads = {group.place for group in found.groups if group.kind == "head" and "cross" not in group.name}
+        theirs = [group for group in found.groups if group.kind == "head" and "cross" not in group.name]
+        of_heads = {group.place for group in theirs if not group.name.startswith("decoder.")}
         found.groups = [g for g in found.groups if g.place not in of_heads or g.kind not in ("head", "branch")]
         found.refusals += [Refusal(place, REASON) for place in sorted(of_heads)]
     return found

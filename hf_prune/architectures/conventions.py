@@ -61,7 +61,15 @@ BESIDE = {"in_proj": "q_bias"}  # a fused projection of so plain a name counts o
 OUTPUT_AROUND = ("output.dense", "output", "out_proj", "o_proj", "proj", "dense", "out", "post")
 CONFIG_SIZES = ("head_dim", "d_head")  # of a config: one head's size
 HEAD_SIZES = ("attention_head_size", "head_dim", "head_size", "key_value_proj_dim", "dim_head", "d_head")
-HEAD_COUNTS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "num_head", "heads")  # of query heads
+HEAD_COUNTS = (
+    "num_attention_heads",
+    "num_heads",
+    "n_heads",
+    "n_head",
+    "num_head",
+    "heads",
+    "num_attn_heads",
+)  # of query heads
 KV_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads")  # of key/value heads
 HEADS_PER_KV = ("num_key_value_groups", "n_rep")  # query heads per key/value head
 HEAD_WIDTHS = (  # heads x head size, where the code reshapes by it
@@ -117,6 +125,8 @@ PER_HEAD: dict[str, tuple[int, Literal["one", "size"]]] = {
     "q_bias": (0, "size"),
     "v_bias": (0, "size"),
 }
+# the same, in the module around the attention
+PER_HEAD_AROUND = {"relative_position_bias.relative_position_bias_table": 1}  # BEiT on transformers 5
 # tensors that are as wide as one head whatever the number of heads, or serve all heads alike
 ANY_HEAD = (
     "distance_embedding.weight",  # BERT's relative positions
@@ -150,7 +160,13 @@ HEAD_ARGUMENTS: dict[str, tuple[tuple[str, str], ...]] = {
     "MptAttention": (("position_bias", "0"),),
     "MPNetSelfAttention": (("position_bias", "1"),),
     "LayoutLMv3SelfAttention": (("position_bias", "1"), ("rel_pos", "1"), ("rel_2d_pos", "1")),
+    "ProphetNetAttention": (("attention_mask", "1"),),
     "CpmAntAttention": (("position_bias", "1"),),
+    "BeitAttention": (("attention_mask", "1"),),  # on transformers 5 the shared position bias is added to it
+    "BeitSelfAttention": (("relative_position_bias", "1"),),
+    "BeitSdpaSelfAttention": (("relative_position_bias", "1"),),
+    "Data2VecVisionSelfAttention": (("relative_position_bias", "1"),),
+    "Data2VecVisionSdpaSelfAttention": (("relative_position_bias", "1"),),
 }
 # stands among a core's arguments where its code reshapes what heads return to the width of the hidden states: this is
 # how such code looks (CLIP and most of its kin on transformers 4, BLIP, TimeSformer, TrOCR)
@@ -161,12 +177,18 @@ INSEPARABLE: dict[str, str] = {
     "LEDDecoderAttention": "its code reshapes what heads return to the hidden size",
     "LongformerSelfAttention": "its code reshapes what heads return to the hidden size",
     "LEDEncoderSelfAttention": "its code reshapes what heads return to the hidden size",
-    "FSMTAttention": "its code asserts that heads fill the hidden size",
+    "fsmt.Attention": "its code asserts that heads fill the hidden size",
     "PegasusXGlobalLocalAttention": "its code reshapes what heads return to the hidden size",
     "Gemma3nTextAttention": "later layers read the keys and values of earlier ones",
     "Gemma3nTextMLP": "which neurons are active follows from the mean and deviation of all",
     "WavLMAttention": "its gate on the position bias views the hidden states as all heads",
+    "GroupViTAssignAttention": "its heads say which group each patch goes to",
+    "MultiheadAttention": "torch's own code asserts that heads fill the width of its input",
 }
+# a setting of a core with which its heads cannot be removed: attribute, value, why
+INSEPARABLE_WITH = (
+    ("position_embeddings_type", "rotary", "its code turns the hidden states, viewed as all heads, before projections"),
+)
 # core classes whose whole branch cannot be skipped
 BRANCHLESS: dict[str, str] = {
     "BltCrossAttention": "its code adds its input itself",
@@ -179,11 +201,15 @@ BRANCHLESS: dict[str, str] = {
     "LiltLayer": "it computes two streams at once",
     "RwkvBlock": "it hands on a state of its own",
     "Zamba2MambaDecoderLayer": "which layers are hybrid follows from numbers in the config",
+    "OpenLlamaDecoderLayer": "its layers hand on caches of their own",
+    "ErnieMEncoderLayer": "its layers hand on attention maps",
     "SqueezeBertModule": "its layers return a dictionary",
     "LocalSelfAttention": "it returns a record of its own",
     "LSHSelfAttention": "it returns a record of its own",
     "ReformerLayer": "its layers are reversible: each hands on two streams",
     "IBertSelfAttention": "it hands on scales of its own quantization",
+    "GroupViTAssignAttention": "nothing else says which group each patch goes to",
+    "GroupViTMixerMLP": "it computes the tokens of groups, and adds them to nothing: without it all are the same",
 }
 
 # --- feed-forward ----------------------------------------------------------------------------------------------------
@@ -214,6 +240,7 @@ FEED_FORWARDS = (
     FeedForward(("Wi",), "Wo"),  # ModernBERT
     FeedForward(("linear1",), "linear2"),
     FeedForward(("linear_1",), "linear_2"),
+    FeedForward(("weights_in",), "weights_out"),  # DINOv2 on transformers 4
     FeedForward(("linear_fc1",), "linear_fc2"),
     FeedForward(("intermediate_dense",), "output_dense"),  # wav2vec 2
     FeedForward(("ffn",), "ffn_output"),  # ALBERT

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..structure import Group, Slice
 from .conventions import (
+    BRANCHLESS,
     CHOSEN,
     EXPERT_COUNTS,
     FEED_FORWARD_BESIDE,
@@ -62,7 +63,8 @@ def feed_forward_groups(site: Site, path: str, row: FeedForward, place: str) -> 
         yield Refusal(place, f"{strange} is not known to belong to neurons")
         return
     told = site.counters((path,), FEED_FORWARD_WIDTHS, units)
-    yield Group(f"{place}.neurons", "neuron", units, (*rows, site.columns(row.down, 1)), tuple(told), least=0)
+    least = int(type(site.modules[path]).__name__ in BRANCHLESS)
+    yield Group(f"{place}.neurons", "neuron", units, (*rows, site.columns(row.down, 1)), tuple(told), least=least)
 
 
 def wide_norm(site: Site, path: str) -> str | None:

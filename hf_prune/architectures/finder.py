@@ -12,7 +12,7 @@ from ..errors import UnsupportedModelError
 from ..plan import BLOCK, read_record
 from ..structure import Group, Slice
 from .attention import Attention, attention_groups, find_attention, residual_norm
-from .conventions import BRANCHLESS
+from .conventions import BRANCHLESS, INSEPARABLE
 from .convolution import convolution_groups, convolution_places
 from .feed_forward import expert_groups, feed_forward_groups, find_experts, find_feed_forward, wide_norm
 from .layers import layer_groups
@@ -79,7 +79,8 @@ def _unknown_attentions(site: Site, names: Names, known: list[str]) -> Iterator[
         linears = [name for name, child in module.named_children() if site.is_projection(site.child(path, name))]
         if linears and not around:
             place = f"{names.layer(path)}.attention"
-            yield Refusal(place, f"its projections ({', '.join(linears)}) follow no known convention")
+            unknown = f"its projections ({', '.join(linears)}) follow no known convention"
+            yield Refusal(place, INSEPARABLE.get(type(module).__name__, unknown))
 
 
 def _blocks(site: Site) -> Iterator[tuple[str, Any]]:
@@ -142,10 +143,10 @@ def _branch_of(site: Site, path: str, block: Any, place: str, units: list[Group 
     name, refused = f"{place}.branch", any(isinstance(one, Refusal) for one in units)
     if block is None:
         return _branch(site, name, path.rpartition(".")[0], None)
+    reason = BRANCHLESS.get(type(site.modules[block.core if isinstance(block, Attention) else path]).__name__)
+    if reason:
+        return Refusal(name, reason)
     if isinstance(block, Attention):
-        reason = BRANCHLESS.get(type(site.modules[block.core]).__name__)
-        if reason:
-            return Refusal(name, reason)
         if residual_norm(site, block.core):
             return Refusal(name, "residual and norm, or pooling, lie inside the attention's own module")
         return _branch(site, name, block.core, block.output)
