@@ -106,7 +106,7 @@ def _cut_after_init(model_class: Any) -> Iterator[None]:
     @wraps(stock)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         stock(self, *args, **kwargs)
-        if _stock_post_init is not None and type(self) is model_class:
+        if _stock_post_init is not None and type(self) is model_class and not getattr(self, _CUT, False):
             apply_plan(self)
 
     model_class.__init__ = __init__
@@ -155,6 +155,7 @@ def apply_plan(model: Any) -> None:
 
 # the hook: right after the root model is built, and before any weight arrives, it is cut to its config's plan
 _stock_post_init: Callable[[Any], None] | None = None
+_CUT = "_hf_prune_cut"  # says of a model that its constructor has cut it
 
 
 def enable_loading(modeling_utils: Any = None) -> None:
@@ -172,6 +173,7 @@ def enable_loading(modeling_utils: Any = None) -> None:
         stock(self)
         if getattr(self.config, BLOCK, None) and not _is_nested(self, sys._getframe(1)):
             apply_plan(self)
+            setattr(self, _CUT, True)
 
     base.post_init = post_init
 

@@ -153,6 +153,9 @@ def close_kept(groups: Sequence[Group], live_kept: Kept) -> dict[str, list[int]]
         if inside or group.name.startswith(branches):
             closed[group.name] = []
             continue
+        if f"{group.name}." in branches:  # experts of a removed branch stay as many, and empty
+            closed.pop(group.name, None)
+            continue
         parts = closed.get(parent_name(group)) if group.parts > 1 else None
         if group.name not in closed and (parts is None or len(parts) == group.parts):
             continue
