@@ -254,9 +254,7 @@ def _packed(module: nn.Module, value: Tensor, args: Sequence[Any], kwargs: Mappi
         return value
     kind, names = returned
     given = _arguments(type(module).forward, args, kwargs)
-    unknown: dict[str, Any] = {
-        "router_tuple": (value.new_zeros(1),)
-    }  # of Switch without experts
+    unknown: dict[str, Any] = {"router_tuple": (value.new_zeros(1),)}  # of Switch without experts
     biases = [name for name in names[1:] if name.endswith("position_bias")]  # T5's, which it may call anything
     theirs = [name for name in given if name.endswith("position_bias")]
     unknown |= {name: given[their] for name, their in zip(biases, theirs)}

@@ -34,7 +34,7 @@ from .conventions import (
     RESHAPES,
     Layout,
 )
-from .site import Refusal, Site, setting, source_of
+from .site import Refusal, Site, first_number, source_of
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _measure(site: Site, found: Attention) -> _Sizes | str:
     """Find an attention's sizes from its own numbers, its shapes and the config; or say why they do not fit."""
     holders = (found.core, found.core.rpartition(".")[0])
     config = site.config(found.core)
-    size = site.attribute(holders, HEAD_SIZES) or _first(config, CONFIG_SIZES)
+    size = site.attribute(holders, HEAD_SIZES) or first_number(config, CONFIG_SIZES)
     heads = site.attribute(holders, HEAD_COUNTS)
     read = site.reads(found.output)
     if found.layout == "latent":
@@ -148,7 +148,7 @@ def _measure(site: Site, found: Attention) -> _Sizes | str:
         kv_heads = site.attribute(holders, KV_COUNTS) or 0
         heads = heads if total else 0
         if heads is None:
-            heads, kv_heads = _config_count(config) or 0, kv_heads or _first(config, KV_COUNTS) or 0
+            heads, kv_heads = _config_count(config) or 0, kv_heads or first_number(config, KV_COUNTS) or 0
         kv_heads = heads if found.layout == "per_head" or not kv_heads else kv_heads
         size = total // (heads + 2 * kv_heads) if heads else size or 1
         query, key, value = heads * size, kv_heads * size, kv_heads * size
@@ -302,14 +302,10 @@ def _output(site: Site, core: str, projections: tuple[str, ...]) -> str | None:
     return next((path for path in paths if path not in projections and site.is_projection(path)), None)
 
 
-def _first(config: object, names: tuple[str, ...]) -> int | None:
-    return next((value for name in names if isinstance(value := setting(config, name), int)), None)
-
-
 def _config_count(config: object) -> int | None:
-    return _first(config, ("num_attention_heads", *HEAD_COUNTS))
+    return first_number(config, ("num_attention_heads", *HEAD_COUNTS))
 
 
 def _config_size(config: object) -> int | None:
-    hidden, heads = _first(config, ("hidden_size", "d_model", "n_embd", "dim")), _config_count(config)
+    hidden, heads = first_number(config, ("hidden_size", "d_model", "n_embd", "dim")), _config_count(config)
     return hidden // heads if hidden and heads else None

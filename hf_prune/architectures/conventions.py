@@ -86,6 +86,7 @@ HEAD_WIDTHS = (  # heads x head size, where the code reshapes by it
     "attn_dim",
     "n_embd",
     "hidden_size_output",
+    "d_model_size",
 )
 CROSS_ATTENTIONS = ("crossattention", "encoder_attn", "cross_attn", "EncDecAttention", "cross_attention")
 # tensors of an attention beside its projections that belong to heads: name -> (axis, entries: one or the head's size)

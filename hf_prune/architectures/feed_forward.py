@@ -20,7 +20,7 @@ from .conventions import (
     WIDE_NORMS,
     FeedForward,
 )
-from .site import Refusal, Site, setting, source_of
+from .site import Refusal, Site, first_number, setting, source_of
 
 
 def find_feed_forward(site: Site, path: str) -> FeedForward | None:
@@ -132,8 +132,8 @@ def _experts(site: Site, path: str, place: str, experts: tuple[str, ...], slices
         if tensor.numel() == number and tensor.shape[-1] == number:
             rows.append(Slice(f"{site.prefix}{around}.{name}", tensor.ndim - 1, 1))
     holders = [around, path, router, router.rpartition(".")[0]]
-    chosen = site.attribute(holders, CHOSEN) or _first(site.config(path), CHOSEN)
-    if chosen is None or _first(site.config(path), ("n_group", "num_expert_group")) not in (None, 1):
+    chosen = site.attribute(holders, CHOSEN) or first_number(site.config(path), CHOSEN)
+    if chosen is None or first_number(site.config(path), ("n_group", "num_expert_group")) not in (None, 1):
         return Refusal(place, "its router chooses among groups of experts")
     told = site.counters(holders, EXPERT_COUNTS, number)
     core = site.prefix + router
@@ -197,7 +197,3 @@ def _is_transposed(up: Any, down: Any) -> bool:
 
 def _has_weight(site: Site, path: str) -> bool:
     return getattr(site.modules.get(path), "weight", None) is not None
-
-
-def _first(config: Any, names: tuple[str, ...]) -> int | None:
-    return next((value for name in names if isinstance(value := setting(config, name), int)), None)

@@ -117,7 +117,7 @@ def _places(names: Names, blocks: list[tuple[str, Any]]) -> list[str]:
         if plain.count(place) > 1:
             layer = place.rpartition(".")[0]
             place = f"{layer}.{inside}" if inside else place
-            if other_list(path, [p for (p, _), same in zip(blocks, plain) if same == plain[len(named)]]):
+            if _other_list(path, [p for (p, _), same in zip(blocks, plain) if same == plain[len(named)]]):
                 parts = path.split(".")
                 at = layer_numbers(path)[-1]
                 place = place.replace("layers.", f"{parts[at - 1]}.", 1)
@@ -125,7 +125,7 @@ def _places(names: Names, blocks: list[tuple[str, Any]]) -> list[str]:
     return named
 
 
-def other_list(path: str, same: list[str]) -> bool:
+def _other_list(path: str, same: list[str]) -> bool:
     """Whether a place lies in another list of layers than the first one of the same name."""
     lists = [one.split(".")[: layer_numbers(one)[-1]] for one in (path, same[0])]
     return lists[0] != lists[1]

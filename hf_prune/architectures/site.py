@@ -138,6 +138,11 @@ def setting(config: Any, *names: str) -> Any:
     return None
 
 
+def first_number(config: Any, names: Sequence[str]) -> int | None:
+    """Return the first of these settings that a config states as a whole number."""
+    return next((value for name in names if isinstance(value := setting(config, name), int)), None)
+
+
 def source_of(code: Any) -> str:
     """Return the source of a class or function; reading it takes long, and layers share theirs."""
     return _read_source(code)
