@@ -111,7 +111,7 @@ def _unsayable(model: nn.Module, group: Group, stays: Sequence[int], inner: set[
     """
     parent = group.modules[0].rpartition(".")[0]
     if not _keeps_attention(model, group, stays):
-        return "caches need a layer with attention"
+        return "caches need a layer of each sort"
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             root = copy.deepcopy(model.config)
@@ -159,11 +159,12 @@ def _changed_around(model: nn.Module, twin: nn.Module, parent: str) -> str:
 
 
 def _keeps_attention(model: nn.Module, group: Group, stays: Sequence[int]) -> bool:
-    """Whether a hybrid model keeps one of its layers with attention, where it says which those are."""
+    """Whether a hybrid model keeps a layer with attention and one with a state, where it says which those are."""
     for config in configs_of(model, group.modules[0].rpartition(".")[0]):
         for _, kinds in _layer_lists(config, group.units):
-            full = [i for i, kind in enumerate(kinds) if "attention" in str(kind) and "linear" not in str(kind)]
-            if full and not {*full} & {*stays}:
+            states = {i for i, kind in enumerate(kinds) if any(word in str(kind) for word in ("linear", "mamba"))}
+            full = {i for i, kind in enumerate(kinds) if "attention" in str(kind)} - states
+            if any(places and not places & {*stays} for places in (states, full)):
                 return False
     return True
 

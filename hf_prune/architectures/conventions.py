@@ -184,6 +184,7 @@ INSEPARABLE: dict[str, str] = {
     "Gemma3nTextMLP": "which neurons are active follows from the mean and deviation of all",
     "WavLMAttention": "its gate on the position bias views the hidden states as all heads",
     "GroupViTAssignAttention": "its heads say which group each patch goes to",
+    "Zamba2Attention": "transformers 4 shares its tensors between layers only after loading",
     "MultiheadAttention": "torch's own code asserts that heads fill the width of its input",
 }
 # a setting of a core with which its heads cannot be removed: attribute, value, why
@@ -201,9 +202,13 @@ BRANCHLESS: dict[str, str] = {
     "LongcatFlashDecoderLayer": "its layers hold two attentions each",
     "LiltLayer": "it computes two streams at once",
     "RwkvBlock": "it hands on a state of its own",
+    "ZambaMambaDecoderLayer": "which layers are hybrid follows from numbers in the config",
     "Zamba2MambaDecoderLayer": "which layers are hybrid follows from numbers in the config",
     "OpenLlamaDecoderLayer": "its layers hand on caches of their own",
     "ErnieMEncoderLayer": "its layers hand on attention maps",
+    "ErnieMSelfAttention": "its layers hand on attention maps",
+    "FalconH1DecoderLayer": "its cache counts layers itself",
+    "SwitchTransformersBlock": "its model needs layers with experts",
     "SqueezeBertModule": "its layers return a dictionary",
     "LocalSelfAttention": "it returns a record of its own",
     "LSHSelfAttention": "it returns a record of its own",
