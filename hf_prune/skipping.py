@@ -236,7 +236,7 @@ def _keep_cache(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any
     if cache is None or index is None or not hasattr(cache, "update") or given.get("key_value_states") is not None:
         return
     nothing = hidden.new_zeros(hidden.shape[0], 1, hidden.shape[1], 1)  # a cache without entries says its length is 0
-    with contextlib.suppress(AttributeError):  # a state of another sort, which has no length
+    with contextlib.suppress(AttributeError, NotImplementedError):  # a state of another sort, which has no length
         cache.update(nothing, nothing, index)
 
 

@@ -182,7 +182,9 @@ def _groups(
         found.core, ("num_attention_heads", "n_head")
     )
     inner = [one for one in holders if one == found.core or not one.rpartition(".")[2].isdigit()]  # not a layer's own
-    widths = site.counters(inner, HEAD_WIDTHS, width, sizes.read) if width else []
+    asserts = "== self.embed_dim" in source_of(type(site.modules[found.core]))  # Longformer: of what comes in
+    named = [name for name in HEAD_WIDTHS if not (asserts and name == "embed_dim")]
+    widths = site.counters(inner, named, width, sizes.read) if width else []
     kv_heads = site.counters(holders, KV_COUNTS, sizes.kv_heads) + site.read_counts(
         found.core, ("num_key_value_heads",)
     )
@@ -251,7 +253,7 @@ def _extras(site: Site, found: Attention, sizes: _Sizes) -> tuple[list[Slice], l
         if full in known or _known_for_any_head(name):
             continue
         row = next((row for end, row in PER_HEAD.items() if name == end or name.endswith(f".{end}")), None)
-        width = (1 if row[1] == "one" else sizes.read) if row else 0
+        width = (1 if row[1] == "one" or shape[row[0] : row[0] + 1] == (sizes.heads,) else sizes.read) if row else 0
         if row is not None and len(shape) > row[0] and shape[row[0]] == sizes.heads * width:
             of_heads.append(Slice(site.prefix + full, row[0], width))
         elif _is_residual_norm(name):

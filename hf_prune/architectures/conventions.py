@@ -123,6 +123,13 @@ PER_HEAD: dict[str, tuple[int, Literal["one", "size"]]] = {
     "gate_proj.bias": (0, "size"),
     "g_proj.weight": (0, "size"),
     "g_proj.bias": (0, "size"),
+    "gate_bias": (0, "one"),
+    "query_global.weight": (0, "size"),  # Longformer, LED: a second set of projections
+    "query_global.bias": (0, "size"),
+    "key_global.weight": (0, "size"),
+    "key_global.bias": (0, "size"),
+    "value_global.weight": (0, "size"),
+    "value_global.bias": (0, "size"),
     "q_bias": (0, "size"),
     "v_bias": (0, "size"),
 }
@@ -130,6 +137,7 @@ PER_HEAD: dict[str, tuple[int, Literal["one", "size"]]] = {
 PER_HEAD_AROUND = {"relative_position_bias.relative_position_bias_table": 1}  # BEiT on transformers 5
 # tensors that are as wide as one head whatever the number of heads, or serve all heads alike
 ANY_HEAD = (
+    "k_rope_only_layernorm.weight",
     "distance_embedding.weight",  # BERT's relative positions
     "gru_rel_pos_linear.weight",  # WavLM
     "gru_rel_pos_linear.bias",
@@ -175,10 +183,6 @@ RESHAPE = ("", "reshape")
 RESHAPES = r"(?s)\b(\w+) = \w+\.(?:size\(\)|shape)\n.*?\.(?:reshape|view)\([^()\n]*, \1(?: // self\.num_heads)?\)"
 # core classes whose heads cannot be removed, because of what their code does
 INSEPARABLE: dict[str, str] = {
-    "LEDDecoderAttention": "its code reshapes what heads return to the hidden size",
-    "LongformerSelfAttention": "its code reshapes what heads return to the hidden size",
-    "LEDEncoderSelfAttention": "its code reshapes what heads return to the hidden size",
-    "fsmt.Attention": "its code asserts that heads fill the hidden size",
     "PegasusXGlobalLocalAttention": "its code reshapes what heads return to the hidden size",
     "Gemma3nTextAttention": "later layers read the keys and values of earlier ones",
     "Gemma3nTextMLP": "which neurons are active follows from the mean and deviation of all",
