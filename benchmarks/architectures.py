@@ -191,8 +191,8 @@ def run(only: list[str], onnx: bool, every: bool, workers: int) -> None:
     wanted = [one for one in zoo.instances() if not only or one[0] in only]
     first = {name: (name, task) for name, task in reversed(wanted)}
     wanted = wanted if every else [one for one in wanted if first[one[0]] == one]
-    old = json.loads(result_file(LANE).read_text())["records"] if only and result_file(LANE).is_file() else []
-    records = {(r["type"], r["task"]): r for r in old}
+    old = json.loads(result_file(LANE).read_text()) if only and result_file(LANE).is_file() else {}
+    records = {(r["type"], r["task"]): r for r in old.get("records", ())}
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         for record in pool.map(check, wanted, [onnx] * len(wanted)):
             previous = records.get((record["type"], record["task"]), {})
@@ -202,7 +202,7 @@ def run(only: list[str], onnx: bool, every: bool, workers: int) -> None:
             if record["built"] and not passed(record):
                 print("FAILED", json.dumps({k: v for k, v in record.items() if k != "groups"})[:600], flush=True)
     command = " ".join(["python", "benchmarks/architectures.py", *sys.argv[1:]])
-    told = {"command": command, "lane": LANE, "seed": 0, "environment": environment()}
+    told = {"commands": [*old.get("commands", ()), command], "lane": LANE, "seed": 0, "environment": environment()}
     told |= {"summary": summary(list(records.values()))}
     lines = ",\n".join(json.dumps(record) for record in records.values())  # one line each: it stays small
     result_file(LANE).write_text(f'{json.dumps(told, indent=1)[:-2]},\n "records": [\n{lines}\n]}}\n')

@@ -53,7 +53,7 @@ def test_table_holds_what_was_promised(lane):
     assert {one["type"] for one in built} >= {*NAMED}
     heads = [one for one in built if {"head", "kv_group"} & {*one.get("kinds", ())}]
     neurons = [one for one in built if "neuron" in one.get("kinds", ())]
-    assert len(heads) >= 0.84 * len(built)
+    assert len(heads) >= (0.85 if lane == "v5" else 0.84) * len(built)  # the rest: convolutions, norms over all heads
     assert len(neurons) >= 0.9 * len(built)
 
 
