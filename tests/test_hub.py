@@ -449,7 +449,8 @@ def test_a_trainer_that_prunes_pushes_the_small_model_and_our_card_comes_last(tm
         asked = ("tester/trained", str(tmp_path))
         done = in_client(hub, tmp_path / "home", client_train_and_push, *asked, token=hub.token)
         files = hub.files("tester/trained")
-    assert done["pushed"] == done["live"]
+    # equal but for the last bit: which kernel adds up odd widths depends on where loaded tensors lie in memory
+    assert done["pushed"] == [pytest.approx(row, rel=1e-6) for row in done["live"]]
     assert done["macs_left"] < 0.6
     assert b"Dense against pruned" in files["README.md"]
     assert "pruning_config" in json.loads(files["config.json"])
