@@ -14,7 +14,16 @@ from .data import DataSettings
 from .distillation import Distillation
 from .errors import RecipeError, did_you_mean
 from .files import shipped
-from .pruners import HeadPruner, NeuronPruner, Pruner, Target, WeightPruner
+from .pruners import (
+    ChannelPruner,
+    ExpertPruner,
+    HeadPruner,
+    LayerPruner,
+    NeuronPruner,
+    Pruner,
+    Target,
+    WeightPruner,
+)
 from .schedules import Schedule
 from .settings import explain
 
@@ -69,23 +78,31 @@ class PrunerSettings(_Settings):
     Args:
         heads: Attention heads, or KV groups.
         neurons: Feed-forward neurons.
+        layers: Whole layers, or branches of them.
+        experts: Experts with their router rows.
+        channels: Channels of convolutions.
         weights: Single weights.
     """
 
     heads: HeadPruner | None = None
     neurons: NeuronPruner | None = None
+    layers: LayerPruner | None = None
+    experts: ExpertPruner | None = None
+    channels: ChannelPruner | None = None
     weights: WeightPruner | None = None
 
     @property
     def chosen(self) -> list[Pruner]:
         """The pruners that the recipe names."""
-        return [pruner for pruner in (self.heads, self.neurons, self.weights) if pruner is not None]
+        named = (self.heads, self.neurons, self.layers, self.experts, self.channels, self.weights)
+        return [pruner for pruner in named if pruner is not None]
 
     @model_validator(mode="after")
     def _any(self) -> PrunerSettings:
         if not self.chosen:
             raise ValueError(
-                "name at least one of heads, neurons, weights; `heads: {}` takes the defaults. Received: none"
+                f"name at least one of {', '.join(type(self).model_fields)}; `heads: {{}}` takes the defaults. "
+                "Received: none"
             )
         return self
 

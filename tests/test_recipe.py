@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from hf_prune import Recipe, RecipeError
-from hf_prune.recipe import load_recipe, shipped_recipes
+from hf_prune.recipe import PrunerSettings, load_recipe, shipped_recipes
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -65,3 +65,10 @@ def test_yaml_of_a_recipe_is_plain():
     recipe = load_recipe("quickstart")
     assert isinstance(recipe, Recipe)
     assert yaml.safe_load(recipe.yaml())["target"] == {"macs": recipe.target.macs}
+
+
+def test_every_pruner_can_be_named():
+    chosen = PrunerSettings(**{name: {"sparsity": 0.5} for name in PrunerSettings.model_fields}).chosen
+    assert [type(pruner).__name__.removesuffix("Pruner") for pruner in chosen] == [
+        "Head", "Neuron", "Layer", "Expert", "Channel", "Weight",
+    ]  # fmt: skip
