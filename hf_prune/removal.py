@@ -25,7 +25,7 @@ from .skipping import (
     skip_projection,
 )
 from .stock import write_record
-from .structure import Group, KeepVectors, Kept, keep_vectors
+from .structure import Group, KeepVectors, Kept, Shapes, Slice, keep_vectors
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -103,7 +103,7 @@ def cut(model: nn.Module, groups: Sequence[Group], live_kept: Kept, *, optimizer
     for group in groups:
         left = len(live_kept[group.name]) if group.name in live_kept else group.units
         for counter in group.counters if left < group.units or group.name in live_kept else ():
-            count = left if counter.of == "units" else left // _parts_left(group, groups, live_kept)
+            count = left if counter.of == "units" else left // _parts_left(group, live_kept)
             _tell(model.get_submodule(counter.module), counter.attribute, count * counter.per_unit)
         if group.arguments and left < group.units:
             select_heads(model.get_submodule(group.core), group.arguments, live_kept[group.name], group.units)
@@ -131,7 +131,7 @@ def _tell(module: Any, attribute: str, value: int) -> None:
     setattr(module, attribute, value)
 
 
-def _parts_left(group: Group, groups: Sequence[Group], live_kept: Kept) -> int:
+def _parts_left(group: Group, live_kept: Kept) -> int:
     """Return how many parts keep any unit, at least 1."""
     return max(1, len({unit // group.per_part for unit in live_kept.get(group.name, range(group.units))}))
 
@@ -147,27 +147,37 @@ def skip_removed(model: nn.Module, groups: Sequence[Group], live_kept: Kept) -> 
             for unit, path in enumerate(group.modules):
                 (restore if unit in units else skip_layer)(model.get_submodule(path))
         elif group.kind == "expert" and len(units) < group.units:
-            gone = [unit for unit in range(group.units) if unit not in set(units)]
-            close_router(model.get_submodule(group.core), gone)
-            for part in group.slices:  # a correction that is added before experts are chosen
-                tensor = named_tensors(model)[part.parameter]
-                if tensor.numel() == group.units and not part.parameter.startswith(f"{group.core}.bias"):
-                    tensor.data[..., gone] = -torch.inf
-        elif not units and not group.outputs and group.kind == "branch":
+            _close(model, group, units)
+        elif not units and group.kind == "branch" and not group.outputs:
             skip_block(model.get_submodule(group.core))
-        elif (
-            not units
-            and group.outputs
-            and (group.kind == "branch" or all(0 in shapes[part.parameter] for part in group.read))
-        ):
-            for part in group.slices[: -group.outputs]:
-                if 0 in shapes[part.parameter]:
-                    skip_channels(model.get_submodule(part.parameter.rpartition(".")[0]))
-            for part in group.read:
-                output = model.get_submodule(part.parameter.rpartition(".")[0])
-                skip_projection(output, removed=group.kind == "branch")
-                if group.core:
-                    skip_core(model.get_submodule(group.core), output)
+        elif not units and group.outputs and (group.kind == "branch" or _is_empty(group.read, shapes)):
+            _skip_emptied(model, group, shapes)
+
+
+def _close(model: nn.Module, group: Group, units: Sequence[int]) -> None:
+    """Let the router never choose removed experts, whatever correction is added before it chooses."""
+    gone, tensors = [unit for unit in range(group.units) if unit not in set(units)], named_tensors(model)
+    close_router(model.get_submodule(group.core), gone)
+    for part in group.slices:
+        tensor = tensors[part.parameter]
+        if tensor.numel() == group.units and not part.parameter.startswith(f"{group.core}.bias"):
+            tensor.data[..., gone] = -torch.inf
+
+
+def _skip_emptied(model: nn.Module, group: Group, shapes: Shapes) -> None:
+    """Skip what computes units of which none are left, and let the output projection return a constant."""
+    for part in group.slices[: -group.outputs]:
+        if _is_empty([part], shapes):
+            skip_channels(model.get_submodule(part.parameter.rpartition(".")[0]))
+    for part in group.read:
+        output = model.get_submodule(part.parameter.rpartition(".")[0])
+        skip_projection(output, removed=group.kind == "branch")
+        if group.core:
+            skip_core(model.get_submodule(group.core), output)
+
+
+def _is_empty(parts: Sequence[Slice], shapes: Shapes) -> bool:
+    return all(0 in shapes[part.parameter] for part in parts)
 
 
 def unmasked_units(model: nn.Module, groups: Sequence[Group]) -> dict[str, list[int]]:

@@ -277,9 +277,6 @@ FEED_FORWARD_WIDTHS = ("intermediate_size", "intermediate_dim", "ffn_dim")  # at
 WIDE_NORMS = ("ffn_layernorm", "ffn_sub_norm", "grn")  # over all neurons: removing one would change the others
 
 # --- experts ---------------------------------------------------------------------------------------------------------
-EXPERTS = ("experts",)
-# a stacked tensor of all experts -> axis of the neurons, and how many entries one neuron owns side by side
-STACKED: dict[str, tuple[int, int]] = {}
 ROUTERS = ("gate", "router", "router.layer", "router.classifier", "gate.wg", "gate.classifier", "gating")
 EXPERT_COUNTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", "n_experts")
 CHOSEN = ("top_k", "num_experts_per_tok", "moe_topk", "moe_top_k", "experts_per_token", "num_selects")
