@@ -1,4 +1,4 @@
-"""Saving and loading pruned models: plain folders, and the hook that lets `from_pretrained` read them."""
+"""Loading pruned models, and the hook that lets every `from_pretrained` read them."""
 
 from __future__ import annotations
 
@@ -9,62 +9,15 @@ from functools import wraps
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-from .architectures import find_groups
-from .errors import CheckpointError, PruningError, UnsupportedModelError
-from .plan import BLOCK, close_kept, read_record
-from .removal import cut
-from .stock import write_record
-
-
-def save_pruned(
-    model: Any,
-    path: str | Path,
-    *,
-    tokenizer: Any = None,
-    stock: Literal["auto", "never", "require"] = "auto",
-    max_shard_size: str = "5GB",
-) -> Path:
-    """Write a model as a plain folder: safetensors, and config.json with the plan.
-
-    ``model.save_pretrained(path)`` writes the same folder; this adds the tokenizer and the choice of `stock`.
-
-    Args:
-        model: A transformers model, pruned or not.
-        path: The folder; it is made where it does not exist.
-        tokenizer: A tokenizer, processor or image processor to save beside it.
-        stock: ``"auto"`` writes a config that stock transformers can build wherever one can say the small shape
-            (uniform feed-forward widths; uniform KV groups); ``"never"`` always states the dense shape and the plan;
-            ``"require"`` raises where no stock config can say it.
-        max_shard_size: Largest file, as in `save_pretrained`.
-
-    Returns:
-        The folder.
-
-    Raises:
-        PruningError: `stock` is unknown, or required and not possible.
-    """
-    if stock not in ("auto", "never", "require"):
-        raise PruningError(f"stock must be 'auto', 'never' or 'require'. Received: {stock!r}")
-    record = read_record(model)
-    write_record(model, record, stock=stock != "never")
-    if stock == "require" and record and not getattr(model.config, BLOCK)["stock"]:
-        uneven = ", ".join(list(record)[:4])
-        raise PruningError(
-            f"No stock {type(model.config).__name__} can say this shape, because units are removed unevenly or config "
-            f"has no number for them. Received: cuts in {uneven}"
-        )
-    try:
-        model.save_pretrained(path, max_shard_size=max_shard_size)
-    finally:
-        write_record(model, record)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(path)
-    return Path(path)
+from ..architectures import find_groups
+from ..errors import CheckpointError, PruningError, UnsupportedModelError
+from ..plan import BLOCK, close_kept, read_record
+from ..removal import cut
 
 
 def load_pruned(path_or_repo: str | Path, *, model_class: Any = None, **from_pretrained_kwargs: Any) -> Any:
