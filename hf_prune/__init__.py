@@ -26,7 +26,7 @@ _PUBLIC = {
     **dict.fromkeys(["PruningCallback"], "callback"),
     **dict.fromkeys(["Distillation", "DistillationMixin", "DistillationTrainer"], "distillation"),
     **dict.fromkeys(["Report", "Measurement", "measure"], "report"),
-    **dict.fromkeys(["save_pruned", "load_pruned", "disable_loading"], "checkpoint"),
+    **dict.fromkeys(["save_pruned", "load_pruned", "adopt_shapes", "disable_loading"], "checkpoint"),
     **dict.fromkeys(["push_pruned", "model_card"], "hub"),
     **dict.fromkeys(["export_onnx", "OnnxExport"], "export"),
     **dict.fromkeys(["Recipe"], "recipe"),

@@ -14,6 +14,16 @@ from .structure import Group, Kept
 
 BLOCK = "pruning_config"
 FORMAT = 1
+_TYPES: dict[str, type] = {
+    "kept": dict,
+    "stock": bool,
+    "library_version": str,
+    "digests": dict,
+    "recipe": str,
+    "base_model": str,
+    "weights": dict,
+}
+_PLACES = 4  # of how many groups a tensor's axis is at most: heads, their KV groups, the branch, the layer
 _TEXT = re.compile(r"(\d{1,7}(-\d{1,7})?(,\d{1,7}(-\d{1,7})?)*)? ?of (\d{1,7})")  # 7 digits: no text asks for gigabytes
 
 
@@ -37,22 +47,27 @@ def decode_units(name: str, text: object) -> tuple[list[int], int]:
     """Read `encode_units` back: kept units in the dense model's numbering, and how many the dense model has.
 
     Raises:
-        CheckpointError: Not such a text, units out of order, doubled or out of range. The text is a stranger's:
-            nothing is allocated before it is known to be sound.
+        CheckpointError: Not such a text, units out of order, doubled or out of range.
     """
+    runs, dense = _read_runs(name, text)
+    return [unit for run in runs for unit in run], dense
+
+
+def _read_runs(name: str, text: object) -> tuple[list[range], int]:
+    """Read a stranger's text without allocating what it speaks of."""
     match = _TEXT.fullmatch(text) if isinstance(text, str) else None
-    rule = f"{BLOCK}.kept['{name}'] must be increasing unit runs such as '0-3,7 of 12'. Received: {text!r:.80}"
+    rule = f"{BLOCK}.kept['{name:.80}'] must be increasing unit runs such as '0-3,7 of 12'. Received: {text!r:.80}"
     if match is None:
         raise CheckpointError(rule)
-    dense, last, units = int(match[5]), -1, list[range]()
+    dense, last, runs = int(match[5]), -1, list[range]()
     for run in (match[1] or "").split(",") if match[1] else ():
         first, _, end = run.partition("-")
         a, b = int(first), int(end or first)
         if a <= last or b < a or b >= dense:
             raise CheckpointError(rule)
-        units.append(range(a, b + 1))
+        runs.append(range(a, b + 1))
         last = b
-    return [unit for run in units for unit in run], dense
+    return runs, dense
 
 
 class Record(dict[str, tuple[list[int], int]]):
@@ -182,27 +197,50 @@ def read_record(model: nn.Module) -> Record:
     """Read what a model's config says was removed.
 
     Raises:
-        CheckpointError: The block is malformed or newer than this library.
+        CheckpointError: The block is malformed, newer than this library, or speaks of more units than this model has
+            room for; nothing of their size is allocated before that is known.
     """
     block = getattr(_holder(model), BLOCK, None)
     if block is None:
         return Record()
-    if not isinstance(block, dict) or not isinstance(block.get("kept", {}), dict):
+    check_block(block)
+    kept = block.get("kept", {})
+    room = _PLACES * sum(max(tensor.shape, default=1) for tensor in model.parameters())
+    told = sum(len(run) for name, text in kept.items() for run in _read_runs(name, text)[0])
+    if told > room:
+        raise CheckpointError(f"{BLOCK}.kept must keep units that {type(model).__name__} has. Received: {told} units")
+    return Record({name: decode_units(name, text) for name, text in kept.items()})
+
+
+def check_block(block: Any) -> None:
+    """Check that a block has the keys and types of `docs/format.md`; keys that we do not know are left alone.
+
+    Raises:
+        CheckpointError: It has not, or its format is newer than this library.
+    """
+    if not isinstance(block, dict):
         raise CheckpointError(f"{BLOCK} must be a mapping with a mapping 'kept'. Received: {block!r:.80}")
-    if not isinstance(block.get("format"), int) or not 1 <= block["format"] <= FORMAT:
+    number = block.get("format")
+    if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= FORMAT:
         raise CheckpointError(
             f"{BLOCK}.format must be 1 to {FORMAT} for hf_prune {__version__}: update hf_prune to load newer folders. "
-            f"Received: {block.get('format')!r:.80}"
+            f"Received: {number!r:.80}"
         )
-    return Record({name: decode_units(name, text) for name, text in block.get("kept", {}).items()})
+    for key, kind in _TYPES.items():
+        if key in block and not isinstance(block[key], kind):
+            raise CheckpointError(f"{BLOCK}.{key} must be of type {kind.__name__}. Received: {block[key]!r:.80}")
 
 
 def annotate(model: nn.Module, **notes: Any) -> None:
     """Add keys such as ``recipe`` and ``base_model`` to the block in the model's config; ``None`` adds nothing."""
     told = {key: value for key, value in notes.items() if value is not None}
     if told:
-        empty = {"format": FORMAT, "library_version": __version__, "stock": False, "kept": {}}
-        setattr(_holder(model), BLOCK, {**empty, **(getattr(_holder(model), BLOCK, None) or {}), **told})
+        setattr(_holder(model), BLOCK, {**new_block(), **(getattr(_holder(model), BLOCK, None) or {}), **told})
+
+
+def new_block() -> dict[str, Any]:
+    """Return the block of a model that has lost nothing."""
+    return {"format": FORMAT, "library_version": __version__, "stock": True, "kept": {}}
 
 
 def _holder(model: nn.Module) -> Any:

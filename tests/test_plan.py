@@ -77,7 +77,7 @@ def test_malformed_text_names_the_group_and_what_was_received(text):
     [
         ([], "must be a mapping with a mapping 'kept'"),
         ("all", "must be a mapping"),
-        ({"format": 1, "kept": ["0-3 of 4"]}, "must be a mapping"),
+        ({"format": 1, "kept": ["0-3 of 4"]}, "kept must be of type dict"),
         ({"format": 2, "kept": {}}, "format must be 1 to 1 .*update hf_prune to load newer folders. Received: 2"),
         ({"format": 0, "kept": {}}, "Received: 0"),
         ({"format": "1", "kept": {}}, "Received: '1'"),

@@ -1,6 +1,7 @@
 """Folders of pruned models: what is written, how it is loaded, and what is refused."""
 
+from .legacy import adopt_shapes
 from .loading import disable_loading, enable_loading, load_pruned
 from .saving import save_pruned
 
-__all__ = ["disable_loading", "enable_loading", "load_pruned", "save_pruned"]
+__all__ = ["adopt_shapes", "disable_loading", "enable_loading", "load_pruned", "save_pruned"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import wraps
+from contextlib import contextmanager, nullcontext
+from functools import partial, wraps
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -18,6 +18,8 @@ from ..architectures import find_groups
 from ..errors import CheckpointError, PruningError, UnsupportedModelError
 from ..plan import BLOCK, close_kept, read_record
 from ..removal import cut
+from .legacy import adopt_legacy_heads
+from .reading import HUB_ARGUMENTS, check_arrived, check_files, clear_errors, refuse_pickle, written_config
 
 
 def load_pruned(path_or_repo: str | Path, *, model_class: Any = None, **from_pretrained_kwargs: Any) -> Any:
@@ -34,21 +36,26 @@ def load_pruned(path_or_repo: str | Path, *, model_class: Any = None, **from_pre
     Raises:
         CheckpointError: The plan does not fit the model, or the config names no class.
     """
-    import transformers
-
+    refuse_pickle(path_or_repo)
     if model_class is None:
-        loading = {
-            key: from_pretrained_kwargs[key]
-            for key in ("revision", "token", "subfolder", "cache_dir")
-            if key in from_pretrained_kwargs
-        }
-        config = transformers.AutoConfig.from_pretrained(path_or_repo, **loading)
-        names = config.architectures or ["?"]
-        model_class = getattr(transformers, names[0], None)
-        if model_class is None:
-            raise CheckpointError(f"config.architectures must name a class of transformers. Received: {names[0]}")
+        model_class = _saved_class(path_or_repo, from_pretrained_kwargs)
     with _cut_after_init(model_class):
         return model_class.from_pretrained(path_or_repo, **from_pretrained_kwargs)
+
+
+def _saved_class(path: Any, arguments: dict[str, Any]) -> Any:
+    import transformers
+
+    loading = {key: arguments[key] for key in (*HUB_ARGUMENTS, "trust_remote_code") if key in arguments}
+    with clear_errors(path) if Path(path).is_dir() else nullcontext():
+        config = transformers.AutoConfig.from_pretrained(path, **loading)
+    names = config.architectures if isinstance(config.architectures, list) else None
+    model_class = getattr(transformers, str((names or ["?"])[0]), None)
+    if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
+        raise CheckpointError(
+            f"config.architectures must name a class of transformers. Received: {(names or ['?'])[0]!s:.80}"
+        )
+    return model_class
 
 
 @contextmanager
@@ -70,13 +77,12 @@ def _cut_after_init(model_class: Any) -> Iterator[None]:
 
 
 def apply_plan(model: Any) -> None:
-    """Cut a model that was just built dense to the plan in its config; it does nothing twice.
+    """Cut a model that was just built dense to the plan in its config; what already has its size is left alone.
 
     Raises:
         CheckpointError: The plan names groups or units that this model does not have.
     """
-    block = getattr(model.config, BLOCK, None)
-    if not block or (isinstance(block, dict) and block.get("stock") is True):
+    if getattr(model.config, BLOCK, None) is None:
         return
     record = read_record(model)
     if not record:
@@ -88,16 +94,17 @@ def apply_plan(model: Any) -> None:
     unknown = [name for name in record if name not in groups]
     if unknown:
         raise CheckpointError(
-            f"{BLOCK}.kept names groups that {type(model).__name__} does not have. Received: {unknown[:4]}"
+            f"{BLOCK}.kept names groups that {type(model).__name__} does not have. Received: {str(unknown[:4])[:200]}"
         )
     live: dict[str, list[int]] = {}
+    stock = getattr(model.config, BLOCK).get("stock", False)
     for name, (units, dense) in record.items():
-        if groups[name].units not in (dense, len(units)):
+        if groups[name].units not in ((len(units),) if stock else (dense, len(units))):
             raise CheckpointError(
                 f"{BLOCK}.kept['{name}'] is for {dense} units, {type(model).__name__} has {groups[name].units}. "
-                f"Received: {block['kept'][name]!r:.80}"
+                f"Received: {getattr(model.config, BLOCK)['kept'][name]!r:.80}"
             )
-        if groups[name].units == dense:
+        if groups[name].units == dense and not stock:
             live[name] = units
     try:
         with torch.device("cpu"):  # from_pretrained builds under a meta device, where index arithmetic has no values
@@ -106,29 +113,42 @@ def apply_plan(model: Any) -> None:
         raise CheckpointError(f"{BLOCK}.kept cannot be applied to {type(model).__name__}: {error}") from error
 
 
-# the hook: right after the root model is built, and before any weight arrives, it is cut to its config's plan
+# the hooks: right after the root model is built, and before any weight arrives, it is cut to its config's plan; what
+# from_pretrained reads for such a config is checked before and after
 _stock_post_init: Callable[[Any], None] | None = None
-_CUT = "_hf_prune_cut"  # says of a model that its constructor has cut it
+_stock_from_pretrained: Any = None
+_CUT = "_hf_prune_cut"  # says of a model, or of a class that does it itself, that its constructor has cut it
 
 
 def enable_loading(modeling_utils: Any = None) -> None:
     """Teach every `from_pretrained` of this process to read pruned folders; `import hf_prune` does it."""
-    global _stock_post_init
+    global _stock_post_init, _stock_from_pretrained
     if modeling_utils is None:
         modeling_utils = import_module("transformers.modeling_utils")
     base = modeling_utils.PreTrainedModel
     if _stock_post_init is not None:
         return
-    _stock_post_init = stock = base.post_init
+    _stock_post_init, _stock_from_pretrained = stock, stock_load = base.post_init, base.__dict__["from_pretrained"]
 
     @wraps(stock)
     def post_init(self: Any) -> None:
         stock(self)
-        if getattr(self.config, BLOCK, None) and not _is_nested(self, sys._getframe(1)):
+        if getattr(self, _CUT, False) or _is_nested(self, sys._getframe(1)):
+            return
+        adopt_legacy_heads(self)
+        if getattr(self.config, BLOCK, None) is not None:
             apply_plan(self)
             setattr(self, _CUT, True)
 
-    base.post_init = post_init
+    @wraps(stock_load.__func__)
+    def from_pretrained(cls: Any, path: Any, *args: Any, **arguments: Any) -> Any:
+        load = partial(stock_load.__func__, cls, path, *args)
+        config = written_config(path, arguments.get("config"), arguments)
+        if config.get(BLOCK) is None:
+            return load(**arguments)
+        return _load_checked(load, path, config, arguments)
+
+    base.post_init, base.from_pretrained = post_init, classmethod(from_pretrained)
 
 
 def disable_loading() -> None:
@@ -138,7 +158,21 @@ def disable_loading() -> None:
         import transformers
 
         transformers.PreTrainedModel.post_init = _stock_post_init
+        transformers.PreTrainedModel.from_pretrained = _stock_from_pretrained
         _stock_post_init = None
+
+
+def _load_checked(load: Callable[..., Any], path: Any, config: dict[str, Any], arguments: dict[str, Any]) -> Any:
+    """Load a pruned folder: a stranger's, so that nothing is believed and no pickle is read."""
+    told = arguments.pop("output_loading_info", False)
+    arguments.setdefault("use_safetensors", True)
+    saved = config.get("architectures")
+    with clear_errors(path):
+        check_files(path, config, arguments)
+        model, info = load(output_loading_info=True, **arguments)
+        check_arrived(model, saved, info, vars(model.config))
+    getattr(model.config, BLOCK).pop("digests", None)  # of the files; the live model's tensors will change
+    return (model, info) if told else model
 
 
 def _is_nested(model: nn.Module, frame: FrameType | None) -> bool:

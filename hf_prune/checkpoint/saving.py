@@ -8,6 +8,7 @@ from typing import Any, Literal
 from ..errors import PruningError
 from ..plan import BLOCK, read_record
 from ..stock import write_record
+from .reading import write_digests
 
 
 def save_pruned(
@@ -16,6 +17,7 @@ def save_pruned(
     *,
     tokenizer: Any = None,
     stock: Literal["auto", "never", "require"] = "auto",
+    digest: bool = False,
     max_shard_size: str = "5GB",
 ) -> Path:
     """Write a model as a plain folder: safetensors, and config.json with the plan.
@@ -29,6 +31,7 @@ def save_pruned(
         stock: ``"auto"`` writes a config that stock transformers can build wherever one can say the small shape
             (uniform feed-forward widths; uniform KV groups); ``"never"`` always states the dense shape and the plan;
             ``"require"`` raises where no stock config can say it.
+        digest: Write the SHA-256 of each tensor into config.json; loading then checks them.
         max_shard_size: Largest file, as in `save_pretrained`.
 
     Returns:
@@ -51,6 +54,8 @@ def save_pruned(
         model.save_pretrained(path, max_shard_size=max_shard_size)
     finally:
         write_record(model, record)
+    if digest:
+        write_digests(Path(path))
     if tokenizer is not None:
         tokenizer.save_pretrained(path)
     return Path(path)

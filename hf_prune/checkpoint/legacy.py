@@ -1,0 +1,90 @@
+"""Folders that others left: transformers' own `pruned_heads`, and models that another tool has cut."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+import torch
+
+from ..architectures import find_groups
+from ..errors import CheckpointError, PruningError
+from ..plan import BLOCK, Record, close_kept, encode_units
+from ..removal import Model, cut
+from ..stock import write_record
+
+
+def adopt_legacy_heads(model: Any) -> None:
+    """Turn the `pruned_heads` of a config that transformers 4 wrote into our record, which both lanes can load.
+
+    transformers 5 ignores that key, and would refuse the shapes; transformers 4 has cut the heads by itself.
+
+    Raises:
+        CheckpointError: The key names layers or heads that the model does not have.
+    """
+    config = model.config
+    removed = getattr(config, "pruned_heads", None)
+    if not removed or getattr(config, BLOCK, None) is not None:
+        return
+    rule = "config.pruned_heads must map numbers of layers to numbers of heads"
+    try:
+        gone = {int(layer): {int(head) for head in heads} for layer, heads in dict(removed).items()}
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{rule}. Received: {removed!r:.80}") from error
+    places = {int(re.findall(r"layers\.(\d+)\.", one.name)[0]): one for one in find_groups(model, ["head"])}
+    kept = {}
+    for layer, heads in gone.items():
+        dense = places[layer].units if layer in places else 0
+        if dense != getattr(config, "num_attention_heads", 0):  # transformers 4 was here before us
+            dense += len(heads)
+        if not heads <= set(range(dense)) or len(heads) == dense:
+            raise CheckpointError(f"{rule} that {type(model).__name__} has. Received: {layer}: {sorted(heads)!s:.80}")
+        kept[places[layer].name] = encode_units([head for head in range(dense) if head not in heads], dense)
+    setattr(
+        config, BLOCK, {"format": 1, "library_version": "pruned_heads of transformers", "stock": False, "kept": kept}
+    )
+    config.pruned_heads = {}
+
+
+def adopt_shapes(model: Model) -> Model:
+    """Let a model that another tool has cut be saved and loaded like ours, if its config still describes the dense one.
+
+    Torch-Pruning and LLM-Pruner hand over the live object: `torch.load(file, weights_only=False)` in the environment
+    that made it, and only where you trust the file, gives it back. Which units went is not known, so that the first
+    ones of each group count as kept.
+
+    Args:
+        model: A transformers model, in the shapes it was cut to; no tensor is changed.
+
+    Returns:
+        The same model. ``model.config.pruning_config`` now says its shapes.
+
+    Raises:
+        PruningError: Something else than units of a group is missing, such as part of the hidden size.
+
+    Example:
+        >>> save_pruned(adopt_shapes(model), "small")  # doctest: +SKIP
+    """
+    kind = type(model).__name__
+    config: Any = copy.deepcopy(model.config)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        twin = type(model)(config)
+    dense, live = ({one.name: one for one in find_groups(each)} for each in (twin, model))
+    strange = sorted(dense.keys() ^ live.keys())
+    if strange:
+        raise PruningError(
+            f"A cut {kind} must have the groups of the dense one. Received: {strange[:4]} on one side only"
+        )
+    kept = {name: list(range(one.units)) for name, one in live.items() if one.units < dense[name].units}
+    record = Record({name: (units, dense[name].units) for name, units in kept.items()})
+    groups = list(dense.values())
+    with torch.device("cpu"):
+        cut(twin, groups, close_kept(groups, kept))
+    mine, theirs = model.state_dict(), twin.state_dict()
+    odd = next((name for name in theirs if name not in mine or mine[name].shape != theirs[name].shape), None)
+    if odd is not None:
+        shapes = tuple(getattr(mine.get(odd), "shape", ())), tuple(theirs[odd].shape)
+        raise PruningError(f"Only units of groups may be missing: {odd} must be {shapes[1]}. Received: {shapes[0]}")
+    write_record(model, record, stock=False)
+    return model

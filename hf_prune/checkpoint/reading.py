@@ -1,0 +1,217 @@
+"""Reading a stranger's folder: what its files must be before, and what must have arrived after loading."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from ..errors import CheckpointError
+from ..plan import BLOCK, check_block, new_block
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
+_WEIGHT_TYPES = {"F64", "F32", "F16", "BF16", "I64", "BOOL"}  # without quantization: weights, counters and masks
+_HALF = {"F16": "float16", "BF16": "bfloat16"}
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+_UNSOUND = (AttributeError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError, SafetensorError)
+
+
+@contextmanager
+def clear_errors(path: Any) -> Iterator[None]:
+    """Turn whatever a damaged folder makes others raise into a `CheckpointError` that says which folder it was."""
+    try:
+        yield
+    except (CheckpointError, torch.cuda.OutOfMemoryError, ImportError):
+        raise
+    except _UNSOUND as error:
+        raise CheckpointError(
+            f"The pruned model in '{path}' cannot be loaded: a file is damaged, or config.json is another model's. "
+            f"Received: {type(error).__name__}: {str(error)[:500]}"
+        ) from error
+
+
+def written_config(path: Any, config: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a folder's config.json; empty where there is none, or where loading it is not our business.
+
+    Args:
+        path: A folder or a name on the Hub.
+        config: What `from_pretrained` was given; a config object without our block is nobody's business.
+        arguments: Those of `from_pretrained`.
+    """
+    from transformers import PretrainedConfig
+
+    given = isinstance(config, PretrainedConfig)
+    if path is None or arguments.get("gguf_file") or (given and getattr(config, BLOCK, None) is None):
+        return {}
+    try:
+        told, _ = PretrainedConfig.get_config_dict(path if given or not config else config, **_hub(arguments))
+    except (OSError, ValueError):  # stock loading says it better
+        return dict(vars(config)) if given else {}
+    return dict(told)
+
+
+def check_files(path: Any, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+    """Check a pruned folder's weight files before any tensor is loaded.
+
+    Raises:
+        CheckpointError: A file's name leads elsewhere, a header is damaged, a tensor has a type that no weight has, or
+            a digest differs.
+    """
+    check_block(config[BLOCK])
+    _check_name(config.get("transformers_weights") or WEIGHTS)
+    files = _weight_files(path, arguments)
+    quantized = bool(config.get("quantization_config") or arguments.get("quantization_config"))
+    types = {name: kind for file in files for name, kind in _tensor_types(file).items()}
+    if not quantized:
+        _check_types(types, str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch."))
+    if config[BLOCK].get("digests"):
+        _check_digests(files, config[BLOCK]["digests"])
+
+
+def check_arrived(model: Any, saved: Any, info: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Check that everything a pruned model needs came out of the files: stock loading only warns, and draws it anew.
+
+    Args:
+        model: The loaded model.
+        saved: ``config.architectures``.
+        info: Stock loading's `output_loading_info`.
+        config: The written config.
+
+    Raises:
+        CheckpointError: Tensors are missing, or the class that was saved has no use for some.
+    """
+    if config.get("quantization_config"):
+        return
+    missing, unexpected, kind = sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), type(model).__name__
+    if kind not in (saved or ()):  # another head: it is drawn anew, and the old one is left out
+        missing, unexpected = [name for name in missing if _is_shared(model, name, missing)], []
+    if missing:
+        raise CheckpointError(f"The weights must hold every tensor of {kind}. Missing: {missing[:4]}{_more(missing)}")
+    if unexpected:
+        raise CheckpointError(
+            f"Every tensor of the weights must have a place in {kind}. Received: {unexpected[:4]}{_more(unexpected)}"
+        )
+
+
+def write_digests(folder: Path) -> None:
+    """Add the SHA-256 of each tensor to the block of a written folder's config.json."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    digests = {name: text for file in sorted(folder.glob("*.safetensors")) for name, text in _digests(file)}
+    config[BLOCK] = {**new_block(), **config.get(BLOCK, {}), "digests": digests}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def refuse_pickle(path: Any) -> None:
+    """Refuse what other pruning tools leave: a pickle of a whole model, which runs code when it is read.
+
+    Raises:
+        CheckpointError: `path` is such a file, or a folder of such files; it says how to convert it.
+    """
+    place = Path(str(path))
+    inside = sorted(one for one in place.iterdir() if one.suffix in _PICKLES) if place.is_dir() else []
+    readable = place.is_dir() and (place / "config.json").is_file()
+    pickle = place if place.is_file() and place.suffix in _PICKLES else inside[0] if inside and not readable else None
+    if pickle is not None:
+        raise CheckpointError(
+            "A pickle runs code when it is read: we never do. Where you trust it, convert it in the environment that "
+            "made it: model = torch.load(file, weights_only=False) (LLM-Pruner: take ['model']), then "
+            f"hf_prune.adopt_shapes(model) and hf_prune.save_pruned(model, folder). Received: {pickle.name}"
+        )
+
+
+def _hub(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: arguments[key] for key in HUB_ARGUMENTS if arguments.get(key) is not None}
+
+
+def _weight_files(path: Any, arguments: Mapping[str, Any]) -> list[str]:
+    """Return the local paths of a folder's or repository's safetensors files; none where it has others."""
+    from transformers.utils import cached_file
+
+    def local(name: str) -> Any:
+        return cached_file(path, name, _raise_exceptions_for_missing_entries=False, **_hub(arguments))
+
+    single = local(WEIGHTS)
+    if single is not None:
+        return [single]
+    index = local(INDEX)
+    if index is None:
+        return []
+    names = sorted(set(json.loads(Path(index).read_text("utf-8"))["weight_map"].values()))
+    for name in names:
+        _check_name(name)
+    return [cached_file(path, name, **_hub(arguments)) for name in names]
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*\.safetensors(\.index\.json)?", name):
+        raise CheckpointError(f"Weight files must be safetensors files of the folder itself. Received: {name!r:.80}")
+
+
+def _tensor_types(file: str) -> dict[str, str]:
+    with safe_open(file, framework="pt") as tensors:
+        return {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+
+
+def _check_types(types: Mapping[str, str], stated: str) -> None:
+    """Check tensors' types: read as another type of the same size, weights would be other numbers."""
+    halves = {kind for kind in types.values() if kind in _HALF}
+    wrong = set(types.values()) - _WEIGHT_TYPES
+    if stated in _HALF.values():
+        wrong |= {kind for kind in halves if _HALF[kind] != stated}
+    elif len(halves) > 1:
+        wrong |= halves
+    odd = next((name for name, kind in types.items() if kind in wrong), None)
+    if odd is not None:
+        raise CheckpointError(
+            f"Weights must be of one floating type, as config.dtype says. Received: {odd} is {types[odd]}"
+        )
+
+
+def _digests(file: str | Path) -> Iterator[tuple[str, str]]:
+    """Yield each tensor's name and the SHA-256 of its type, its shape and its bytes."""
+    with safe_open(file, framework="pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118
+            view, tensor = tensors.get_slice(name), tensors.get_tensor(name).contiguous()
+            told = hashlib.sha256(f"{view.get_dtype()} {view.get_shape()}\n".encode())
+            told.update(tensor.flatten().view(torch.uint8).numpy().data)
+            yield name, told.hexdigest()
+
+
+def _check_digests(files: list[str], stated: Mapping[str, Any]) -> None:
+    found = {name: text for file in files for name, text in _digests(file)}
+    different = sorted(name for name in {*found, *stated} if found.get(name) != stated.get(name))
+    if different:
+        raise CheckpointError(
+            f"Each tensor must have the SHA-256 of {BLOCK}.digests. Received: {len(different)} others, first "
+            f"'{different[0]:.80}'"
+        )
+
+
+def _is_shared(model: Any, name: str, missing: list[str]) -> bool:
+    """Whether a missing tensor belongs to what all heads share, rather than to a new head or pooler."""
+    prefix = f"{model.base_model_prefix}."
+    base = getattr(model, model.base_model_prefix, model)
+    if base is not model and not name.startswith(prefix):
+        return False
+    child = name.removeprefix(prefix).split(".")[0]
+    module = getattr(base, child, None)
+    if not isinstance(module, nn.Module):
+        return True
+    tensors = [f"{child}.{one}" for one, _ in module.named_parameters()]
+    if any(one not in missing and prefix + one not in missing for one in tensors):
+        return "cross" not in name
+    return any(isinstance(one, (nn.Embedding, nn.ModuleList)) for one in module.modules())
+
+
+def _more(names: list[str]) -> str:
+    return " …" if len(names) > 4 else ""
