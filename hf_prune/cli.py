@@ -149,20 +149,45 @@ def export(
 def push(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a saved model.")],
     repo_id: Annotated[str, typer.Argument(metavar="REPO", help="Name on the Hub: user/model.")],
-    onnx: Annotated[Path | None, typer.Option(help="Folder of an ONNX export to push along.")] = None,
+    onnx: Annotated[
+        Path | None, typer.Option(help="Folder of an ONNX export to push along; by default that of the same run.")
+    ] = None,
     private: Annotated[bool, typer.Option(help="Make a new repository private.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch.")] = None,
+    verify: Annotated[bool, typer.Option(help="Download it again and compare.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be uploaded.")] = False,
 ) -> None:
-    """Publish a pruned model with its card, report, plot and ONNX files, in one commit."""
-    from .hub import push_pruned
+    """Publish a pruned model with its card, report, recipe, plot and ONNX files in one commit, and read it back.
 
-    done = push_pruned(str(folder), repo_id, onnx=onnx, private=private or None, revision=revision, dry_run=dry_run)
+    The token is that of [bold]hf auth login[/] or HF_TOKEN.
+    """
+    from .hub import onnx_beside, push_pruned
+
+    settings: dict[str, Any] = {"private": private or None, "revision": revision, "verify": verify, "dry_run": dry_run}
+    done = push_pruned(str(folder), repo_id, onnx=onnx or onnx_beside(folder), **settings)
     if isinstance(done, list):
         for file in done:
             console.print(f"{file.size_bytes / 1e6:10.3f} MB  {file.path}", highlight=False)
     else:
-        console.print(f"Published: {done.commit_url}")
+        compared = "; downloaded again, every file and tensor equal" if verify else ""
+        console.print(f"Published: {done.commit_url}{compared}", soft_wrap=True)
+
+
+@app.command()
+def card(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a saved model.")],
+    repo_id: Annotated[str | None, typer.Option("--repo", help="Name on the Hub, for title and snippet.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="Hub name of the dense model.")] = None,
+    license_: Annotated[
+        str | None, typer.Option("--license", help="Identifier; by default the dense model's own.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a README.md that a hand wrote or changed.")] = False,
+) -> None:
+    """Write a saved model's README.md again, from its config.json and the report.json in or beside the folder."""
+    from .card import write_card
+
+    written = write_card(folder, force=force, repo_id=repo_id, base_model=base_model, license=license_)
+    console.print(f"Written: {written}", highlight=False, soft_wrap=True)
 
 
 @app.command()

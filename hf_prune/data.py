@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .errors import PruningError, did_you_mean
+from .files import sha256_of
 
 DIGITS = "digits"  # the data set inside scikit-learn: 1797 images of 8 x 8
 _HELD_OUT_SEED = 0  # what is held out is the same in every run, whatever the seed of the training
@@ -111,6 +113,22 @@ def load_split(settings: DataSettings) -> Splits:
     return Splits(_limit(train, settings), held_out)
 
 
+def data_revision(settings: DataSettings, dataset: Any) -> dict[str, str]:
+    """Return what identifies the rows for someone else: the SHA-256 of each local file, or the commit on the Hub.
+
+    Args:
+        settings: What was loaded.
+        dataset: Rows from `load_split`; their cache lies in a folder that the Hub's commit names.
+
+    Returns:
+        File or data set name -> revision; empty where neither is known.
+    """
+    if files := _local_files(settings):
+        return {path.name: f"sha256:{sha256_of(path)}" for path in files}
+    cached = [re.search(r"[/\\]([0-9a-f]{40})[/\\]", file["filename"]) for file in dataset.cache_files]
+    return {str(settings.name): commit[1] for commit in cached if commit}
+
+
 def label_names(dataset: Any, label: str = "label") -> list[str] | None:
     """Return the names of the classes, or ``None`` where the label is a bare number."""
     return getattr(dataset.features[label], "names", None)
@@ -188,6 +206,17 @@ def _load(settings: DataSettings, wanted: list[str]) -> Any:
     if path.is_file():
         return _load_files({settings.train: [str(path)]}, "data.name")
     return _load_folder(path, wanted) if path.is_dir() else _load_hub(name, settings.config)
+
+
+def _local_files(settings: DataSettings) -> list[Path]:
+    """Return the local files that hold the splits in use."""
+    if settings.files is not None:
+        return [Path(path).expanduser() for several in settings.files.values() for path in _as_list(several)]
+    path = Path(str(settings.name)).expanduser()
+    if not path.is_dir():
+        return [path] if path.is_file() else []
+    wanted = {settings.train, *(() if settings.test_size else settings.evaluation)}
+    return [file for file in sorted(path.iterdir()) if file.is_file() and file.name.split(".")[0] in wanted]
 
 
 def _as_list(paths: str | list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from .errors import PruningError
@@ -22,3 +23,12 @@ def shipped(folder: str) -> Path:
         if (home / folder).is_dir():
             return home / folder
     raise PruningError(f"The folder '{folder}' did not come with this installation of hf_prune; install it again.")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal text, without holding the file in memory."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

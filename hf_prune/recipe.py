@@ -123,6 +123,20 @@ class MeasureSettings(_Settings):
     repeats: int = Field(default=20, ge=1)
 
 
+class CardSettings(_Settings):
+    """What the card cannot find out: where a local copy of a model or data set comes from, and under which terms.
+
+    Args:
+        base_model: Hub name of the dense model, where `model.name` is a local copy of it.
+        datasets: Hub names of the data, where `data.name` or `data.files` are local copies.
+        license: The Hub's identifier; by default what the dense model's own card says.
+    """
+
+    base_model: str | None = None
+    datasets: list[str] = []
+    license: str | None = None
+
+
 class Recipe(_Settings):
     """Everything that one run needs.
 
@@ -141,6 +155,7 @@ class Recipe(_Settings):
         metrics: Names of metrics; the shipped ones work offline.
         measure: How latency is measured.
         onnx: Whether to export to ONNX.
+        card: What the card cannot find out by itself.
         push: Hub name to publish under; ``null``: nowhere.
         output: Folder of the run.
         report_to: Trackers, as in `TrainingArguments`.
@@ -161,6 +176,7 @@ class Recipe(_Settings):
     metrics: list[str] = ["accuracy"]
     measure: MeasureSettings = MeasureSettings()
     onnx: bool = True
+    card: CardSettings = CardSettings()
     push: str | None = None
     output: Path
     report_to: list[str] = []

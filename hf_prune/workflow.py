@@ -29,9 +29,9 @@ from transformers import (
 )
 
 from .callback import PruningCallback
-from .card import model_card
+from .card import RECIPE, REPORT, inherited_license, write_card
 from .checkpoint import load_pruned, save_pruned
-from .data import DIGITS, label_count, label_names, load_split, prepare_images, prepare_text
+from .data import DIGITS, data_revision, label_count, label_names, load_split, prepare_images, prepare_text
 from .errors import CheckpointError, PruningError, RecipeError
 from .export import export_onnx
 from .hub import push_pruned
@@ -204,27 +204,42 @@ def measure_both(job: Job, dense: Any, pruned: Any, onnx: tuple[Path, Path] | No
 
 
 def write_down(job: Job, report: Report) -> None:
-    """Write report.json, the plot and the card."""
-    recipe, here = job.recipe, environment()
-    report.settings |= {
+    """Write report.json, the recipe, the plot and the card."""
+    report.settings |= _told(job)
+    folder = job.output / "model"
+    (job.output / REPORT).write_text(json.dumps(report.to_dict(), indent=2) + "\n", "utf-8")
+    (folder / RECIPE).write_text(report.settings["recipe_yaml"], "utf-8")
+    write_card(folder, report, force=True)
+    with contextlib.suppress(OSError):  # Trainer's folder, where it wrote nothing into it
+        (job.output / "checkpoints").rmdir()
+    say(f"Model, card and picture: {folder}")
+
+
+def _told(job: Job) -> dict[str, Any]:
+    """Return how the run was done, for its report and card."""
+    recipe, here, known = job.recipe, environment(), job.recipe.card
+    base_model = known.base_model or _hub_name(recipe.model.name)
+    terms = (
+        {"license": known.license}
+        if known.license
+        else inherited_license(recipe.model.name, revision=recipe.model.revision)
+    )
+    return {
         "recipe": recipe.name,
         "recipe_yaml": _without_paths(recipe, recipe.yaml()),
         "command": _without_paths(recipe, shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
         "task": recipe.task,
         "seed": recipe.seed,
-        "base_model": _hub_name(recipe.model.name),
-        "datasets": [name for name in [_hub_name(recipe.data.name)] if name and name != DIGITS],
+        "base_model": base_model,
+        **terms,
+        "datasets": known.datasets or [name for name in [_hub_name(recipe.data.name)] if name and name != DIGITS],
+        "data_config": recipe.data.config,
+        "splits": {"train": recipe.data.train, "evaluation": recipe.data.evaluation},
         "rows": {"train": len(job.train), "evaluation": len(job.evaluation)},
+        "data_revision": data_revision(recipe.data, job.train),
         "hardware": here["cpu"],
         "versions": here,
     }
-    (job.output / "report.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n")
-    plot = report.plot(job.output / "model" / "kept.png") if report.kept else None
-    card = model_card(report, folder=job.output / "model", plot=plot.name if plot else None)
-    (job.output / "model" / "README.md").write_text(card)
-    with contextlib.suppress(OSError):  # Trainer's folder, where it wrote nothing into it
-        (job.output / "checkpoints").rmdir()
-    say(f"Model, card and picture: {job.output / 'model'}")
 
 
 def publish(job: Job, report: Report) -> None:
@@ -339,5 +354,6 @@ def _without_paths(recipe: Recipe, text: str) -> str:
     """Shorten this machine's folders to their last part: a card is for everybody."""
     places = [recipe.output, *(Path(name) for name in (recipe.model.name, recipe.data.name) if name)]
     for place in places:
-        text = text.replace(str(place), place.name) if place.is_absolute() else text
+        outside = place.is_absolute() or ".." in place.parts
+        text = text.replace(str(place), place.name) if outside else text
     return text

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_server import HubServer, card_faults
+from hub_cards import card_faults
+from hub_server import HubServer
 
 TESTS = Path(__file__).parent
 KEPT = {
@@ -210,7 +211,7 @@ def test_push_is_one_commit_with_everything(pushed: tuple[HubServer, dict[str, A
         "model.safetensors",
         "README.md",
         "report.json",
-        "kept_units.png",
+        "kept.png",
         "onnx/model.onnx",
     }
     assert set(told["files"]) == {*hub.files("tester/tiny"), ".gitattributes"}
@@ -239,7 +240,7 @@ def test_card_metadata_is_valid_and_tells_the_reports_numbers(pushed: tuple[HubS
     assert metadata["pipeline_tag"] == "text-classification"
     assert metadata["base_model"] == "example/dense-bert"
     assert metadata["license"] == "apache-2.0"
-    assert metadata["tags"] == ["pruned", "hf_prune"]
+    assert metadata["tags"] == ["pruned", "hf_prune", "sparsity-67"]  # a third of the MACs is left
     assert metadata["metrics"] == ["accuracy", "f1"]
     where = ["glue", "text-classification"]
     assert told["results"] == [["accuracy", 0.8125, *where], ["f1", 0.625, *where]]
@@ -254,7 +255,7 @@ def test_report_travels_along_without_tokens(pushed: tuple[HubServer, dict[str, 
     for secret in (SECRET, hub.token):
         assert not any(secret.encode() in data for data in files.values())
         assert not any(secret.encode() in request.body for request in hub.requests)
-    assert files["kept_units.png"].startswith(b"\x89PNG")
+    assert files["kept.png"].startswith(b"\x89PNG")
 
 
 def test_private_repository_needs_the_token(hub: HubServer, saved: Path, tmp_path: Path) -> None:
@@ -287,7 +288,7 @@ def test_dry_run_sends_no_request_and_lists_the_files(hub: HubServer, saved: Pat
     assert plan["model.safetensors"] == (saved / "model.safetensors").stat().st_size
 
 
-@pytest.mark.parametrize(("method", "where", "status"), [("POST", "/commit/", 500), ("PUT", "/lfs/", 403)])
+@pytest.mark.parametrize(("method", "where", "status"), [("POST", "/commit/", 403), ("PUT", "/lfs/", 403)])
 def test_a_failure_in_the_middle_publishes_nothing(
     hub: HubServer, saved: Path, tmp_path: Path, method: str, where: str, status: int
 ) -> None:
@@ -370,11 +371,11 @@ def test_table_has_exactly_the_figures_of_the_report() -> None:
 def test_card_tells_conditions_kept_units_and_making() -> None:
     from hf_prune import model_card
 
-    text = model_card(make_report(), recipe="prune: {heads: 0.5}", plot="kept_units.png")
+    text = model_card(make_report(), recipe="prune: {heads: 0.5}", plot="kept.png")
     assert "Latency is the median of repeated runs at batch 8, length 128, 1 thread, a test machine." in text
     assert "4 of 8 heads and 12 of 24 neurons are kept" in text
     assert "| `layers.0.attention.heads` | 3 of 4 |" in text
-    assert "![Kept units per layer](kept_units.png)" in text
+    assert "![Kept units per layer](kept.png)" in text
     assert "````yaml\nprune: {heads: 0.5}\n````" in text
     assert "- Seed: 7" in text
 

@@ -1,0 +1,32 @@
+"""The README of a pruned model: metadata for the Hub, dense against pruned, how to load it."""
+
+from .facts import (
+    CARD,
+    PLOT,
+    RECIPE,
+    REPORT,
+    CardFacts,
+    as_dict,
+    find_report,
+    inherited_license,
+    read_config,
+    without_tokens,
+)
+from .writing import earlier_facts, is_ours, model_card, write_card
+
+__all__ = [
+    "CARD",
+    "PLOT",
+    "RECIPE",
+    "REPORT",
+    "CardFacts",
+    "as_dict",
+    "earlier_facts",
+    "find_report",
+    "inherited_license",
+    "is_ours",
+    "model_card",
+    "read_config",
+    "without_tokens",
+    "write_card",
+]
