@@ -120,6 +120,8 @@ def handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 self._read_into(buffer, size)
                 call.body = buffer.getvalue()
             answer = hub.answer(self.command, self.path, call, failure)
+            if failure is not None and failure.how == "spoil":
+                answer = Answer(answer.status, bytes(answer.size), answer.headers)
             if failure is not None and failure.how == "lose":
                 return self._hang_up()
             self._reply(answer, share=0.5 if breaks else 1.0)

@@ -54,6 +54,7 @@ class HubServer:
         self.folder = Path(self._disk.name)
         self.blobs = Blobs(self.folder)
         self.chunk_size = chunk_size
+        self.overtaking: dict[str, bytes] = {}  # files that somebody else commits just before the next commit
         self.requests: list[Request] = []
         self._failures: list[Failure] = []
         self._lock = Lock()
@@ -92,7 +93,7 @@ class HubServer:
             times: How many of them.
             how: ``"answer"`` gives the status; ``"break"`` cuts the connection in the middle of the request's body, or
                 of the answer's where the request has none; ``"lose"`` does what was asked and cuts the connection
-                before the answer.
+                before the answer; ``"spoil"`` answers with as many zero bytes.
             headers: Of the error answer, with underscores: ``Retry_After="1"``.
         """
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -288,6 +289,10 @@ class HubServer:
         """POST /api/models/{repo}/commit/{revision}: NDJSON, applied as a whole or not at all."""
         found = self._repo(repo, call.user, write=True)
         parent = self._commit(found, revision)
+        if self.overtaking:
+            parent = new_commit(parent.files | self.overtaking, "Somebody else's", parent.oid)
+            found.branches[revision].append(parent)
+            self.overtaking = {}
         lines = [json.loads(line) for line in call.body.splitlines() if line]
         files, header = dict(parent.files), lines[0]["value"]
         if header.get("parentCommit", parent.oid) != parent.oid:

@@ -145,12 +145,18 @@ def client_read_back(repo_id: str, cache: str) -> dict[str, Any]:
 
 
 def client_push(folder: str, repo_id: str, options: dict[str, Any]) -> Any:
+    import traceback
+
+    from huggingface_hub import constants
+
     from hf_prune import PruningError, push_pruned
 
+    constants.DOWNLOAD_CHUNK_SIZE = 1024  # bytes: so that even a small file can break in the middle
     try:
         done = push_pruned(folder, repo_id, **options)
     except PruningError as error:
-        return {"error": str(error), "cause": type(error.__cause__).__name__}
+        kinds = {"type": type(error).__name__, "cause": type(error.__cause__).__name__}
+        return {"error": str(error), "log": traceback.format_exc(), **kinds}
     return done if isinstance(done, list) else {"oid": done.oid}
 
 
