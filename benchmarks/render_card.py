@@ -18,7 +18,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 STYLE = """
-body { font: 16px/1.6 "DejaVu Sans", sans-serif; color: #1f2937; max-width: 60em; margin: 1.5em auto; padding: 0 1.5em; }
+body { font: 16px/1.6 "DejaVu Sans", sans-serif; color: #1f2937; max-width: 60em; margin: auto; padding: 1.5em; }
 h1, h2 { border-bottom: 1px solid #e5e7eb; padding-bottom: .2em; } img { max-width: 100%; }
 table { border-collapse: collapse; margin: 1em 0; } th, td { border: 1px solid #e5e7eb; padding: .3em .8em; }
 code { background: #f3f4f6; padding: .1em .3em; border-radius: 4px; font-size: .88em; overflow-wrap: anywhere; }
