@@ -10,7 +10,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from hf_prune.data import DataSettings, label_count, label_names, load_split, prepare_images, prepare_text
+from hf_prune.data import (
+    DataSettings,
+    data_revision,
+    label_count,
+    label_names,
+    load_split,
+    prepare_images,
+    prepare_text,
+)
 from hf_prune.errors import PruningError
 
 SENTENCES = ["good film", "bad film", "good", "bad", "a good bad film", "film film"]
@@ -58,6 +66,29 @@ def test_a_folder_of_split_files(folder):
     train, evaluation = load_split(settings_for(folder))
     assert (train["sentence"][:], train["label"][:]) == (SENTENCES, LABELS)
     assert evaluation["sentence"][:] == SENTENCES[:2]
+
+
+def test_the_revision_of_local_data_is_each_files_digest(folder):
+    import hashlib
+
+    settings = DataSettings(name=str(folder), text="sentence", evaluation=["test"])
+    found = data_revision(settings, load_split(settings).train)
+    digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in found}
+    assert found == {name: f"sha256:{digests[name]}" for name in ("test.parquet", "train.parquet")}
+    one = data_revision(DataSettings(files={"train": str(folder / "train.parquet")}), None)
+    assert list(one) == ["train.parquet"]
+
+
+def test_the_revision_of_the_hubs_data_is_the_commit_that_names_its_cache(folder):
+    """`datasets` keeps what it downloads in a folder named by the commit."""
+    from datasets import Dataset
+
+    cache = folder / "owner___name" / "default" / "0.0.0" / ("0123456789" * 4)
+    Dataset.from_dict({"label": LABELS}).save_to_disk(cache)
+    loaded = Dataset.from_file(str(cache / "data-00000-of-00001.arrow"))
+    assert data_revision(DataSettings(name="owner/name"), loaded) == {"owner/name": "0123456789" * 4}
+    digits = DataSettings(name="digits", evaluation=["test"], image="image")
+    assert data_revision(digits, load_split(digits).train) == {}
 
 
 def test_several_evaluation_splits_are_one(folder):

@@ -62,7 +62,12 @@ def make_report(**changes: Any) -> Any:
             parameters=1000, nonzero=1000, prunable_macs=400, size_mb=4.0, latency_ms={"torch": 6.0}, **same
         ),
         "metrics": {"accuracy": {"dense": 0.875, "pruned": 0.8125}, "f1": {"dense": 0.75, "pruned": 0.625}},
-        "settings": {"seed": 7, "hardware": "a test machine", "command": f"hf-prune run x --token {SECRET}"},
+        "settings": {
+            "seed": 7,
+            "hardware": "a test machine",
+            "command": f"hf-prune run x --token {SECRET}",
+            "recipe_yaml": "name: x\n",
+        },
     }
     return Report(**{**fields, **changes})
 
@@ -214,6 +219,7 @@ def test_push_is_one_commit_with_everything(pushed: tuple[HubServer, dict[str, A
     assert told["oid"] == commits[-1].oid
     assert set(hub.files("tester/tiny")) == {
         "config.json",
+        "recipe.yaml",
         "model.safetensors",
         "README.md",
         "report.json",
@@ -353,102 +359,6 @@ def test_bad_names_and_folders_are_refused_by_name(saved: Path, tmp_path: Path) 
         push_pruned(tmp_path / "nothing", "me/x", dry_run=True)
     with pytest.raises(PruningError, match=r"must lie in a folder. Received: .*nothing"):
         push_pruned(saved, "me/x", onnx=tmp_path / "nothing", dry_run=True)
-
-
-# -- card --------------------------------------------------------------------------------------------------------------
-
-
-def test_table_has_exactly_the_figures_of_the_report() -> None:
-    from hf_prune import model_card
-
-    rows = [line for line in model_card(make_report()).splitlines() if line.startswith("| ") and "`" not in line]
-    assert rows == [
-        "| | dense | pruned | change |",
-        "| accuracy | 0.875 | 0.8125 | -0.0625 |",
-        "| f1 | 0.75 | 0.625 | -0.125 |",
-        "| Parameters | 2,000 | 1,000 | -50% |",
-        "| Prunable MACs per token | 1,200 | 400 | -67% |",
-        "| Weights on disk, MB | 8 | 4 | -50% |",
-        "| Latency, PyTorch, ms | 9 | 6 | 1.50x speed |",
-        "| group | kept |",
-    ]
-
-
-def test_card_tells_conditions_kept_units_and_making() -> None:
-    from hf_prune import model_card
-
-    text = model_card(make_report(), recipe="prune: {heads: 0.5}", plot="kept.png")
-    assert "Latency is the median of repeated runs at batch 8, length 128, 1 thread, a test machine." in text
-    assert "4 of 8 heads and 12 of 24 neurons are kept" in text
-    assert "| `layers.0.attention.heads` | 3 of 4 |" in text
-    assert "![Kept units per layer](kept.png)" in text
-    assert "````yaml\nprune: {heads: 0.5}\n````" in text
-    assert "- Seed: 7" in text
-
-
-def test_card_without_a_report_invents_nothing() -> None:
-    from hf_prune import model_card
-
-    text = model_card(None, repo_id="me/tiny")
-    assert card_faults(text) == ([], [])
-    assert "Dense against pruned" not in text
-    assert "model-index" not in text
-    assert "license" not in text
-    assert "None" not in text
-    assert "stock" not in text
-
-
-def test_counts_without_timing_claim_no_conditions() -> None:
-    from dataclasses import replace
-
-    from hf_prune import model_card
-
-    report = make_report()
-    text = model_card(make_report(dense=None, pruned=replace(report.pruned, latency_ms={})))
-    assert "| Parameters |  | 1,000 |  |" in text
-    assert "atency" not in text
-    assert "thread" not in text
-    text = model_card(make_report(dense=None, pruned=replace(report.pruned, macs=5000)))
-    assert "| MACs of the whole model at batch 8, length 128 |  | 5,000 |  |" in text
-
-
-def test_only_zeroed_weights_bring_the_warning_about_zeros() -> None:
-    from dataclasses import replace
-
-    from hf_prune import model_card
-
-    report = make_report()
-    assert "zeros" not in model_card(report)
-    zeroed = replace(report.dense, nonzero=400)  # same shapes, 1,600 of 2,000 weights zero
-    text = model_card(make_report(pruned=zeroed))
-    assert "80% of the weights are zeros" in text
-    assert "zeros alone bring no speed" in text
-    assert "gone from the weights" not in text
-
-
-def test_only_shapes_stock_cannot_say_ask_for_hf_prune(saved: Path, tmp_path: Path) -> None:
-    from hf_prune import model_card
-
-    assert "import hf_prune" in model_card(None, folder=saved)
-    config = json.loads((saved / "config.json").read_text())
-    config["pruning_config"]["stock"] = True
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    assert "import hf_prune" not in model_card(None, folder=tmp_path)
-
-
-def test_local_paths_stay_out_of_the_metadata(tmp_path: Path) -> None:
-    from hf_prune import model_card
-
-    data = tmp_path / "my-data"
-    text = model_card(
-        make_report(), task="text-classification", base_model=str(tmp_path / "dense"), datasets=[str(data)]
-    )
-    header = text.split("---")[1]
-    assert card_faults(text) == ([], [])
-    assert str(tmp_path) not in text
-    assert "datasets" not in header
-    assert "base_model" not in header
-    assert "name: my-data" in header  # the model-index names it, by its last part only
 
 
 def test_a_trainer_that_prunes_pushes_the_small_model_and_our_card_comes_last(tmp_path):

@@ -39,8 +39,10 @@ def test_a_recipe_gives_a_small_model_its_onnx_file_its_card_and_its_numbers(fin
     model = AutoModelForImageClassification.from_pretrained(output / "model")
     assert sum(p.numel() for p in model.parameters()) == report.pruned.parameters
     assert model.config.pruning_config["recipe"] == "quickstart"
-    for name in ("model/README.md", "model/kept.png", "onnx/model.onnx", "onnx-dense/model.onnx", "report.json"):
+    model_files = ("model/README.md", "model/kept.png", "model/recipe.yaml")
+    for name in (*model_files, "onnx/model.onnx", "onnx-dense/model.onnx", "report.json"):
         assert (output / name).stat().st_size > 0
+    assert workflow.load_recipe(output / "model" / "recipe.yaml").name == "quickstart"
     card = (output / "model" / "README.md").read_text()
     assert "import hf_prune" in card
     assert str(output) not in card
