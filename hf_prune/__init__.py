@@ -51,5 +51,12 @@ def _teach_from_pretrained(modeling_utils: Any) -> None:
     enable_loading(modeling_utils)
 
 
+def _teach_quantizers(base: Any) -> None:
+    from .checkpoint.quantizing import spare_empty_modules
+
+    spare_empty_modules(base)
+
+
 # Cheap, and in whichever order the two are imported: runs when (or if already) transformers' models are imported.
 when_imported("transformers.modeling_utils")(_teach_from_pretrained)
+when_imported("transformers.quantizers.base")(_teach_quantizers)
