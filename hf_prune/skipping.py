@@ -89,6 +89,11 @@ def is_skipped(module: nn.Module) -> bool:
     return isinstance(forward, functools.partial) and forward.func in _FORWARDS
 
 
+def is_only_masked(module: nn.Module) -> bool:
+    """Whether the module is a masked layer, or the router of masked experts: after a cut there are none."""
+    return is_skipped(module) and module.__dict__["forward"].func in (_hand_on, _closed)
+
+
 def restore(module: nn.Module) -> None:
     """Give a skipped module its own forward back."""
     if is_skipped(module):

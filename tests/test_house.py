@@ -22,7 +22,7 @@ HEAVY = ("torch", "transformers", "datasets", "evaluate", "onnxruntime", "optimu
 # A module imports only from rows above its own here, never sideways. A new module belongs in one of them.
 ROWS = (
     "errors",
-    "registry structure files settings",
+    "registry structure files folders settings",
     "plan",
     "architectures schedules scores allocation masks calibration distillation data metrics",
     "skipping",

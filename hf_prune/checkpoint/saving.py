@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import PruningError
+from ..folders import whole_folder
 from ..plan import BLOCK, read_record
+from ..skipping import is_only_masked
 from ..stock import write_record
 from .reading import write_digests
+
+_STALE = ("model*.safetensors*", "pytorch_model*.bin*", "tf_model*.h5*", "flax_model*.msgpack*")  # an older save's
 
 
 def save_pruned(
@@ -22,7 +28,9 @@ def save_pruned(
 ) -> Path:
     """Write a model as a plain folder: safetensors, and config.json with the plan.
 
-    ``model.save_pretrained(path)`` writes the same folder; this adds the tokenizer and the choice of `stock`.
+    ``model.save_pretrained(path)`` writes the same folder; this adds the tokenizer, the choice of `stock`, and that a
+    folder is written whole or not at all: a process that is killed, or a disk that is full, leaves the one that was
+    there as it was. Its other files stay, and an older save's weights leave.
 
     Args:
         model: A transformers model, pruned or not.
@@ -38,10 +46,12 @@ def save_pruned(
         The folder.
 
     Raises:
-        PruningError: `stock` is unknown, or required and not possible.
+        PruningError: `stock` is unknown, or required and not possible; layers or experts are masked and not removed
+            yet; or the folder cannot be written.
     """
     if stock not in ("auto", "never", "require"):
         raise PruningError(f"stock must be 'auto', 'never' or 'require'. Received: {stock!r}")
+    _check_masks(model)
     record = read_record(model)
     write_record(model, record, stock=stock != "never")
     if stock == "require" and record and not getattr(model.config, BLOCK)["stock"]:
@@ -51,11 +61,47 @@ def save_pruned(
             f"has no number for them. Received: cuts in {uneven}"
         )
     try:
-        model.save_pretrained(path, max_shard_size=max_shard_size)
+        with _or_as_it_was(path), whole_folder(path, stale=_STALE) as folder:
+            model.save_pretrained(folder, max_shard_size=max_shard_size)
+            if digest:
+                write_digests(folder)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
     finally:
         write_record(model, record)
-    if digest:
-        write_digests(Path(path))
-    if tokenizer is not None:
-        tokenizer.save_pretrained(path)
     return Path(path)
+
+
+def _check_masks(model: Any) -> None:
+    """Refuse a model of which a part is skipped by a mask that no file can hold: loaded again, it would run."""
+    masked = [name for name, module in model.named_modules() if is_only_masked(module)]
+    if masked:
+        raise PruningError(
+            "Masked layers and experts can be saved once they are removed: call hf_prune.shrink(model), or finish() of "
+            f"the Pruning session, first. Received, masked: {', '.join(masked[:4])}"
+        )
+    torch_masked = [name for name, _ in model.named_buffers() if name.endswith("_mask") and _is_torchs(model, name)]
+    if torch_masked:
+        raise PruningError(
+            "Masks of torch.nn.utils.prune rename weights: call hf_prune.adopt_torch_masks(model) first. "
+            f"Received: {', '.join(torch_masked[:4])}"
+        )
+
+
+def _is_torchs(model: Any, mask: str) -> bool:
+    path, _, name = mask.removesuffix("_mask").rpartition(".")
+    return f"{name}_orig" in dict(model.get_submodule(path).named_parameters(recurse=False))
+
+
+@contextmanager
+def _or_as_it_was(path: str | Path) -> Iterator[None]:
+    """Say of a write that failed that it changed nothing; writers in Rust raise types of their own."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, OSError) and "(os error " not in str(error):
+            raise
+        raise PruningError(
+            f"The folder '{path}' could not be written; what was there before is untouched. "
+            f"Received: {type(error).__name__}: {error}"
+        ) from error
