@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fuzzing
 import pytest
 import torch
 import transformers
+from hypothesis import HealthCheck, given, settings
 from models import PLANS, UNEVEN, assert_same_outputs, assert_same_weights, build_bert, build_llama
 from safetensors.torch import load_file, save_file
 from test_checkpoint import F32, edit_block, read_config
@@ -205,7 +207,7 @@ def test_digests_are_of_each_tensor_and_are_not_the_live_models(tmp_path):
     model = shrink(build_llama(), PLANS["llama"])
     save_pruned(model, tmp_path, digest=True, max_shard_size="5KB")
     digests = read_config(tmp_path)["pruning_config"]["digests"]
-    assert len(digests) == len(set(digests.values())) == len(model.state_dict())
+    assert len(digests) == len(set(digests.values())) == len(model.state_dict()) + 1  # and the config
     loaded = load_pruned(tmp_path, **F32)
     assert_same_weights(model, loaded)
     for one in (model, loaded):
@@ -219,7 +221,9 @@ def test_a_flipped_bit_is_found_by_digests(offset, tmp_path):
     data = bytearray(file.read_bytes())
     data[offset] ^= 1
     file.write_bytes(data)
-    assert_refused(tmp_path, "Each tensor must have the SHA-256 of pruning_config.digests. Received: 1 others")
+    assert_refused(
+        tmp_path, "Each tensor, and the config, must have the SHA-256 of pruning_config.digests. Received: 1 others"
+    )
 
 
 def test_tensors_of_one_shape_that_changed_places_are_found_by_digests(tmp_path):
@@ -233,8 +237,37 @@ def test_tensors_of_one_shape_that_changed_places_are_found_by_digests(tmp_path)
     assert_refused(tmp_path, "Received: 2 others")
 
 
+def test_another_config_is_found_by_digests(tmp_path):
+    save_pruned(shrink(build_bert(), UNEVEN), tmp_path, digest=True)
+    edit_config(tmp_path, layer_norm_eps=0.1)
+    assert_refused(tmp_path, "Received: 1 others, first 'config.json'")
+
+
+@pytest.mark.parametrize("layers", [10**9, 42])
+def test_more_layers_than_tensors_are_refused_before_any_is_built(layers, folder):
+    edit_config(folder, num_hidden_layers=layers)
+    assert_refused(folder, f"cannot have more layers than tensors, 41. Received: {layers} layers")
+
+
 def test_a_dense_model_can_have_digests_too(tmp_path):
     save_pruned(build_bert(), tmp_path, digest=True)
     assert_same_outputs(build_bert(), load_pruned(tmp_path, **F32))
     edit_tensors(tmp_path, lambda tensors: tensors["classifier.bias"].add_(1))
     assert_refused(tmp_path, "Received: 1 others")
+
+
+# a bounded slice of benchmarks/fuzz.py
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory) -> dict[str, fuzzing.Sound]:
+    return fuzzing.sound_folders(tmp_path_factory.mktemp("sound"))
+
+
+def test_damaged_folders_are_refused_or_load_as_what_they_were(sound, tmp_path_factory):
+    scratch = tmp_path_factory.mktemp("damaged") / "model"
+
+    @settings(max_examples=300, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(fuzzing.damaged(sound))
+    def check(damage):
+        fuzzing.load(sound[damage.name], damage, scratch)
+
+    check()

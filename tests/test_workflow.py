@@ -105,8 +105,9 @@ def test_the_command_ends_with_one_line_and_a_status(tmp_path):
     command = [sys.executable, "-m", "hf_prune.cli", "run", "quickstart", "pruners.heads.sparsity=50"]
     ended = subprocess.run([*command, f"output={tmp_path / 'out'}"], capture_output=True, text=True, check=False)
     assert ended.returncode == 1
-    assert ended.stderr.startswith("Error: Recipe 'quickstart': pruners.heads.sparsity")
-    assert "Traceback" not in ended.stderr
+    *before, last = ended.stderr.strip().splitlines()  # libraries may warn when they are imported
+    assert last.startswith("Error: Recipe 'quickstart': pruners.heads.sparsity")
+    assert not any("Traceback" in line or "hf_prune" in line for line in before)
 
 
 def test_text_from_a_local_folder(tmp_path):

@@ -39,8 +39,12 @@ def load_pruned(path_or_repo: str | Path, *, model_class: Any = None, **from_pre
     refuse_pickle(path_or_repo)
     if model_class is None:
         model_class = _saved_class(path_or_repo, from_pretrained_kwargs)
+    load = partial(model_class.from_pretrained, path_or_repo)
+    config = written_config(path_or_repo, None, from_pretrained_kwargs)
     with _cut_after_init(model_class):
-        return model_class.from_pretrained(path_or_repo, **from_pretrained_kwargs)
+        if BLOCK in config:  # the hook checks it
+            return load(**from_pretrained_kwargs)
+        return _load_checked(load, path_or_repo, config, from_pretrained_kwargs)
 
 
 def _saved_class(path: Any, arguments: dict[str, Any]) -> Any:
@@ -144,9 +148,7 @@ def enable_loading(modeling_utils: Any = None) -> None:
     def from_pretrained(cls: Any, path: Any, *args: Any, **arguments: Any) -> Any:
         load = partial(stock_load.__func__, cls, path, *args)
         config = written_config(path, arguments.get("config"), arguments)
-        if config.get(BLOCK) is None:
-            return load(**arguments)
-        return _load_checked(load, path, config, arguments)
+        return _load_checked(load, path, config, arguments) if BLOCK in config else load(**arguments)
 
     base.post_init, base.from_pretrained = post_init, classmethod(from_pretrained)
 
@@ -163,7 +165,7 @@ def disable_loading() -> None:
 
 
 def _load_checked(load: Callable[..., Any], path: Any, config: dict[str, Any], arguments: dict[str, Any]) -> Any:
-    """Load a pruned folder: a stranger's, so that nothing is believed and no pickle is read."""
+    """Load a stranger's folder: nothing of it is believed, and no pickle is read."""
     told = arguments.pop("output_loading_info", False)
     arguments.setdefault("use_safetensors", True)
     saved = config.get("architectures")
@@ -171,7 +173,8 @@ def _load_checked(load: Callable[..., Any], path: Any, config: dict[str, Any], a
         check_files(path, config, arguments)
         model, info = load(output_loading_info=True, **arguments)
         check_arrived(model, saved, info, vars(model.config))
-    getattr(model.config, BLOCK).pop("digests", None)  # of the files; the live model's tensors will change
+    if BLOCK in config:
+        getattr(model.config, BLOCK).pop("digests", None)  # of the files; the live model's tensors will change
     return (model, info) if told else model
 
 

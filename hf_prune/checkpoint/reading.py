@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 
+from ..architectures.conventions import LAYER_COUNTS
 from ..errors import CheckpointError
 from ..plan import BLOCK, check_block, new_block
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
 _WEIGHT_TYPES = {"F64", "F32", "F16", "BF16", "I64", "BOOL"}  # without quantization: weights, counters and masks
 _HALF = {"F16": "float16", "BF16": "bfloat16"}
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-_UNSOUND = (AttributeError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError, SafetensorError)
 
 
 @contextmanager
@@ -32,10 +32,10 @@ def clear_errors(path: Any) -> Iterator[None]:
         yield
     except (CheckpointError, torch.cuda.OutOfMemoryError, ImportError):
         raise
-    except _UNSOUND as error:
+    except Exception as error:  # absurd settings fail anywhere in the model's own code, with whatever they like
         raise CheckpointError(
-            f"The pruned model in '{path}' cannot be loaded: a file is damaged, or config.json is another model's. "
-            f"Received: {type(error).__name__}: {str(error)[:500]}"
+            f"The model in '{path}' cannot be loaded: a file is damaged, config.json is another model's, or an "
+            f"argument is wrong. Received: {type(error).__name__}: {str(error)[:500]}"
         ) from error
 
 
@@ -60,21 +60,26 @@ def written_config(path: Any, config: Any, arguments: Mapping[str, Any]) -> dict
 
 
 def check_files(path: Any, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
-    """Check a pruned folder's weight files before any tensor is loaded.
+    """Check a folder's plan and weight files before any tensor is loaded.
 
     Raises:
         CheckpointError: A file's name leads elsewhere, a header is damaged, a tensor has a type that no weight has, or
             a digest differs.
     """
-    check_block(config[BLOCK])
+    if BLOCK in config:
+        check_block(config[BLOCK])
     _check_name(config.get("transformers_weights") or WEIGHTS)
     files = _weight_files(path, arguments)
     quantized = bool(config.get("quantization_config") or arguments.get("quantization_config"))
     types = {name: kind for file in files for name, kind in _tensor_types(file).items()}
+    names = {name for row in LAYER_COUNTS.values() for name in row}
+    layers = max((config[name] for name in names if isinstance(config.get(name), int)), default=0)
+    if files and layers > len(types):
+        raise CheckpointError(f"A model cannot have more layers than tensors, {len(types)}. Received: {layers} layers")
     if not quantized:
         _check_types(types, str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch."))
-    if config[BLOCK].get("digests"):
-        _check_digests(files, config[BLOCK]["digests"])
+    if config.get(BLOCK, {}).get("digests"):
+        _check_digests(files, json.loads(Path(_local(path, CONFIG, arguments)).read_text("utf-8")))
 
 
 def check_arrived(model: Any, saved: Any, info: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -103,11 +108,12 @@ def check_arrived(model: Any, saved: Any, info: Mapping[str, Any], config: Mappi
 
 
 def write_digests(folder: Path) -> None:
-    """Add the SHA-256 of each tensor to the block of a written folder's config.json."""
-    path = folder / "config.json"
+    """Add the SHA-256 of each tensor, and of the config itself, to the block of a written folder's config.json."""
+    path = folder / CONFIG
     config = json.loads(path.read_text("utf-8"))
+    config[BLOCK] = {**new_block(), **config.get(BLOCK, {})}
     digests = {name: text for file in sorted(folder.glob("*.safetensors")) for name, text in _digests(file)}
-    config[BLOCK] = {**new_block(), **config.get(BLOCK, {}), "digests": digests}
+    config[BLOCK]["digests"] = {CONFIG: _config_digest(config), **digests}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
@@ -135,21 +141,22 @@ def _hub(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def _weight_files(path: Any, arguments: Mapping[str, Any]) -> list[str]:
     """Return the local paths of a folder's or repository's safetensors files; none where it has others."""
-    from transformers.utils import cached_file
-
-    def local(name: str) -> Any:
-        return cached_file(path, name, _raise_exceptions_for_missing_entries=False, **_hub(arguments))
-
-    single = local(WEIGHTS)
+    single = _local(path, WEIGHTS, arguments)
     if single is not None:
         return [single]
-    index = local(INDEX)
+    index = _local(path, INDEX, arguments)
     if index is None:
         return []
     names = sorted(set(json.loads(Path(index).read_text("utf-8"))["weight_map"].values()))
     for name in names:
         _check_name(name)
-    return [cached_file(path, name, **_hub(arguments)) for name in names]
+    return [_local(path, name, arguments, must=True) for name in names]
+
+
+def _local(path: Any, name: str, arguments: Mapping[str, Any], *, must: bool = False) -> Any:
+    from transformers.utils import cached_file
+
+    return cached_file(path, name, _raise_exceptions_for_missing_entries=must, **_hub(arguments))
 
 
 def _check_name(name: Any) -> None:
@@ -187,13 +194,20 @@ def _digests(file: str | Path) -> Iterator[tuple[str, str]]:
             yield name, told.hexdigest()
 
 
-def _check_digests(files: list[str], stated: Mapping[str, Any]) -> None:
+def _config_digest(config: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a written config without its digests, whatever the order of its keys."""
+    block = {key: value for key, value in config[BLOCK].items() if key != "digests"}
+    return hashlib.sha256(json.dumps({**config, BLOCK: block}, sort_keys=True).encode()).hexdigest()
+
+
+def _check_digests(files: list[str], config: Mapping[str, Any]) -> None:
     found = {name: text for file in files for name, text in _digests(file)}
+    found[CONFIG], stated = _config_digest(config), config[BLOCK]["digests"]
     different = sorted(name for name in {*found, *stated} if found.get(name) != stated.get(name))
     if different:
         raise CheckpointError(
-            f"Each tensor must have the SHA-256 of {BLOCK}.digests. Received: {len(different)} others, first "
-            f"'{different[0]:.80}'"
+            f"Each tensor, and the config, must have the SHA-256 of {BLOCK}.digests. Received: {len(different)} "
+            f"others, first '{different[0]:.80}'"
         )
 
 
