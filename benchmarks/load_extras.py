@@ -15,8 +15,9 @@ from typing import Any
 import torch
 import transformers
 from hub_server import HubServer
-from load_models import LANE, MODELS
-from load_ways import F32, Case, NotApplicableError, answer, quantized_difference, use_plain_kernels
+from load_alone import LANE
+from load_models import MODELS
+from load_ways import F32, Case, answer, quantized_difference, use_plain_kernels
 from torch import nn
 
 from hf_prune import load_pruned, save_pruned
@@ -70,10 +71,6 @@ def disk_offload(case: Case) -> float:
 
 def from_the_hub(case: Case) -> float:
     """Push the folder into a folder of a branch, and load it from there: the real client and a Hub of our own."""
-    if case.folder.name != "all":
-        raise NotApplicableError(
-            "a client takes ten seconds to start, and files are files: tried for all kinds at once"
-        )
     with tempfile.TemporaryDirectory() as home, HubServer() as hub:
         arguments = [str(case.folder / "model"), MODELS[case.name].auto, f"{home}/loaded"]
         environment = hub.environment(Path(home) / "home", token=hub.token) | {"OMP_NUM_THREADS": "1"}
@@ -175,7 +172,6 @@ EXTRAS: dict[str, Callable[[Case], float]] = {
     "low_cpu_mem_usage": low_memory,
     "bf16": bfloat16,
     "disk_offload": disk_offload,
-    "revision_and_subfolder": from_the_hub,
     "bnb_8bit_reloaded": int8_again,
     "bnb_4bit": int4,
     "bnb_4bit_reloaded": int4_again,
@@ -183,3 +179,4 @@ EXTRAS: dict[str, Callable[[Case], float]] = {
     "torchao_int8_reloaded": torchao_int8_again,
     "base_and_heads": base_and_heads,
 }
+HUB: dict[str, Callable[[Case], float]] = {"revision_and_subfolder": from_the_hub}  # ten seconds each

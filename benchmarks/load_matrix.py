@@ -30,15 +30,16 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 import torch
 from common import add_record
 from lanes import LANES, python
-from load_extras import EXTRAS
-from load_models import KINDS, LANE, MODELS
-from load_ways import CELL, WAYS, Case, judge, save
+from load_alone import CELL, LANE, REASON, environment_without_us
+from load_extras import EXTRAS, HUB
+from load_models import KINDS, MODELS
+from load_ways import WAYS, Case, judge, save
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+ALONE = HERE / "load_alone.py"
 EXTRA_MODELS = ("bert", "llama")
-REASON = "reason.txt"  # in a cell's folder, where nothing could be saved
 
 
 def cells(names: list[str]) -> list[tuple[str, str]]:
@@ -46,9 +47,10 @@ def cells(names: list[str]) -> list[tuple[str, str]]:
     return [(name, kind) for name in names for kind in KINDS]
 
 
-def ways_of(name: str) -> dict[str, Any]:
-    """Return the ways to load this model."""
-    return {**WAYS, **(EXTRAS if name in EXTRA_MODELS else {})}
+def ways_of(name: str, kind: str) -> dict[str, Any]:
+    """Return the ways to load this cell, in a process with hf_prune."""
+    extra = name in EXTRA_MODELS
+    return {**WAYS, **(EXTRAS if extra else {}), **(HUB if extra and kind == "all" else {})}
 
 
 def tell(*cell: str, value: float | str) -> None:
@@ -58,6 +60,7 @@ def tell(*cell: str, value: float | str) -> None:
 
 def save_all(root: Path, names: list[str]) -> None:
     """Save every cell on this lane; where that cannot be, leave the reason there."""
+    environment_without_us(root / f"alone_{LANE}")
     for name, kind in cells(names):
         folder = root / LANE / name / kind
         folder.mkdir(parents=True)
@@ -78,16 +81,19 @@ def load_all(root: Path, names: list[str]) -> None:
             folder = root / saved_on / name / kind
             reason = folder / REASON
             case = None if reason.is_file() else Case(name, folder, torch.load(folder / CELL))
-            for label, way in ways_of(name).items():
+            for label, way in ways_of(name, kind).items():
                 value = reason.read_text() if case is None else judge(way, case)
                 tell(saved_on, name, kind, label, value=value)
 
 
 def lines_of(lane: str, verb: str, root: Path, names: list[str]) -> Iterator[list[Any]]:
-    """Run this file on a lane, and yield what it tells; raise with the end of its errors if it stops early."""
+    """Run a phase on a lane, and yield what it tells; raise with the end of its errors if it stops early."""
     command = [python(lane), __file__, "--worker", verb, str(root), "--only", *names]
+    if verb == "alone":  # saving has made the virtualenv
+        command = [root / f"alone_{lane}" / python(lane).relative_to(python(lane).parents[1]), ALONE, root, *names]
+    settings = {**os.environ, "HF_MODULES_CACHE": str(root / f"modules_{lane}")}
     with (root / f"{lane}_{verb}.err").open("w+") as errors:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=settings, text=True) as process:
             for line in process.stdout or ():
                 if line.startswith("["):
                     yield json.loads(line)
@@ -151,13 +157,15 @@ def show(title: str, found: dict[str, Any]) -> None:
 
 def main(names: list[str]) -> None:
     """Save, load, write and show."""
-    count = sum(len(KINDS) * len(ways_of(name)) for name in names)
+    pairs = cells(names)
+    count = sum(len(ways_of(*pair)) for pair in pairs)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        run_phase("save", len(cells(names)), root, names)
+        run_phase("save", len(pairs), root, names)
         loaded = run_phase("load", len(LANES) * count, root, names)
+        alone = run_phase("alone", len(LANES) * len(pairs), root, names)
     for loaded_on, lines in loaded.items():
-        for saved_on, found in nested(lines).items():
+        for saved_on, found in nested([*lines, *alone[loaded_on]]).items():
             record = {"saved_on": saved_on, "loaded_on": loaded_on, **summary(found), "found": found}
             with redirect_stdout(io.StringIO()):  # thousands of cells: the table says it shorter
                 add_record("load_matrix", record, key=("saved_on", "loaded_on"))

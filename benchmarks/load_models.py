@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import tempfile
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from hf_prune import PruningError, WeightPruner, find_groups, prune, shrink
 from hf_prune.selfcheck import random_plan
 
-LANE = "optimum" if version("transformers").startswith("4.") else "v5"
 KINDS = {
     "heads": ("head", "kv_group"),
     "neurons": ("neuron",),

@@ -1,13 +1,8 @@
-"""The ways to load of the matrix: each loads a folder, and says how far the model is from the one that was saved.
-
-Outputs are compared after all tensors have been copied to memory of their own: which kernel adds up odd widths depends
-on where a loaded tensor lies in its file.
-"""
+"""The ways to load of the matrix: each loads a folder, and says how far the model is from the one that was saved."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,17 +11,16 @@ from typing import Any
 
 import torch
 import transformers
-from load_models import LANE, MODELS, ask, build, cut, processors
+from load_alone import ACROSS_LANES, CELL, LANE, digest, own_memory
+from load_models import MODELS, ask, build, cut, processors
 from transformers.pipelines import SUPPORTED_TASKS
 from zoo import inputs
 
-from hf_prune import save_pruned
+from hf_prune import PruningError, save_pruned
 from hf_prune.selfcheck import output_of, relative_difference
 
-ACROSS_LANES = 1e-5  # of the largest output; on one lane outputs are equal bit for bit
 LAYER = re.compile(r"\.\d+\.")  # of a numbered layer
 F32 = {"dtype": torch.float32}
-CELL = "cell.pt"
 
 
 class NotApplicableError(Exception):
@@ -62,18 +56,8 @@ class Case:
 
 def answer(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Return a model's output, its tensors in memory of their own."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        tensor.data = tensor.data.clone()
+    own_memory(model)
     return output_of(model, batch)
-
-
-def digest(model: Any) -> str:
-    """Return a digest of all tensors' names, types, shapes and bytes."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
 
 
 def save(name: str, kind: str, folder: Path, *, wide: bool) -> str:
@@ -89,13 +73,22 @@ def save(name: str, kind: str, folder: Path, *, wide: bool) -> str:
         one.save_pretrained(folder / "model")
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     save_pruned(model, folder / "sharded", max_shard_size=min(1_000_000, size // 3))
-    told = {"lane": LANE, "class": type(model).__name__, "digest": digest(model), "inputs": batch}
-    told["output"] = answer(model, batch)
+    told = {"lane": LANE, "auto": MODELS[name].auto, "class": type(model).__name__, "digest": digest(model)}
+    told |= {"inputs": batch, "output": answer(model, batch), "standalone": save_standalone(model, folder)}
     if MODELS[name].pipeline in SUPPORTED_TASKS:
         told["asked"] = ask(name, transformers.pipeline(MODELS[name].pipeline, model=model, **made))
     told["adapted"] = save_adapter(copy.deepcopy(model), batch, folder / "adapter")
     torch.save(told, folder / CELL)
     return ""
+
+
+def save_standalone(model: Any, folder: Path) -> str | None:
+    """Save the model so that it loads without hf_prune, with a file of code where that needs one; or say why not."""
+    try:
+        save_pruned(model, folder / "standalone", standalone=True)
+    except PruningError as error:
+        return str(error)
+    return None
 
 
 def save_adapter(model: Any, batch: dict[str, torch.Tensor], folder: Path) -> torch.Tensor | str:
