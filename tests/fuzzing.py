@@ -25,7 +25,19 @@ BASES = {  # name -> model, plan, arguments of save_pruned
     "branch": ("vit", {"layers.0.attention.branch": [], "layers.1.mlp.neurons": [1, 5]}, {}),
     "digests": ("bert", PLANS["bert"], {"digest": True}),
 }
-SHAPES = ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size", "num_key_value_heads")
+SHAPES = [
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "vocab_size",
+    "head_dim",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "image_size",
+    "patch_size",
+    "num_channels",
+]
 ODD = ["", "0 of 0", "0-23 of 24", " of 4", "0-9999999 of 9999999", "../../x", "stock", "kept", "format", "F16", "I32"]
 LEAVES = st.one_of(
     st.none(),
@@ -170,7 +182,8 @@ def _texts(draw: Any, files: dict[str, bytes], name: str) -> dict[str, bytes]:
 def _shapes(draw: Any, files: dict[str, bytes], name: str) -> dict[str, bytes]:
     """State another shape in the config itself."""
     config = _config(files)
-    keys = [key for key in SHAPES if isinstance(config, dict) and key in config]
+    shapes = [*SHAPES, "num_attention_heads"] if name == "digests" else SHAPES  # no tensor's shape speaks of heads
+    keys = [key for key in shapes if isinstance(config, dict) and key in config]
     if not keys:
         return files
     key = draw(st.sampled_from(keys))

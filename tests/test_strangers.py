@@ -249,6 +249,28 @@ def test_more_layers_than_tensors_are_refused_before_any_is_built(layers, folder
     assert_refused(folder, f"cannot have more layers than tensors, 41. Received: {layers} layers")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"max_position_embeddings": 10**9},
+            r"config.max_position_embeddings must fit weights .* Received: 1000000000",
+        ),
+        ({"hidden_size": 10**5}, r"the weight files can fill. Received: one of \d{11} parameters|RuntimeError"),
+    ],
+)
+def test_sizes_that_the_files_cannot_fill_are_never_allocated(changes, message, folder):
+    edit_config(folder, **changes)
+    assert_refused(folder, message)
+
+
+def test_a_dense_folder_is_checked_too_by_load_pruned(tmp_path):
+    build_bert().save_pretrained(tmp_path)
+    edit_tensors(tmp_path, lambda tensors: tensors.pop("bert.embeddings.LayerNorm.bias"))
+    with pytest.raises(CheckpointError, match=r"must hold every tensor .* Missing: \['bert.embeddings.LayerNorm.bias'"):
+        load_pruned(tmp_path, **F32)
+
+
 def test_a_dense_model_can_have_digests_too(tmp_path):
     save_pruned(build_bert(), tmp_path, digest=True)
     assert_same_outputs(build_bert(), load_pruned(tmp_path, **F32))

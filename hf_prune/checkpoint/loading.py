@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import partial, wraps
 from importlib import import_module
 from pathlib import Path
@@ -90,6 +92,7 @@ def apply_plan(model: Any) -> None:
         return
     record = read_record(model)
     if not record:
+        _check_room(model)
         return
     try:
         groups = {group.name: group for group in find_groups(model)}
@@ -115,12 +118,14 @@ def apply_plan(model: Any) -> None:
             cut(model, list(groups.values()), close_kept(list(groups.values()), live))
     except PruningError as error:
         raise CheckpointError(f"{BLOCK}.kept cannot be applied to {type(model).__name__}: {error}") from error
+    _check_room(model)
 
 
 # the hooks: right after the root model is built, and before any weight arrives, it is cut to its config's plan; what
 # from_pretrained reads for such a config is checked before and after
 _stock_post_init: Callable[[Any], None] | None = None
 _stock_from_pretrained: Any = None
+_room: ContextVar[float] = ContextVar("parameters of the model that is being loaded", default=math.inf)
 _CUT = "_hf_prune_cut"  # says of a model, or of a class that does it itself, that its constructor has cut it
 
 
@@ -169,13 +174,30 @@ def _load_checked(load: Callable[..., Any], path: Any, config: dict[str, Any], a
     told = arguments.pop("output_loading_info", False)
     arguments.setdefault("use_safetensors", True)
     saved = config.get("architectures")
-    with clear_errors(path):
-        check_files(path, config, arguments)
+    with clear_errors(path), _bounded(check_files(path, config, arguments)):
         model, info = load(output_loading_info=True, **arguments)
         check_arrived(model, saved, info, vars(model.config))
     if BLOCK in config:
         getattr(model.config, BLOCK).pop("digests", None)  # of the files; the live model's tensors will change
     return (model, info) if told else model
+
+
+@contextmanager
+def _bounded(parameters: float) -> Iterator[None]:
+    token = _room.set(parameters)
+    try:
+        yield
+    finally:
+        _room.reset(token)
+
+
+def _check_room(model: Any) -> None:
+    """Check the size of a model that is built, but not allocated yet, against the files that it will be read from."""
+    size = sum(one.numel() for one in model.parameters())
+    if size > _room.get():
+        raise CheckpointError(
+            f"config.json must describe a model that the weight files can fill. Received: one of {size} parameters"
+        )
 
 
 def _is_nested(model: nn.Module, frame: FrameType | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,11 @@ from ..plan import BLOCK, check_block, new_block
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
 _WEIGHT_TYPES = {"F64", "F32", "F16", "BF16", "I64", "BOOL"}  # without quantization: weights, counters and masks
+_SIZE = re.compile(r"size|dim|layers|heads|position|experts|width|depth|length|^(n|num|d|max)_")
+_PER_BYTE, _SPARE = (
+    8,
+    2**24,
+)  # parameters a byte of the files (two, in four bits), and as many for new heads and buffers
 _HALF = {"F16": "float16", "BF16": "bfloat16"}
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
@@ -59,12 +65,15 @@ def written_config(path: Any, config: Any, arguments: Mapping[str, Any]) -> dict
     return dict(told)
 
 
-def check_files(path: Any, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+def check_files(path: Any, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> float:
     """Check a folder's plan and weight files before any tensor is loaded.
 
+    Returns:
+        How many parameters the model may have at most, so that a damaged config cannot ask for gigabytes.
+
     Raises:
-        CheckpointError: A file's name leads elsewhere, a header is damaged, a tensor has a type that no weight has, or
-            a digest differs.
+        CheckpointError: A file's name leads elsewhere, a header is damaged, a tensor has a type that no weight has, a
+            digest differs, or the config states sizes that the weights are too few for.
     """
     if BLOCK in config:
         check_block(config[BLOCK])
@@ -72,14 +81,15 @@ def check_files(path: Any, config: Mapping[str, Any], arguments: Mapping[str, An
     files = _weight_files(path, arguments)
     quantized = bool(config.get("quantization_config") or arguments.get("quantization_config"))
     types = {name: kind for file in files for name, kind in _tensor_types(file).items()}
-    names = {name for row in LAYER_COUNTS.values() for name in row}
-    layers = max((config[name] for name in names if isinstance(config.get(name), int)), default=0)
-    if files and layers > len(types):
-        raise CheckpointError(f"A model cannot have more layers than tensors, {len(types)}. Received: {layers} layers")
     if not quantized:
         _check_types(types, str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch."))
     if config.get(BLOCK, {}).get("digests"):
         _check_digests(files, json.loads(Path(_local(path, CONFIG, arguments)).read_text("utf-8")))
+    if not files:
+        return math.inf
+    room = _SPARE + _PER_BYTE * sum(Path(file).stat().st_size for file in files)
+    _check_sizes(config, len(types), room)
+    return room
 
 
 def check_arrived(model: Any, saved: Any, info: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -182,6 +192,18 @@ def _check_types(types: Mapping[str, str], stated: str) -> None:
         raise CheckpointError(
             f"Weights must be of one floating type, as config.dtype says. Received: {odd} is {types[odd]}"
         )
+
+
+def _check_sizes(config: Mapping[str, Any], tensors: int, room: int) -> None:
+    """Check what a config says of sizes before anything of such a size is built."""
+    layers = {name for row in LAYER_COUNTS.values() for name in row}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            _check_sizes(value, tensors, room)
+        elif isinstance(value, int) and value > tensors and name in layers:
+            raise CheckpointError(f"A model cannot have more layers than tensors, {tensors}. Received: {value} layers")
+        elif isinstance(value, int) and value > room and _SIZE.search(name):
+            raise CheckpointError(f"config.{name} must fit weights of {tensors} tensors. Received: {value}")
 
 
 def _digests(file: str | Path) -> Iterator[tuple[str, str]]:
