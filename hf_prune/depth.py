@@ -80,6 +80,8 @@ def _tell(config: Any, group: Group, stays: Sequence[int]) -> None:
         setattr(config, name, len(stays))
     else:
         setattr(config, name, [len(stays) if i == stage else n for i, n in enumerate(getattr(config, name))])
+    if name == "encoder_layers" and "num_hidden_layers" in vars(config):  # stated twice; transformers 5 believes this
+        config.num_hidden_layers = len(stays)
     for listed, values in _layer_lists(config, group.units):
         setattr(config, listed, [values[i] for i in stays])
     if setting(config, "attention_types"):  # GPT-Neo's other way to say its attention_layers

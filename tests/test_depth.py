@@ -70,6 +70,14 @@ def test_masked_is_shrunk_is_reloaded(name, tmp_path):
     assert_same_weights(shrunk, shrink(masked))
 
 
+@pytest.mark.parametrize("name", ["bart", "whisper"])
+def test_all_that_a_config_says_of_the_encoders_depth_is_true(name):
+    """Transformers 4 has a second number for it, which transformers 5 takes for the first."""
+    config = shrink(build(name), {"encoder.layers": [2]}).config
+    assert (config.encoder_layers, config.num_hidden_layers, config.decoder_layers) == (1, 1, 3)
+    assert config.to_dict().get("num_hidden_layers", 1) == 1
+
+
 def test_a_masked_layer_is_zero_everywhere_and_hands_its_input_on():
     model = mask_units(build_llama(), {"layers": [1]})
     first, second = model.model.layers
