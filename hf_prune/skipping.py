@@ -78,6 +78,15 @@ def select_heads(core: nn.Module, arguments: Sequence[tuple[str, str]], units: S
     core.forward = functools.partial(_selected, core, tuple(arguments), tuple(units), total)
 
 
+def selected_heads(core: nn.Module) -> tuple[dict[str, str], list[int], int] | None:
+    """Return what `select_heads` was told of an attention: arguments, kept heads in dense numbers, dense heads."""
+    forward = core.__dict__.get("forward")
+    if not isinstance(forward, functools.partial) or forward.func is not _selected:
+        return None
+    _, arguments, units, total = forward.args
+    return dict(arguments), list(units), total
+
+
 def close_router(router: nn.Module, experts: Sequence[int]) -> None:
     """Make a router never choose these experts: their logits are minus infinity."""
     router.forward = functools.partial(_closed, router, tuple(experts))

@@ -13,7 +13,9 @@ from . import __version__
 from .architectures import find_groups
 from .architectures.conventions import CONFIG_COUNTS
 from .architectures.site import setting
+from .errors import PruningError
 from .plan import BLOCK, FORMAT, Record, annotate, encode_units, parent_name, read_record
+from .skipping import selected_heads
 from .structure import Group
 
 
@@ -42,6 +44,8 @@ def write_record(model: nn.Module, record: Record, *, stock: bool = True) -> Non
     for name, value in small.items() if fits else ():
         setattr(config, name, value)
     annotate(model, format=FORMAT, library_version=__version__, stock=fits, kept=kept)
+    if "standalone" in getattr(config, BLOCK):  # a model that was loaded so, and is saved so again
+        annotate(model, standalone=cut_table(model))
 
 
 def _units_before(group: Group, before: Record, record: Record) -> int:
@@ -73,15 +77,82 @@ def _counts(
 
 def _builds_shapes(model: nn.Module, changes: Mapping[str, int]) -> bool:
     """Whether the stock class, built from the changed config, has exactly the live model's tensors."""
+    try:
+        stock = stock_twin(model, changes)
+    except Exception:  # a class that refuses the small config cannot say the shape: the block then does
+        return False
+    mine, theirs = model.state_dict(), stock.state_dict()
+    return mine.keys() == theirs.keys() and all(mine[key].shape == theirs[key].shape for key in mine)
+
+
+def stock_twin(model: Any, changes: Mapping[str, int]) -> Any:
+    """Return what the model's class builds from its config with these changes and without our block, on ``meta``."""
     config = copy.deepcopy(model.config)
     for name, value in changes.items():
         setattr(config, name, value)
     if hasattr(config, BLOCK):
         delattr(config, BLOCK)
-    try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            stock = type(model)(config)
-    except Exception:  # a class that refuses the small config cannot say the shape: the block then does
-        return False
-    mine, theirs = model.state_dict(), stock.state_dict()
-    return mine.keys() == theirs.keys() and all(mine[key].shape == theirs[key].shape for key in mine)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return type(model)(config)
+
+
+def cut_table(model: Any) -> dict[str, Any]:
+    """Return what a model that its class builds from the config must be told to be this one; JSON as it stands.
+
+    Returns:
+        ``shapes`` of tensors that are smaller, ``lengths`` of lists of modules that are shorter, ``numbers`` of modules
+        that count units, by path, and ``arguments``: the heads of which attentions take a share of what all get.
+
+    Raises:
+        PruningError: More than that would have to be told.
+    """
+    twin = stock_twin(model, {})
+    tensors = [_tensors(one) for one in (model, twin)]
+    strange = sorted(tensors[0].keys() - tensors[1].keys())
+    if strange:
+        raise PruningError(
+            f"A stock {type(model).__name__} must have every tensor of the model. Received: {strange[0]}"
+        )
+    shapes = {name: list(one.shape) for name, one in tensors[0].items() if one.shape != tensors[1][name].shape}
+    live, numbers, lengths, arguments = dict(model.named_modules()), {}, {}, {}
+    for path, module in twin.named_modules():
+        if path not in live:
+            continue
+        if isinstance(module, nn.ModuleList) and len(live[path]) < len(module):
+            lengths[path] = len(live[path])
+        told = _numbers_told(live[path], module)
+        numbers.update({path: told} if told else {})
+        chosen = selected_heads(live[path])
+        arguments.update({path: list(chosen)} if chosen else {})
+    return {"shapes": shapes, "lengths": lengths, "numbers": numbers, "arguments": arguments}
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+def _numbers_told(live: Any, dense: Any) -> dict[str, Any]:
+    """Return the numbers in which a live module differs from the dense one; those of plain projections follow."""
+    if isinstance(live, (nn.Linear, nn.Embedding)) or type(live).__name__ == "Conv1D":
+        return {}
+    told = _different(vars(live), vars(dense))
+    if "num_attention_heads" in told and hasattr(live, "head_dim"):  # transformers 4 counts ViT's in this too
+        told.setdefault("all_head_size", told["num_attention_heads"] * live.head_dim)
+    mine, theirs = getattr(live, "config", None), getattr(dense, "config", None)
+    if mine is not None and theirs is not None:
+        told |= {f"config.{name}": value for name, value in _different(vars(mine), vars(theirs)).items()}
+    return told
+
+
+def _different(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return whole numbers, and tuples of them, that differ; not zeros: what is emptied runs as wide as it was."""
+    told = {}
+    for name, value in mine.items():
+        numbers = list(value) if isinstance(value, tuple) else [value]
+        whole = not name.startswith("_") and all(type(one) is int for one in numbers)
+        if whole and value and theirs.get(name) != value:
+            told[name] = numbers if isinstance(value, tuple) else value
+    return told

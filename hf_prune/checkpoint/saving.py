@@ -13,8 +13,15 @@ from ..plan import BLOCK, read_record
 from ..skipping import is_only_masked
 from ..stock import write_record
 from .reading import write_digests
+from .standalone import FILE, forget_standalone, state_standalone
 
-_STALE = ("model*.safetensors*", "pytorch_model*.bin*", "tf_model*.h5*", "flax_model*.msgpack*")  # an older save's
+_STALE = (
+    "model*.safetensors*",
+    "pytorch_model*.bin*",
+    "tf_model*.h5*",
+    "flax_model*.msgpack*",
+    FILE,
+)  # an older save's
 
 
 def save_pruned(
@@ -24,6 +31,7 @@ def save_pruned(
     tokenizer: Any = None,
     stock: Literal["auto", "never", "require"] = "auto",
     digest: bool = False,
+    standalone: bool = False,
     max_shard_size: str = "5GB",
 ) -> Path:
     """Write a model as a plain folder: safetensors, and config.json with the plan.
@@ -40,6 +48,8 @@ def save_pruned(
             (uniform feed-forward widths; uniform KV groups); ``"never"`` always states the dense shape and the plan;
             ``"require"`` raises where no stock config can say it.
         digest: Write the SHA-256 of each tensor into config.json; loading then checks them.
+        standalone: Where stock transformers could not load the folder, write a short Python file into it with which
+            ``trust_remote_code=True`` can, in an environment without hf_prune.
         max_shard_size: Largest file, as in `save_pretrained`.
 
     Returns:
@@ -61,13 +71,18 @@ def save_pruned(
             f"has no number for them. Received: cuts in {uneven}"
         )
     try:
+        code = state_standalone(model) if standalone else ""
         with _or_as_it_was(path), whole_folder(path, stale=_STALE) as folder:
             model.save_pretrained(folder, max_shard_size=max_shard_size)
+            if code:
+                (folder / FILE).write_text(code, "utf-8")
             if digest:
                 write_digests(folder)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
     finally:
+        if standalone:
+            forget_standalone(model)
         write_record(model, record)
     return Path(path)
 

@@ -1,0 +1,125 @@
+"""Folders that load where hf_prune is not installed: a short Python file in them cuts the stock class."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .. import __version__
+from ..errors import PruningError
+from ..plan import BLOCK, annotate
+from ..removal import named_tensors
+from ..stock import cut_table, stock_twin
+from . import modeling_pruned
+
+FILE = "modeling_pruned.py"
+logger = logging.getLogger(__name__)
+_EMPTY = (
+    "Linear",
+    "Conv1D",
+    "Embedding",
+    "Norm",
+)  # ends of names of modules that run without weights
+
+
+def state_standalone(model: Any) -> str:
+    """Let a model's config say what a file of Python must do to load it, and return that file's text.
+
+    Returns:
+        The text; empty where stock transformers loads the model as it is.
+
+    Raises:
+        PruningError: No Auto class leads to the model's class, or the file could not build this model.
+    """
+    block = getattr(model.config, BLOCK, None)
+    if block is None or (block["stock"] and block["kept"]) or not block["kept"]:
+        logger.info("Stock transformers loads this %s: a standalone folder needs no file.", type(model).__name__)
+        return ""
+    table = cut_table(model)
+    _check(model, table)
+    classes = _auto_classes(model)
+    if type(model).__name__ not in classes.values():
+        raise PruningError(f"A standalone folder is for classes of transformers. Received: {type(model).__name__}")
+    annotate(model, standalone=table)
+    auto_map = {auto: f"{Path(FILE).stem}.{name}" for auto, name in classes.items()}
+    model.config.auto_map = {**(getattr(model.config, "auto_map", None) or {}), **auto_map}
+    return _text(sorted({*classes.values()}))
+
+
+def forget_standalone(model: Any) -> None:
+    """Take back what `state_standalone` wrote into a config, unless the model is of such a file's class.
+
+    That class writes its file whenever it is saved; the stock class does not, and must not speak of one.
+    """
+    config, stem = model.config, f"{Path(FILE).stem}."
+    if hasattr(type(model), "_hf_prune_cut"):
+        return
+    (getattr(config, BLOCK, None) or {}).pop("standalone", None)
+    ours = getattr(config, "auto_map", None) or {}
+    left = {auto: value for auto, value in ours.items() if stem not in str(value)}
+    if left:
+        config.auto_map = left
+    elif ours:
+        del config.auto_map
+
+
+_CLASS = """
+
+class {name}(Pruned, transformers.{name}):
+    \"\"\"The stock class, cut. Written by hf_prune {version}.\"\"\"
+"""
+
+
+def _text(classes: list[str]) -> str:
+    """Return the file's text: the part that cuts, as it stands in this package, and a class for each stock class."""
+    text = Path(modeling_pruned.__file__).read_text("utf-8").replace("  # type: ignore[call-arg]", "")
+    own = "".join(_CLASS.format(name=name, version=__version__) for name in classes)
+    return text.replace("import torch\n", "import torch\nimport transformers\n", 1) + own
+
+
+def _auto_classes(model: Any) -> dict[str, str]:
+    """Return the Auto classes that lead to the model's class, and the one that leads to its base model."""
+    import transformers
+
+    name, found = type(model).__name__, {}
+    for auto in sorted(one for one in dir(transformers) if one.startswith("AutoModel")):
+        mapping = getattr(getattr(transformers, auto), "_model_mapping", None)
+        if mapping is None or type(model.config) not in mapping:
+            continue
+        stock = mapping[type(model.config)]
+        names = [one.__name__ for one in (stock if isinstance(stock, tuple) else (stock,))]
+        if name in names or auto == "AutoModel":
+            found[auto] = name if name in names else names[0]
+    return found
+
+
+def _check(model: Any, table: dict[str, Any]) -> None:
+    """Check that the file's code makes this very model out of a dense one.
+
+    Raises:
+        PruningError: It does not.
+    """
+    twin = stock_twin(model, {})
+    modeling_pruned.cut(twin, table)
+    mine, theirs = ({name: one.shape for name, one in named_tensors(each).items()} for each in (model, twin))
+    odd = next(iter(sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))), None)
+    reason = f"the shape of {odd}" if odd else next(_unsaid(model, table), None)
+    if reason:
+        raise PruningError(
+            f"A standalone folder cannot say all of this {type(model).__name__}; without standalone, `import hf_prune` "
+            f"loads it. Received: {reason}"
+        )
+
+
+def _unsaid(model: nn.Module, table: dict[str, Any]) -> Iterator[str]:
+    """Yield what a table cannot say: how a module without weights runs, and code that reshapes by a fixed width."""
+    for path, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+        empty = [name for name, tensor in own.items() if not tensor.numel() and tensor.ndim]
+        if empty and (not type(module).__name__.endswith(_EMPTY) or not {*empty} <= {"weight", "bias"}):
+            yield f"{path}.{empty[0]} without entries"
+    yield from (f"heads of {path}" for path, (names, *_) in table["arguments"].items() if "" in names)
