@@ -100,12 +100,9 @@ def cut(model: nn.Module, groups: Sequence[Group], live_kept: Kept, *, optimizer
         if not all(parameter.numel() for parameter in model.get_submodule(path).parameters(recurse=False)):
             for one in (path, path.rpartition(".")[0]):  # transformers divides by widths where it draws weights
                 model.get_submodule(one)._is_hf_initialized = True  # type: ignore[assignment]
+    tell_counters(model, groups, live_kept)
     for group in groups:
-        left = len(live_kept[group.name]) if group.name in live_kept else group.units
-        for counter in group.counters if left < group.units or group.name in live_kept else ():
-            count = left if counter.of == "units" else left // _parts_left(group, live_kept)
-            _tell(model.get_submodule(counter.module), counter.attribute, count * counter.per_unit)
-        if group.arguments and left < group.units:
+        if group.arguments and len(live_kept.get(group.name, range(group.units))) < group.units:
             select_heads(model.get_submodule(group.core), group.arguments, live_kept[group.name], group.units)
     for group in groups:
         if group.kind == "expert":  # what was masked is gone now
@@ -122,6 +119,15 @@ def _forget(gone: set[int], optimizer: Any) -> None:
         for parameter in [one for one in group["params"] if id(one) in gone]:
             optimizer.state.pop(parameter, None)
         group["params"] = [one for one in group["params"] if id(one) not in gone]
+
+
+def tell_counters(model: nn.Module, groups: Sequence[Group], live_kept: Kept) -> None:
+    """Tell the code around the weights how many units it has now."""
+    for group in groups:
+        left = len(live_kept.get(group.name, ()))
+        for counter in group.counters if group.name in live_kept else ():
+            count = left if counter.of == "units" else left // _parts_left(group, live_kept)
+            _tell(model.get_submodule(counter.module), counter.attribute, count * counter.per_unit)
 
 
 def _tell(module: Any, attribute: str, value: int) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from ..architectures import find_groups
+from ..architectures import find_groups, live_shapes
 from ..errors import CheckpointError, PruningError
-from ..plan import BLOCK, Record, close_kept, encode_units
-from ..removal import Model, cut
+from ..plan import BLOCK, Record, close_kept, encode_units, parent_name
+from ..removal import Model, cut, tell_counters
 from ..stock import write_record
+from ..structure import Group, Shapes
 
 
 def adopt_legacy_heads(model: Any) -> None:
@@ -66,25 +69,37 @@ def adopt_shapes(model: Model) -> Model:
     Example:
         >>> save_pruned(adopt_shapes(model), "small")  # doctest: +SKIP
     """
-    kind = type(model).__name__
     config: Any = copy.deepcopy(model.config)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         twin = type(model)(config)
-    dense, live = ({one.name: one for one in find_groups(each)} for each in (twin, model))
-    strange = sorted(dense.keys() ^ live.keys())
-    if strange:
-        raise PruningError(
-            f"A cut {kind} must have the groups of the dense one. Received: {strange[:4]} on one side only"
-        )
-    kept = {name: list(range(one.units)) for name, one in live.items() if one.units < dense[name].units}
-    record = Record({name: (units, dense[name].units) for name, units in kept.items()})
-    groups = list(dense.values())
+    groups, live = find_groups(twin), live_shapes(model)
+    kept = _kept_by_shapes(groups, live_shapes(twin), live)
+    record = Record({group.name: (kept[group.name], group.units) for group in groups if group.name in kept})
     with torch.device("cpu"):
-        cut(twin, groups, close_kept(groups, kept))
-    mine, theirs = model.state_dict(), twin.state_dict()
-    odd = next((name for name in theirs if name not in mine or mine[name].shape != theirs[name].shape), None)
+        kept = close_kept(groups, kept)
+        cut(twin, groups, kept)
+    wanted = live_shapes(twin)
+    odd = next((name for name in {**wanted, **live} if wanted.get(name) != live.get(name)), None)
     if odd is not None:
-        shapes = tuple(getattr(mine.get(odd), "shape", ())), tuple(theirs[odd].shape)
-        raise PruningError(f"Only units of groups may be missing: {odd} must be {shapes[1]}. Received: {shapes[0]}")
+        raise PruningError(
+            f"Only units of groups may be missing: {odd} must be {wanted.get(odd, 'absent')}. "
+            f"Received: {live.get(odd, 'none')}"
+        )
+    tell_counters(model, groups, kept)
     write_record(model, record, stock=False)
     return model
+
+
+def _kept_by_shapes(groups: Sequence[Group], dense: Shapes, live: Shapes) -> dict[str, list[int]]:
+    """Return the first units of each group, as many as a cut model's tensors have entries for."""
+    kept: dict[str, list[int]] = {}
+    for group in groups:
+        part = group.slices[0 if group.kind == "kv_group" else -1] if group.slices else None
+        if part is None or part.parameter not in live or dense[part.parameter] == live[part.parameter]:
+            continue
+        left = math.ceil(group.units * live[part.parameter][part.dim] / dense[part.parameter][part.dim])
+        parts = kept.get(parent_name(group), range(group.parts)) if group.parts > 1 else range(1)
+        each = left // max(1, len(parts))
+        if left < group.units:
+            kept[group.name] = [one * group.per_part + unit for one in parts for unit in range(each)]
+    return kept
