@@ -6,7 +6,8 @@ MODEL is the folder of a small Llama. It is pruned by depth and by uniform feed-
 ``stock="require"``, converted by llama.cpp's own script, and read by llama.cpp; nothing there knows hf_prune. Needs a
 virtualenv with this library, `llama-cpp-python` and `sentencepiece`; the converter is in the source distribution of
 llama-cpp-python, under `vendor/llama.cpp`. Prompts go in as token ids: llama.cpp has no merges of a tokenizer with byte
-fallback, only scores, and converted ones say nothing of their order. What comes out is turned into text by both.
+fallback, only scores, and converted ones say nothing of their order. What comes out is turned into text by both. Keys
+and values are kept in float32, as in transformers: llama.cpp's default of float16 decides near ties otherwise.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ TOKENS = 64
 PROMPTS = ("Once upon a time, there was a little girl named", "The dog ran to the", "Tom and his mom went")
 LAYERS = LayerPruner(sparsity=0.2, score="l1")
 NEURONS = NeuronPruner(sparsity=0.25, score="l1", allocation="uniform")
-CASES = {"dense": [], "depth": [LAYERS], "neurons": [NEURONS], "depth and neurons": [LAYERS, NEURONS]}
+CASES = {"dense": [], "depth": [LAYERS], "neurons": [NEURONS], "neurons and depth": [NEURONS, LAYERS]}
 
 
 def stock_folder(model_folder: Path, pruners: list[Any], folder: Path) -> Any:
@@ -70,7 +70,7 @@ def compare(model: Any, engine: Any, tokenizer: Any) -> list[dict[str, Any]]:
     for text in PROMPTS:
         prompt = tokenizer(text)["input_ids"]
         ours, theirs = by_transformers(model, prompt), by_llama_cpp(engine, prompt)
-        told = tokenizer.decode(ours), engine.detokenize(theirs).decode(errors="replace")
+        told = tokenizer.decode(ours, skip_special_tokens=True), engine.detokenize(theirs).decode(errors="replace")
         same = told[0].strip() == told[1].strip()
         found.append({"prompt": text, "tokens": len(ours), "same_ids": ours == theirs, "same_text": same})
         found[-1] |= {"transformers": told[0]} | ({} if same else {"llama_cpp": told[1]})
@@ -79,16 +79,17 @@ def compare(model: Any, engine: Any, tokenizer: Any) -> list[dict[str, Any]]:
 
 def run(name: str, model_folder: Path, converter: Path) -> dict[str, Any]:
     """Prune, save, convert and compare; return the record of one case."""
-    from llama_cpp import Llama
+    import llama_cpp
 
     with tempfile.TemporaryDirectory() as place:
         model = stock_folder(model_folder, CASES[name], Path(place))
-        engine = Llama(str(convert(Path(place), converter)), n_ctx=256, n_threads=1, verbose=False)
+        exact = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32, "flash_attn": False}
+        engine = llama_cpp.Llama(str(convert(Path(place), converter)), n_ctx=256, verbose=False, **exact)
         texts = compare(model, engine, AutoTokenizer.from_pretrained(place))
     config = model.config
     return {
         "case": name,
-        "engine": f"llama.cpp, as in llama-cpp-python {version('llama-cpp-python')}",
+        "engine": f"llama.cpp, as in llama-cpp-python {llama_cpp.__version__}",
         "layers": config.num_hidden_layers,
         "neurons": config.intermediate_size,
         "parameters": sum(one.numel() for one in model.parameters()),
