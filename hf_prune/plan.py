@@ -21,6 +21,7 @@ _TYPES: dict[str, type] = {
     "digests": dict,
     "recipe": str,
     "base_model": str,
+    "standalone": dict,
     "weights": dict,
 }
 _PLACES = 4  # of how many groups a tensor's axis is at most: heads, their KV groups, the branch, the layer
