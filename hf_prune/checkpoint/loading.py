@@ -18,6 +18,7 @@ from torch import nn
 
 from ..architectures import find_groups
 from ..errors import CheckpointError, PruningError, UnsupportedModelError
+from ..folders import put_back
 from ..plan import BLOCK, close_kept, read_record
 from ..removal import cut
 from .legacy import adopt_legacy_heads
@@ -38,6 +39,7 @@ def load_pruned(path_or_repo: str | Path, *, model_class: Any = None, **from_pre
     Raises:
         CheckpointError: The plan does not fit the model, or the config names no class.
     """
+    put_back(path_or_repo)
     refuse_pickle(path_or_repo)
     if model_class is None:
         model_class = _saved_class(path_or_repo, from_pretrained_kwargs)

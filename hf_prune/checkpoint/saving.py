@@ -12,16 +12,12 @@ from ..folders import whole_folder
 from ..plan import BLOCK, read_record
 from ..skipping import is_only_masked
 from ..stock import write_record
+from .padding import pad_to_stock
 from .reading import write_digests
 from .standalone import FILE, forget_standalone, state_standalone
 
-_STALE = (
-    "model*.safetensors*",
-    "pytorch_model*.bin*",
-    "tf_model*.h5*",
-    "flax_model*.msgpack*",
-    FILE,
-)  # an older save's
+# what an older save wrote and this one may not: a single file beside shards would be loaded instead of them
+_STALE = ("model*.safetensors*", "pytorch_model*.bin*", "tf_model*.h5*", "flax_model*.msgpack*", FILE)
 
 
 def save_pruned(
@@ -46,7 +42,7 @@ def save_pruned(
         tokenizer: A tokenizer, processor or image processor to save beside it.
         stock: ``"auto"`` writes a config that stock transformers can build wherever one can say the small shape
             (uniform feed-forward widths; uniform KV groups); ``"never"`` always states the dense shape and the plan;
-            ``"require"`` raises where no stock config can say it.
+            ``"require"`` adds units of zeros (in the folder; the model stays as it is) until one can, or raises.
         digest: Write the SHA-256 of each tensor into config.json; loading then checks them.
         standalone: Where stock transformers could not load the folder, write a short Python file into it with which
             ``trust_remote_code=True`` can, in an environment without hf_prune.
@@ -64,16 +60,12 @@ def save_pruned(
     _check_masks(model)
     record = read_record(model)
     write_record(model, record, stock=stock != "never")
-    if stock == "require" and record and not getattr(model.config, BLOCK)["stock"]:
-        uneven = ", ".join(list(record)[:4])
-        raise PruningError(
-            f"No stock {type(model.config).__name__} can say this shape, because units are removed unevenly or config "
-            f"has no number for them. Received: cuts in {uneven}"
-        )
+    fits = not record or getattr(model.config, BLOCK)["stock"]
+    written = pad_to_stock(model) if stock == "require" and not fits else model
     try:
-        code = state_standalone(model) if standalone else ""
+        code = state_standalone(written) if standalone else ""
         with _or_as_it_was(path), whole_folder(path, stale=_STALE) as folder:
-            model.save_pretrained(folder, max_shard_size=max_shard_size)
+            written.save_pretrained(folder, max_shard_size=max_shard_size)
             if code:
                 (folder / FILE).write_text(code, "utf-8")
             if digest:
