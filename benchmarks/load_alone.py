@@ -73,7 +73,7 @@ def load_standalone(folder: Path, told: dict[str, Any]) -> float | str:
 
 def main(root: Path, names: list[str]) -> None:
     """Load every standalone folder, and print one line of JSON for each."""
-    if importlib.util.find_spec("hf_prune"):
+    if getattr(importlib.util.find_spec("hf_prune"), "origin", None):  # a folder of data files has none
         raise SystemExit("hf_prune is installed here, so that loading would prove nothing")
     for folder in sorted(path for name in names for path in root.glob(f"*/{name}/*")):
         try:
