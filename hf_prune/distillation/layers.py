@@ -1,0 +1,224 @@
+"""Where layers and attentions are, in dense numbers, and what they hand out during one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..architectures import find_groups, live_shapes
+from ..errors import PruningError
+from ..plan import BLOCK, Record, read_record
+from ..skipping import is_only_masked
+from ..structure import Group, Slice
+
+Key = tuple[str, int]  # a list of layers and a dense number, such as ("decoder.layers", 3)
+Place = tuple[str, int, str]  # with the attention's name, such as ("decoder.layers", 3, "cross_attention")
+LayerMap = Literal["uniform", "last"] | Mapping[int, int]
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One attention: its module, its heads' dense numbers, and the tensor's axis that reads them."""
+
+    module: str
+    heads: tuple[int, ...] = ()
+    read: Slice | None = None
+    per_part: int = 1
+
+
+class Anatomy:
+    """The layers and attentions that a model has now; looked up again when units have left.
+
+    Args:
+        model: A model, not wrapped.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._seen: object = None
+        self._layers: dict[Key, str] = {}
+        self._attentions: dict[Place, Attention] = {}
+        self.dense: dict[str, int] = {}
+        self.widths: dict[str, int] = {}
+
+    def layers(self) -> dict[Key, str]:
+        """Return paths of the layers that compute; one that is masked hands its input on, and is none."""
+        self._look()
+        return {key: path for key, path in self._layers.items() if not self._masked(path)}
+
+    def attentions(self) -> dict[Place, Attention]:
+        """Return the attentions of these layers."""
+        here = self.layers()
+        return {place: one for place, one in self._attentions.items() if place[:2] in here}
+
+    def alive(self, attention: Attention) -> list[int]:
+        """Return the live numbers of heads that are not masked: their outputs are read."""
+        part = attention.read
+        if part is None:
+            return []
+        weight = self.model.get_parameter(part.parameter).detach()
+        index = part.index(torch.arange(len(attention.heads)), attention.per_part).to(weight.device)
+        rows = weight.ne(0).movedim(part.dim, 0).flatten(1).any(1)[index]
+        return rows.view(len(attention.heads), -1).any(1).nonzero().view(-1).tolist()
+
+    def _masked(self, path: str) -> bool:
+        return is_only_masked(self.model.get_submodule(path))
+
+    def _look(self) -> None:
+        block = getattr(getattr(self.model, "config", None), BLOCK, None) or {}
+        seen = dict(block.get("kept", {}))
+        if self._seen == seen:
+            return
+        self._seen, record, groups = seen, read_record(self.model), find_groups(self.model)
+        lists = [group for group in groups if group.kind == "layer"]
+        self.dense = {group.name: record.dense_units(group) for group in lists}
+        self._layers = {
+            (group.name, number): path
+            for group in lists
+            for number, path in zip(record.dense_numbers(group), group.modules)
+        }
+        self.widths |= _widths(self.model, groups, lists)
+        self._attentions = {
+            (group.name, number, one.place.rpartition(".")[2]): _attention(one, groups, record)
+            for group in lists
+            for number, path in zip(record.dense_numbers(group), group.modules)
+            for one in groups
+            if one.kind == "branch" and one.core.startswith(f"{path}.") and one.place.endswith("attention")
+        }
+
+
+def map_layers(
+    setting: LayerMap, ours: Sequence[int], dense: int, theirs: Sequence[int], teachers_dense: int
+) -> dict[int, int]:
+    """Say which layer of the teacher each layer of the student learns from, all in dense numbers.
+
+    Args:
+        setting: As in `Distillation.layer_map`.
+        ours: Layers that the student has left, rising.
+        dense: How many it had.
+        theirs: Layers of the teacher, rising; of one that is gone, the next before it teaches.
+        teachers_dense: How many it had.
+
+    Example:
+        >>> map_layers("uniform", [0, 2], 3, range(6), 6)
+        {0: 1, 2: 5}
+    """
+    if not ours or not theirs:
+        return {}
+    if setting == "last":
+        return {ours[-1]: theirs[-1]}
+    if isinstance(setting, Mapping):
+        return {number: setting[number] for number in ours if number in setting}
+    wanted = {number: (number + 1) * teachers_dense // dense - 1 for number in ours}
+    return {mine: max((one for one in theirs if one <= best), default=theirs[0]) for mine, best in wanted.items()}
+
+
+def pair_layers(setting: LayerMap, student: Anatomy, teacher: Anatomy) -> dict[Key, Key]:
+    """Pair the student's layers with the teacher's, list by list.
+
+    Raises:
+        PruningError: The teacher has no such list, or a given map names layers that are not there.
+    """
+    ours, theirs, pairs = student.layers(), teacher.layers(), dict[Key, Key]()
+    for name, dense in student.dense.items():
+        if name not in teacher.dense:
+            known = ", ".join(teacher.dense) or "none"
+            raise PruningError(f"The teacher must have layers called '{name}', as the student has. Received: {known}")
+        mine, its = (sorted(number for one, number in layers if one == name) for layers in (ours, theirs))
+        if isinstance(setting, Mapping) and not (set(setting) <= {*range(dense)} and set(setting.values()) <= {*its}):
+            raise PruningError(
+                f"Distillation.layer_map must map layers 0 to {dense - 1} of '{name}' to the teacher's "
+                f"{', '.join(map(str, its))}. Received: {dict(setting)}"
+            )
+        mapped = map_layers(setting, mine, dense, its, teacher.dense[name])
+        pairs |= {(name, number): (name, other) for number, other in mapped.items()}
+    return pairs
+
+
+@contextmanager
+def listen(model: nn.Module, paths: Iterable[str], take: Callable[[Any], Tensor | None]) -> Iterator[dict[str, Tensor]]:
+    """Collect what modules return while a model runs.
+
+    Args:
+        model: The model, not wrapped.
+        paths: The modules.
+        take: From what a module returns to what is collected; ``None`` leaves it out.
+
+    Yields:
+        Path to what was taken, filled as the model runs.
+
+    Raises:
+        PruningError: The modules run without gradients although the model does not: reentrant gradient checkpointing.
+    """
+    heard: dict[str, Tensor] = {}
+    learning = torch.is_grad_enabled()
+
+    def hook(path: str) -> Callable[..., None]:
+        def after_forward(_: nn.Module, __: Any, result: Any) -> None:
+            if learning and not torch.is_grad_enabled():
+                raise PruningError(
+                    "Distillation of hidden states or attention needs gradient_checkpointing_kwargs="
+                    "{'use_reentrant': False} beside gradient_checkpointing. Received: reentrant checkpointing"
+                )
+            value = take(result)
+            if value is not None:
+                heard[path] = value
+
+        return after_forward
+
+    handles = [model.get_submodule(path).register_forward_hook(hook(path)) for path in paths]
+    try:
+        yield heard
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def take_hidden(result: Any) -> Tensor | None:
+    """Return a layer's output as ``(rows, positions, width)``."""
+    value = result[0] if isinstance(result, (tuple, list)) else result
+    if not torch.is_tensor(value) or value.ndim < 3:
+        return None
+    return value.movedim(1, -1).flatten(1, -2) if value.ndim == 4 else value
+
+
+def take_map(result: Any) -> Tensor | None:
+    """Return an attention's distributions, ``(rows, heads, queries, keys)``: the last such tensor that it returns."""
+    values = result if isinstance(result, (tuple, list)) else ()
+    maps = [value for value in values if torch.is_tensor(value) and value.ndim == 4]
+    return maps[-1] if maps else None
+
+
+def use_eager_attention(model: Any) -> str | None:
+    """Make attentions hand out their maps; return what the model used before, or ``None`` where it is no other."""
+    before = getattr(model.config, "_attn_implementation", "eager")
+    if before == "eager" or not hasattr(model, "set_attn_implementation"):
+        return None
+    model.set_attn_implementation("eager")
+    return str(before)
+
+
+def _attention(branch: Group, groups: Sequence[Group], record: Record) -> Attention:
+    written = {part.parameter for part in branch.read}
+    for group in groups:
+        part = next((one for one in group.read if one.parameter in written), None)
+        if group.kind == "head" and part is not None:
+            return Attention(branch.core, tuple(record.dense_numbers(group)), part, group.per_part)
+    return Attention(branch.core)
+
+
+def _widths(model: nn.Module, groups: Sequence[Group], lists: Sequence[Group]) -> dict[str, int]:
+    """Return how wide the outputs of each list's layers are: what their output projections write."""
+    shapes, widths = live_shapes(model), dict[str, int]()
+    for group in lists:
+        inside = tuple(f"{path}." for path in group.modules)
+        for part in (part for one in groups if not one.modules for part in one.read):
+            shape = shapes[part.parameter]
+            if part.parameter.startswith(inside) and len(shape) in (2, 4) and part.dim < 2:
+                widths.setdefault(group.name, shape[1 - part.dim])
+    return widths

@@ -1,0 +1,137 @@
+"""What a model hands out, and which of it counts: rows of logits, spans, embeddings; never padding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import PruningError
+from .losses import cosine_loss, divergence, labels_loss, logits_loss, pool, row_mean
+
+EMBEDDINGS = ("text_embeds", "image_embeds", "audio_embeds", "embeddings", "last_hidden_state")
+
+
+def output_loss(model: Any, ours: Any, theirs: Any, inputs: Mapping[str, Any], temperature: float) -> Tensor:
+    """Return how far the student's outputs are from the teacher's.
+
+    Args:
+        model: The student.
+        ours: Its outputs.
+        theirs: The teacher's.
+        inputs: The batch.
+        temperature: T.
+
+    Raises:
+        PruningError: There is nothing that both hand out.
+    """
+    if ours.get("logits") is not None:
+        return _logits(model, ours["logits"], theirs["logits"], inputs, temperature)
+    if ours.get("start_logits") is not None:
+        mask = positions(model, inputs, "", ours["start_logits"].shape)
+        spans = (_span(ours[key], theirs[key], mask, temperature) for key in ("start_logits", "end_logits"))
+        return sum(spans, torch.zeros((), device=ours["start_logits"].device)) / 2
+    shared = [key for key in EMBEDDINGS if ours.get(key) is not None and theirs.get(key) is not None]
+    shared = shared if len(shared) == 1 else [key for key in shared if key != "last_hidden_state"]
+    if not shared:
+        raise PruningError(
+            f"Distillation.logits needs outputs named logits, start_logits or {', '.join(EMBEDDINGS)}. "
+            f"Received: {', '.join(ours)}"
+        )
+    terms = [_cosine(model, key, ours[key], theirs[key], inputs) for key in shared]
+    return torch.stack(terms).mean()
+
+
+def loss_rows(model: Any, logits: Tensor, labels: Tensor | None) -> Tensor:
+    """Return the logits that the loss on labels reads, ``(rows, classes)``: shifted for causal LM, without -100."""
+    if logits.ndim == 4:
+        return logits.movedim(1, -1).flatten(0, -2)  # of images: classes come second
+    if labels is None or logits.ndim != 3 or labels.ndim != 2:
+        return logits.flatten(0, -2)
+    if shifts_labels(model):
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    return logits[labels != -100]
+
+
+def count_items(model: Any, labels: Tensor) -> Tensor:
+    """Count what the mean loss averages over: rows, or shifted labels that are not -100."""
+    if labels.ndim == 2 and shifts_labels(model):
+        labels = labels[:, 1:]
+    return labels.ne(-100).sum() if not labels.is_floating_point() else torch.tensor(len(labels), device=labels.device)
+
+
+def count_rows(model: Any, inputs: Mapping[str, Any]) -> Tensor:
+    """Count the rows of a batch."""
+    main = inputs.get(getattr(model, "main_input_name", ""))
+    first = main if torch.is_tensor(main) else next(value for value in inputs.values() if torch.is_tensor(value))
+    return torch.tensor(len(first), device=first.device)
+
+
+def shifts_labels(model: Any) -> bool:
+    """Whether the model's own loss compares position i with label i + 1, as causal language models do."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT
+    name = type(base).__name__
+    sees = name.endswith("ForConditionalGeneration") and not getattr(base.config, "is_encoder_decoder", False)
+    return name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() or sees  # those that see are decoders too
+
+
+def positions(model: Any, inputs: Mapping[str, Any], tower: str, shape: Any) -> Tensor | None:
+    """Return which positions of a tower are not padding.
+
+    Args:
+        model: The student.
+        inputs: The batch.
+        tower: Name of the list of layers, such as ``layers`` or ``decoder.layers``.
+        shape: Of what has positions: ``(rows, positions, ...)``.
+
+    Returns:
+        ``(rows, positions)``, True where a position counts; ``None``: all do.
+    """
+    config = getattr(model, "config", None)
+    mask = inputs.get("attention_mask")
+    if tower.startswith("decoder") and getattr(config, "is_encoder_decoder", False):
+        labels = inputs.get("labels")
+        mask = inputs.get("decoder_attention_mask", None if labels is None else labels != -100)
+    if tower.startswith(("vision", "image")) or not torch.is_tensor(mask) or mask.ndim != 2:
+        return None
+    if mask.shape[1] != shape[1] and hasattr(
+        model, "_get_feature_vector_attention_mask"
+    ):  # of sound: frames, not samples
+        mask = model._get_feature_vector_attention_mask(shape[1], mask)
+    return mask.bool() if tuple(mask.shape) == tuple(shape[:2]) else None
+
+
+def _logits(model: Any, ours: Tensor, theirs: Tensor, inputs: Mapping[str, Any], temperature: float) -> Tensor:
+    labels = inputs.get("labels")
+    labels = labels if torch.is_tensor(labels) else None
+    problem = getattr(model.config, "problem_type", None)
+    if labels is None and ours.ndim == 3:  # a row a text, as nothing says which positions are learned
+        mask = positions(model, inputs, "", ours.shape)
+        return row_mean(divergence(ours, theirs, temperature), mask)
+    rows = [loss_rows(model, logits, labels) for logits in (ours, theirs)]
+    if problem == "regression" and rows[0].shape[-1] > 1:
+        return torch.nn.functional.mse_loss(rows[0].float(), rows[1].float())
+    loss = labels_loss if problem == "multi_label_classification" else logits_loss
+    return loss(rows[0], rows[1], temperature)
+
+
+def _span(ours: Tensor, theirs: Tensor, mask: Tensor | None, temperature: float) -> Tensor:
+    """Compare where a span starts or ends, ``(rows, positions)``: never in the padding."""
+    pairs = [logits.float() for logits in (ours, theirs)]
+    if mask is not None:
+        pairs = [logits.masked_fill(~mask, -1e9) for logits in pairs]
+    return logits_loss(pairs[0], pairs[1], temperature)
+
+
+def _cosine(model: Any, key: str, ours: Tensor, theirs: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    if ours.shape[-1] != theirs.shape[-1]:
+        raise PruningError(
+            f"The teacher's {key} must be as wide as the student's {ours.shape[-1]}. Received: {theirs.shape[-1]}"
+        )
+    if ours.ndim == 3:
+        ours, theirs = (pool(value, positions(model, inputs, "", value.shape)) for value in (ours, theirs))
+    return cosine_loss(ours, theirs)

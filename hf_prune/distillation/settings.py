@@ -1,0 +1,77 @@
+"""How much to learn from labels, and how much of what from a teacher."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PlainValidator
+
+from ..settings import settings
+
+
+def _weight(value: Any) -> float | tuple[float, float]:
+    """Check a weight: a number, or a start and an end."""
+    ends = value if isinstance(value, (list, tuple)) else (value,)
+    numbers = [isinstance(end, (int, float)) and not isinstance(end, bool) and 0 <= end < float("inf") for end in ends]
+    if not all(numbers) or (isinstance(value, (list, tuple)) and len(value) != 2):
+        raise ValueError("a weight must be a number of at least 0, or two of them: (start, end)")
+    return float(value) if len(ends) == 1 else (float(ends[0]), float(ends[1]))
+
+
+Weight = Annotated[float | tuple[float, float], PlainValidator(_weight)]
+
+
+@settings(frozen=True)
+class Distillation:
+    """How much to learn from labels, and how much from the teacher.
+
+    The loss is ``hard * L(labels) + logits * T^2 * KL(teacher_T || student_T) + hidden * H + attention * A``.
+
+    A weight is a number, or ``(start, end)``: then it goes linearly with training progress, from `start` at the first
+    step to `end` after the last. Terms of weight 0 cost nothing.
+
+    Args:
+        temperature: T, softens both distributions; above 0 (Hinton et al. 2015, arXiv:1503.02531).
+        hard: Weight of the model's own loss on the labels, at least 0.
+        logits: Weight of the Kullback-Leibler term, at least 0. For regression it is the squared difference, for models
+            of embeddings 1 - their cosine.
+        hidden: Weight of H, at least 0: the squared distance of layers' outputs, each scaled to length 1, the mean over
+            positions that are not padding (Sun et al. 2019, arXiv:1908.09355). Where the teacher has another width, a
+            matrix is learned between the two (Jiao et al. 2020, arXiv:1909.10351), which is not part of the model.
+        attention: Weight of A, at least 0: KL(teacher || student) of attention's distributions over keys, the mean over
+            queries that are not padding (Sun et al. 2020, arXiv:2004.02984). While it trains, both models run with
+            ``attn_implementation="eager"``, as others hand out no maps.
+        layer_map: Which layer of the teacher a layer of the student learns from, in dense numbers: ``"uniform"``, at
+            the same share of the depth; ``"last"``, the last that the student has from the teacher's last, and no other
+            (as in MiniLM, Wang et al. 2020); or ``{student's: teacher's, ...}``.
+        heads: ``"mean"`` compares the average over heads; ``"kept"`` each head with the teacher's of the same dense
+            number: for a teacher that is the dense model itself.
+        teacher_dtype: What the teacher computes in; ``None``: as it comes.
+
+    Example:
+        >>> Distillation(temperature=4.0, hidden=(1.0, 0.0)).weight("hidden", progress=0.25)
+        0.75
+    """
+
+    temperature: float = Field(default=2.0, gt=0)
+    hard: Weight = 0.5
+    logits: Weight = 0.5
+    hidden: Weight = 0.0
+    attention: Weight = 0.0
+    layer_map: Literal["uniform", "last"] | dict[int, int] = "uniform"
+    heads: Literal["mean", "kept"] = "mean"
+    teacher_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+
+    def weight(self, term: str, progress: float) -> float:
+        """Return the weight of a term.
+
+        Args:
+            term: ``hard``, ``logits``, ``hidden`` or ``attention``.
+            progress: Share of the training that is done, in [0, 1].
+        """
+        weight: float | tuple[float, float] = getattr(self, term)
+        return weight[0] + (weight[1] - weight[0]) * progress if isinstance(weight, tuple) else weight
+
+    def uses(self, term: str) -> bool:
+        """Whether the weight of a term is above 0 at any time."""
+        return max(self.weight(term, 0.0), self.weight(term, 1.0)) > 0
