@@ -18,6 +18,9 @@ from .plan import BLOCK, FORMAT, Record, annotate, encode_units, parent_name, re
 from .skipping import selected_heads
 from .structure import Group
 
+TOWER_COUNTS = ("encoder", "decoder")  # of an attribute: it counts for that tower alone
+BY_DEFAULT = ("n_inner",)  # may be None, for four times the hidden size
+
 
 def write_record(model: nn.Module, record: Record, *, stock: bool = True) -> None:
     """Write the block into the model's config, and the small shape itself where a stock config can say it.
@@ -36,8 +39,8 @@ def write_record(model: nn.Module, record: Record, *, stock: bool = True) -> Non
         return
     before = read_record(model)
     stated = {group.name: {record.dense_units(group), _units_before(group, before, record)} for group in groups}
-    dense = _counts(config, groups, lambda group: record.dense_units(group), stated)
-    small = _counts(config, groups, lambda group: group.units, stated)
+    dense = config_counts(config, groups, lambda group: record.dense_units(group), stated)
+    small = config_counts(config, groups, lambda group: group.units, stated)
     for name, value in dense.items():
         setattr(config, name, value)
     fits = stock and _builds_shapes(model, small)
@@ -58,7 +61,7 @@ def _units_before(group: Group, before: Record, record: Record) -> int:
     return record.dense_units(group)
 
 
-def _counts(
+def config_counts(
     config: Any, groups: Sequence[Group], units: Callable[[Group], int], stated: Mapping[str, set[int]]
 ) -> dict[str, int]:
     """Return config attributes for kinds whose every group has the same number of units.
@@ -67,11 +70,19 @@ def _counts(
     """
     result: dict[str, int] = {}
     for kind, attributes in CONFIG_COUNTS.items():
-        mine = [group for group in groups if group.kind == kind]
-        counts = {units(group) for group in mine}
-        known = {number for group in mine for number in stated[group.name]}
-        names = [a for a in attributes if isinstance(value := setting(config, a), int) and value in known]
-        result.update(dict.fromkeys(names, counts.copy().pop()) if len(counts) == 1 else {})
+        for name in attributes:
+            tower = name.partition("_")[0]
+            mine = [
+                group
+                for group in groups
+                if group.kind == kind and (tower not in TOWER_COUNTS or group.name.startswith(f"{tower}."))
+            ]
+            counts = {units(group) for group in mine}
+            known = {number for group in mine for number in stated[group.name]}
+            value = setting(config, name)
+            says = value in known if isinstance(value, int) else name in BY_DEFAULT and hasattr(config, name)
+            if says and len(counts) == 1:
+                result[name] = counts.pop()
     return result
 
 

@@ -166,9 +166,11 @@ def test_stock_never_states_the_dense_shape(tmp_path):
     assert model.config.intermediate_size == 4, "saving must not change the model"
 
 
-def test_stock_require_refuses_an_uneven_shape_and_writes_nothing(tmp_path):
-    with pytest.raises(PruningError, match="No stock BertConfig can say this shape.*Received: cuts in layers"):
-        save_pruned(shrink(build_bert(), UNEVEN), tmp_path / "new", stock="require")
+def test_stock_require_refuses_what_only_the_dense_shape_can_say_and_writes_nothing(tmp_path):
+    heads = {name: units for name, units in UNEVEN.items() if name.endswith("heads")}
+    rule = "No stock BertConfig can say this shape.*it can say is the dense one. Received: cuts in layers"
+    with pytest.raises(PruningError, match=rule):
+        save_pruned(shrink(build_bert(), heads), tmp_path / "new", stock="require")
     assert not (tmp_path / "new").exists()
 
 

@@ -304,9 +304,20 @@ SUBLISTS = ("ffn", "experts", "norms")  # lists inside a layer: their numbers ar
 # --- config attributes -----------------------------------------------------------------------------------------------
 # that state a count for every layer alike: where a pruned shape is uniform, stock transformers can build it from these
 CONFIG_COUNTS = {
-    "neuron": ("intermediate_size", "ffn_dim", "moe_intermediate_size", "n_inner", "hidden_dim", "d_ff", "d_inner"),
+    "neuron": (
+        "intermediate_size",
+        "ffn_dim",
+        "encoder_ffn_dim",
+        "decoder_ffn_dim",
+        "moe_intermediate_size",
+        "n_inner",
+        "hidden_dim",
+        "d_ff",
+        "d_inner",
+    ),
     "head": ("num_attention_heads", "n_heads", "num_key_value_heads"),
     "kv_group": ("num_key_value_heads",),  # after heads: where there are KV groups, they say this one
+    "expert": EXPERT_COUNTS,
 }
 # that state how many layers a tower has
 LAYER_COUNTS = {

@@ -23,6 +23,7 @@ from ..plan import BLOCK, close_kept, read_record
 from ..removal import cut
 from .legacy import adopt_legacy_heads
 from .reading import HUB_ARGUMENTS, check_arrived, check_files, clear_errors, refuse_pickle, written_config
+from .standalone import forget_standalone
 
 
 def load_pruned(path_or_repo: str | Path, *, model_class: Any = None, **from_pretrained_kwargs: Any) -> Any:
@@ -181,6 +182,7 @@ def _load_checked(load: Callable[..., Any], path: Any, config: dict[str, Any], a
         check_arrived(model, saved, info, vars(model.config))
     if BLOCK in config:
         getattr(model.config, BLOCK).pop("digests", None)  # of the files; the live model's tensors will change
+    forget_standalone(model)
     return (model, info) if told else model
 
 

@@ -76,7 +76,10 @@ def _find(modules: dict[str, Any], prefix: str, path: str, *has: str) -> Any:
         for one in (name, prefix + name, name.removeprefix(prefix)):
             if one in modules and (not has or any(hasattr(modules[one], attribute) for attribute in has)):
                 return modules[one]
-    raise ValueError(f"Other versions of transformers wrote this folder: no '{path}' here. Load it with hf_prune.")
+    raise ValueError(
+        f"Another version of transformers wrote this folder, and this one has no module '{path}'. With hf_prune "
+        "installed, `import hf_prune` loads it."
+    )
 
 
 def _cut_tensor(module: Any, kind: str, shape: list[int]) -> None:
@@ -97,7 +100,7 @@ def _cut_tensor(module: Any, kind: str, shape: list[int]) -> None:
 
 
 def _tell(module: Any, name: str, value: int) -> None:
-    if name.startswith("config."):
+    if name.startswith("config.") and hasattr(module, "config"):
         module.config = copy.copy(module.config)
         setattr(module.config, name.removeprefix("config."), value)
     elif hasattr(module, name):
