@@ -101,9 +101,12 @@ def cut(model: nn.Module, groups: Sequence[Group], live_kept: Kept, *, optimizer
             for one in (path, path.rpartition(".")[0]):  # transformers divides by widths where it draws weights
                 model.get_submodule(one)._is_hf_initialized = True  # type: ignore[assignment]
     tell_counters(model, groups, live_kept)
+    fewer = [group for group in groups if len(live_kept.get(group.name, range(group.units))) < group.units]
+    dropped = {group.arguments for group in fewer if any(where == "none" for _, where in group.arguments)}
     for group in groups:
-        if group.arguments and len(live_kept.get(group.name, range(group.units))) < group.units:
-            select_heads(model.get_submodule(group.core), group.arguments, live_kept[group.name], group.units)
+        if group.arguments and (group in fewer or group.arguments in dropped):  # handed on to those that keep all, too
+            units = live_kept.get(group.name, range(group.units))
+            select_heads(model.get_submodule(group.core), group.arguments, units, group.units)
     for group in groups:
         if group.kind == "expert":  # what was masked is gone now
             restore(model.get_submodule(group.core))

@@ -397,6 +397,16 @@ def test_t5_generates_the_same_after_shrinking_and_reloading(beams, tmp_path):
     assert texts[0] == texts[1] == texts[2]
 
 
+@pytest.mark.parametrize("heads", [[1], [0, 2, 3], []])
+def test_t5_with_fewer_heads_in_one_cross_attention_hands_its_bias_to_no_other(heads, tmp_path):
+    model, plan = zoo.build("t5", "seq2seq_lm", layers=4), {"decoder.layers.1.cross_attention.heads": heads}
+    batch = zoo.inputs(model)
+    masked, shrunk = mask_units(copy.deepcopy(model), plan), shrink(copy.deepcopy(model), plan)
+    torch.testing.assert_close(zoo.outputs(masked, batch), zoo.outputs(shrunk, batch), atol=1e-5, rtol=1e-5)
+    again = load_pruned(save_pruned(shrunk, tmp_path), dtype=torch.float32)
+    assert torch.equal(zoo.outputs(again, batch), zoo.outputs(shrunk, batch))
+
+
 @pytest.mark.parametrize("kept", [{"decoder.layers": [0, 2, 3]}, {"encoder.layers": [0, 3]}])
 def test_a_skipped_layer_of_t5_hands_on_the_position_bias(kept):
     model = zoo.build("t5", "seq2seq_lm", layers=4)

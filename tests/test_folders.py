@@ -150,7 +150,7 @@ def test_left_overs_of_the_dead_are_removed_and_those_of_the_living_are_not(fold
 def masked_mixtral():
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = transformers.MixtralConfig(vocab_size=60, num_key_value_heads=2, num_local_experts=4, **sizes)
-    return mask_units(transformers.MixtralForCausalLM(config).eval(), {"layers.0.mlp.experts": [0, 1, 3]})
+    return mask_units(transformers.MixtralForCausalLM(config).eval(), {"layers.0.experts": [0, 1, 3]})
 
 
 @pytest.mark.parametrize("build", [lambda: mask_units(build_bert(), {"layers": [0]}), masked_mixtral])
