@@ -243,7 +243,7 @@ WAYS: dict[str, Callable[[Case], float]] = {
 }
 
 
-def judge(way: Callable[[Case], float], case: Case, tolerance: float | None = None) -> float | str:
+def judge(way: Callable[[Case], float], case: Case) -> float | str:
     """Return the difference of a cell, or what went wrong, or why the cell cannot exist."""
     try:
         value = way(case)
@@ -251,5 +251,4 @@ def judge(way: Callable[[Case], float], case: Case, tolerance: float | None = No
         return f"not applicable: {reason}"
     except Exception as error:  # a cell of the matrix, not the end of it
         return f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    most = case.tolerance if tolerance is None else tolerance
-    return value if value <= most else f"failed: differs by {value:.1e}"
+    return value if value <= case.tolerance else f"failed: differs by {value:.1e}"
