@@ -1,4 +1,4 @@
-"""The teacher: a model, a folder, a name on the Hub, or the student as it is now; frozen, in evaluation mode."""
+"""The teacher: a model, a folder, a name on the Hub, or the student as it is now; in evaluation mode."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from ..errors import PruningError
 
 
 def load_teacher(teacher: Any, student: Any, dtype: str | None = None) -> Any:
-    """Return a frozen teacher in evaluation mode: the student's weights as they are, a folder, a Hub name or a model.
+    """Return a teacher in evaluation mode: the student's weights as they are, a folder, a Hub name or a model.
+
+    It learns nothing; a model that was handed over can learn again later.
 
     Args:
         teacher: ``"self"``, a folder, a name, or a model, of another width or family too.
@@ -26,9 +28,9 @@ def load_teacher(teacher: Any, student: Any, dtype: str | None = None) -> Any:
     """
     wanted = getattr(torch, dtype) if dtype else None
     if isinstance(teacher, (str, Path)) and teacher != "self":
-        teacher = _read(teacher, student, {"dtype": wanted} if wanted else {})
+        teacher = _read(teacher, student, {"dtype": wanted} if wanted else {}).requires_grad_(False)
     elif isinstance(teacher, str):
-        teacher = copy.deepcopy(student)
+        teacher = copy.deepcopy(student).requires_grad_(False)
     elif teacher is student:
         raise PruningError(
             'The teacher must be another object than the model that learns. Received: itself. Try "self"'
@@ -38,7 +40,7 @@ def load_teacher(teacher: Any, student: Any, dtype: str | None = None) -> Any:
         raise PruningError(f"The teacher's outputs must be as many as the student's {ours}. Received: {theirs}")
     if wanted is not None and any(one.dtype != wanted for one in teacher.parameters() if one.is_floating_point()):
         teacher = copy.deepcopy(teacher).to(wanted)
-    return teacher.eval().requires_grad_(False)
+    return teacher.eval()
 
 
 def teacher_inputs(teacher: Any, inputs: Mapping[str, Any], labels: Collection[str]) -> dict[str, Any]:

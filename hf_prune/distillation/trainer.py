@@ -31,7 +31,7 @@ class Lesson:
 
     Args:
         student: The model that learns, not wrapped.
-        teacher: The teacher, frozen.
+        teacher: The teacher, in evaluation mode.
         settings: Which terms, and how they are computed.
         seed: For the matrices between hidden states of different widths.
 
