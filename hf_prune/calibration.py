@@ -30,6 +30,7 @@ class GateWatcher:
         self.model, self.groups, self.decay = model, list(groups), decay
         self.square = {group.name: torch.zeros(group.units) for group in groups}
         self.absolute = {group.name: torch.zeros(group.units) for group in groups}
+        self.active = True  # hooks that stay on a model, and read nothing, cost nothing
         self._handles: list[Any] = []
 
     def start(self) -> None:
@@ -78,6 +79,8 @@ class GateWatcher:
     def _hook(self, read: list[tuple[Group, Slice]]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def before_forward(module: nn.Module, args: tuple[Any, ...]) -> None:
             inputs, rows = args[0], None
+            if not self.active:
+                return
             if isinstance(inputs, nn.utils.rnn.PackedSequence):
                 rows = torch.cat([torch.arange(int(count)) for count in inputs.batch_sizes])
                 inputs = inputs.data
@@ -92,7 +95,7 @@ class GateWatcher:
 
         def after_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
             value = result[0] if isinstance(result, tuple) else result
-            if not (torch.is_grad_enabled() and torch.is_tensor(value) and value.requires_grad):
+            if not (self.active and torch.is_grad_enabled() and torch.is_tensor(value) and value.requires_grad):
                 return
             given = next((one for one in (*args, *kwargs.values()) if torch.is_tensor(one)), None)
             seen = value.detach()

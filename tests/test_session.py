@@ -436,3 +436,17 @@ def test_settings_are_plain_and_reusable():
 def test_a_model_without_groups_is_refused_before_anything():
     with pytest.raises(UnsupportedModelError, match="Linear"):
         Pruning(torch.nn.Linear(3, 3), NeuronPruner(sparsity=0.5), total_steps=1)
+
+
+def test_scores_are_read_from_one_step_in_four_and_right_before_a_change():
+    model = build_bert()
+    pruning = Pruning(model, BOTH, Schedule(begin=22, end=41, frequency=10), target=Target(macs=0.5), total_steps=60)
+    read = []
+    for step in range(1, 61):
+        before = [mean.clone() for mean in pruning.watcher.square.values()]
+        model(**draw_batch(model, seed=step)).loss.backward()
+        after = pruning.watcher.square.values()
+        if not all(torch.equal(mine, theirs) for mine, theirs in zip(before, after, strict=True)):
+            read.append(step)
+        pruning.step()
+    assert read == [*range(1, 17), 18, 22, 24, 28, 32, 34, 38, 41]  # changes after 22, 32 and 41

@@ -29,7 +29,8 @@ from .checks import check_disjoint, check_settings
 from .scoring import Scorer
 
 logger = logging.getLogger(__name__)
-DECAY = 0.98  # of the running means of scores: about the last 50 batches
+DECAY = 0.95  # of the running means of scores: about the last 20 batches that were read
+READ_FIRST, READ_EVERY = 16, 4  # scores are read from the first steps' batches, and then from one step's of four
 
 
 class Pruning:
@@ -101,6 +102,7 @@ class Pruning:
         self.dense: Measurement = count(self.model)
         apply_masks(named_tensors(self.model), self.masks, optimizer)
         self.watcher = self._watch()
+        self._read_next()
         self.scorer = Scorer(self.model, self.watcher, seed)
         self._weight_scores: dict[str, Tensor] = {}
         self._leaky, self._unchecked = False, False
@@ -127,6 +129,7 @@ class Pruning:
             self._change(due)
         elif self.masks or self._leaky:
             self.hold()
+        self._read_next()
         return bool(due)
 
     def finish(self, shrink: bool = True) -> Report:
@@ -239,6 +242,7 @@ class Pruning:
             self.watcher.square, self.watcher.absolute = dict(state["square"]), dict(state["absolute"])
             if not self.finished and self.data is None:
                 self.watcher.start()
+        self._read_next()
         skip_removed(self.model, self.groups, self._live_kept())
         self.hold()
 
@@ -373,6 +377,15 @@ class Pruning:
         if self.data is None:
             watcher.start()
         return watcher
+
+    def _reads(self, step: int) -> bool:
+        """Whether scores are read from a step's batches: reading takes time, and means move slowly."""
+        ahead = [change for i in self.chosen for change in self.changes[i] if change >= step]
+        return bool(ahead) and (step <= READ_FIRST or (min(ahead) - step) % READ_EVERY == 0)
+
+    def _read_next(self) -> None:
+        if self.watcher is not None and self.data is None:
+            self.watcher.active = self._reads(self.steps + 1)
 
     def _calibrate(self) -> None:
         """Take gate statistics and gradients of weights from the calibration data."""
