@@ -32,12 +32,14 @@ def write_record(model: nn.Module, record: Record, *, stock: bool = True) -> Non
     """
     if not record:
         return
-    groups, config = find_groups(model), getattr(model, "config", None)
+    config = getattr(model, "config", None)
     kept = {name: encode_units(*units) for name, units in record.items()}
     if not hasattr(config, "model_type"):  # a module of one's own carries the block itself
         annotate(model, format=FORMAT, library_version=__version__, kept=kept)
         return
     before = read_record(model)
+    annotate(model, kept=kept)  # groups are called by the dense numbers of the layers that are left
+    groups = find_groups(model)
     stated = {group.name: {record.dense_units(group), _units_before(group, before, record)} for group in groups}
     dense = config_counts(config, groups, lambda group: record.dense_units(group), stated)
     small = config_counts(config, groups, lambda group: group.units, stated)
