@@ -152,7 +152,7 @@ def show(title: str, found: dict[str, Any]) -> None:
             equal = sum(not isinstance(value, str) for value in possible)
             row.append(f"{equal}/{len(possible)}" if values else "")
         table.add_row(way, *row)
-    Console().print(table)
+    Console(width=120).print(table)
 
 
 def main(names: list[str]) -> None:
