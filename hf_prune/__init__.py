@@ -24,6 +24,7 @@ _PUBLIC = {
     **dict.fromkeys(["ChannelPruner", "WeightPruner", "Target"], "pruners"),
     **dict.fromkeys(["Pruning", "prune"], "session"),
     **dict.fromkeys(["PruningCallback"], "callback"),
+    "latest_checkpoint": "resume",
     **dict.fromkeys(["Distillation", "DistillationMixin", "DistillationTrainer"], "distillation"),
     **dict.fromkeys(["Report", "Measurement", "measure"], "report"),
     **dict.fromkeys(["save_pruned", "load_pruned", "adopt_shapes", "disable_loading"], "checkpoint"),

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
-from .architectures import find_groups
 from .errors import CheckpointError, PruningError
-from .plan import Record, close_kept, read_record
 from .pruners import Pruner, Target
-from .removal import cut
 from .report import Report
+from .resume import (
+    STATE,
+    complete_checkpoints,
+    fault_of,
+    fingerprint,
+    fit_shapes,
+    read_state,
+    resume_from_whole_ones,
+    resumed_folder,
+    write_state,
+)
 from .schedules import Schedule
-from .session import Pruning, unwrap
-from .stock import write_record
+from .session import Pruning, recover, unwrap
 
 logger = logging.getLogger(__name__)
-STATE = "pruning_state.safetensors"
 
 
 class PruningCallback(TrainerCallback):  # type: ignore[misc]
     """Prune gradually while any Trainer trains.
+
+    Its checkpoints hold the state of pruning: a run that is killed, even while it saves, goes on with
+    ``trainer.train(resume_from_checkpoint=True)`` as if nothing had been.
 
     Args:
         pruners: What to remove: one pruner or several.
@@ -63,17 +69,18 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         self.shrink_at_end, self.shrink_during_training, self.seed = shrink_at_end, shrink_during_training, seed
         self.pruning: Pruning | None = None
         self.report: Report | None = None
+        self._saving: Path | None = None
 
     def attach(self, trainer: Any) -> Any:
         """Put this callback first in a Trainer, so that its numbers reach every tracker; return the Trainer."""
         trainer.callback_handler.callbacks = [cb for cb in trainer.callback_handler.callbacks if cb is not self]
         trainer.callback_handler.callbacks.insert(0, self)
-        self._load_shapes_of_checkpoints(trainer.model)
+        _prepare_to_resume(trainer.args, trainer.model)
         return trainer
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Let a checkpoint that is smaller than the model be resumed."""
-        self._load_shapes_of_checkpoints(kwargs["model"])
+        """Let incomplete checkpoints be passed over, and one that is smaller than the model be resumed."""
+        _prepare_to_resume(args, kwargs["model"])
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Make fresh state, or go on from the checkpoint that training resumes from."""
@@ -95,7 +102,8 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             seed=self.seed,
         )
         if state.global_step:
-            self.pruning.load_state_dict(read_state(find_checkpoint(args, state.global_step) / STATE))
+            self._resume(resumed_folder(args, state.global_step), state.global_step)
+        complete_checkpoints(state, lambda folder: self._complete(folder, args))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Read gradients, complete and clipped."""
@@ -111,12 +119,14 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
                 state.best_global_step = None
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write the pruning state into the checkpoint that was just saved."""
-        if self._session.watcher is not None:
-            self._session.watcher.synchronize()  # one file is written, and every process resumes from it
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            write_state(self._session.state_dict(), folder / STATE)
+        """Write the pruning state into the checkpoint that was just saved, where it is not there yet."""
+        if args.world_size > 1:  # one file is written, and every process resumes from it
+            if self._session.watcher is not None:
+                self._session.watcher.synchronize()
+            torch.distributed.barrier()  # until every process has saved its part
+        folder, self._saving = self._saving, None
+        if state.is_world_process_zero and (args.world_size > 1 or folder is None):
+            self._write(folder or Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Add sparsity and the share of MACs left to what is logged."""
@@ -128,6 +138,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Shrink, and report."""
+        vars(state).pop("save_to_json", None)  # a session that has ended belongs into no checkpoint
         self.report = self._session.finish(self.shrink_at_end)
         logger.info(self.report.table())
 
@@ -137,82 +148,43 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             raise PruningError("PruningCallback has no session: training has not begun.")
         return self.pruning
 
-    def _load_shapes_of_checkpoints(self, model: Any) -> None:
-        """Cut the live model to a smaller checkpoint's plan just before its weights arrive."""
-        root: Any = unwrap(model)
-        if self.shrink_during_training and not getattr(root, "_hf_prune_resumes", False):
-            root._hf_prune_resumes = True
-            root.register_load_state_dict_pre_hook(_fit_shapes)
+    def _complete(self, folder: Path, args: Any) -> None:
+        """Write the pruning state while a Trainer saves; several processes have to agree first, in on_save."""
+        self._saving = folder
+        if args.world_size == 1:
+            self._write(folder)
+
+    def _write(self, folder: Path) -> None:
+        write_state({**self._session.state_dict(), "files": fingerprint(folder)}, folder / STATE)
+
+    def _resume(self, folder: Path, step: int) -> None:
+        """Go on with the state of a checkpoint, or with what the zeros in its weights tell of it."""
+        fault = fault_of(folder)
+        if fault is not None:
+            raise CheckpointError(f"{folder} is not whole: {fault}. Resume from an older checkpoint.")
+        try:
+            state = read_state(folder / STATE)
+        except CheckpointError as lost:
+            self._recover(folder, step, lost)
+            return
+        if state["steps"] != step:
+            raise CheckpointError(f"{folder} is of step {step}, and its pruning state of step {state['steps']}.")
+        self._session.load_state_dict(state)
+
+    def _recover(self, folder: Path, step: int, lost: CheckpointError) -> None:
+        try:
+            recover(self._session, step)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"Resuming needs {STATE} in {folder}: {lost}. The zeros in its weights do not tell all: {error}. "
+                "Resume from an older checkpoint, or start again."
+            ) from error
+        logger.warning(f"{folder}: {lost}. Masks were recovered from the zeros in its weights, which is exact here.")
 
 
-def _fit_shapes(model: Any, *_: Any) -> None:
-    """Cut a model to the plan of the checkpoint whose weights a Trainer is about to load into it."""
-    folder = _loading_folder(sys._getframe(1))
-    if folder is None or not (folder / STATE).is_file():
-        return  # another load: the best model's shapes are there already
-    entries = read_state(folder / STATE)["record"]
-    record = Record({name: (list(kept), dense) for name, (kept, dense) in entries.items()})
-    groups = find_groups(model)
-    live = read_record(model).to_live(groups, {name: kept for name, (kept, _) in record.items()})
-    cut(model, groups, close_kept(groups, live))
-    write_record(model, record)
-
-
-def _loading_folder(frame: FrameType | None) -> Path | None:
-    """Return the folder that a Trainer loads: only its own frame tells it before the weights arrive."""
-    while frame is not None and frame.f_code.co_name != "_load_from_checkpoint":
-        frame = frame.f_back
-    given = frame.f_locals.get("resume_from_checkpoint") if frame is not None else None
-    return Path(given) if isinstance(given, str) else None
-
-
-def find_checkpoint(args: Any, step: int) -> Path:
-    """Return the folder that training resumes from.
-
-    Raises:
-        CheckpointError: It holds no pruning state.
-    """
-    given = args.resume_from_checkpoint
-    candidates = [*([Path(given)] if isinstance(given, str) else []), Path(args.output_dir) / f"checkpoint-{step}"]
-    for folder in candidates:
-        if (folder / STATE).is_file():
-            return folder
-    raise CheckpointError(
-        f"Resuming needs {STATE} in the checkpoint. Looked in: {', '.join(map(str, candidates))}. "
-        "A checkpoint of another output_dir must be named in TrainingArguments(resume_from_checkpoint=...) too."
-    )
-
-
-def write_state(state: Mapping[str, Any], path: Path) -> None:
-    """Write a pruning state as one safetensors file, atomically: the old one or the new one is there at any moment."""
-    from safetensors.torch import save_file
-
-    tensors = {f"{key}/{name}": t.contiguous() for key, v in state.items() if key in _TENSORS for name, t in v.items()}
-    plain = {key: value for key, value in state.items() if key not in _TENSORS}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"state": json.dumps({**plain, "tensors": sorted(set(state) & _TENSORS)})})
-    os.replace(partial, path)
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """Read what `write_state` wrote.
-
-    Raises:
-        CheckpointError: The file is damaged.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            plain = json.loads((file.metadata() or {})["state"])
-            state: dict[str, Any] = {key: {} for key in plain.pop("tensors")}
-            for full in file.keys():  # noqa: SIM118  not a dict
-                key, name = full.split("/", 1)
-                state[key][name] = file.get_tensor(full)
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"The pruning state {path} cannot be read: {error}") from error
-    return {**state, **plain}
-
-
-_TENSORS = {"alive", "masks", "square", "absolute"}
+def _prepare_to_resume(args: Any, model: Any) -> None:
+    resume_from_whole_ones(args)
+    root: Any = unwrap(model)
+    if not getattr(root, "_hf_prune_resumes", False):
+        root._hf_prune_resumes = True
+        root.register_load_state_dict_pre_hook(fit_shapes)

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from .oneshot import prune
 from .pruning import Pruning, unwrap
+from .recovery import recover
 
-__all__ = ["Pruning", "prune", "unwrap"]
+__all__ = ["Pruning", "prune", "recover", "unwrap"]

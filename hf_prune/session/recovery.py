@@ -1,0 +1,91 @@
+"""A pruning state that was lost, read from the zeros of a resumed model: where that is exact, and only there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from ..errors import CheckpointError
+from ..plan import close_kept
+from ..removal import named_tensors, unmasked_units
+from .pruning import Pruning
+
+_READABLE = ("head", "kv_group", "neuron", "channel")  # others are also masked by hooks, which no file holds
+
+
+def recover(pruning: Pruning, steps: int) -> None:
+    """Set a fresh session to where a run was after so many steps, by the zeros in its model's weights.
+
+    Zeros tell the masks. They do not tell running means of scores: these are not needed where no change is due any
+    more, or scores come from calibration data, from weights alone or from the gradients of a single step.
+
+    Args:
+        pruning: A session that has just been made, of a model whose weights have been loaded.
+        steps: Optimizer steps behind it.
+
+    Raises:
+        CheckpointError: What was lost cannot be recovered exactly.
+    """
+    strange = {group.kind for groups in pruning.chosen.values() for group in groups} - {*_READABLE}
+    if strange:
+        raise CheckpointError(f"masks of kind {', '.join(sorted(strange))} are more than zeros")
+    if pruning.watcher is not None and pruning.data is None and steps < pruning.last_change:
+        raise CheckpointError(f"running means of scores are lost, and changes are due until step {pruning.last_change}")
+    fresh, masks = pruning.state_dict(), _weight_masks(pruning, steps)
+    pruning.load_state_dict({**fresh, "steps": steps, "unchecked": True, "alive": _alive(pruning), "masks": masks})
+    _check_units(pruning)
+
+
+def _last_change(pruning: Pruning, i: int, steps: int) -> int:
+    """Return the step at which a pruner last changed masks; 0: it has not yet."""
+    return max((step for step in pruning.changes[i] if step <= steps), default=0)
+
+
+def _fraction(pruning: Pruning, i: int, steps: int) -> float:
+    """Return how much of a pruner's way is gone after so many steps, in [0, 1]."""
+    last, schedule = _last_change(pruning, i, steps), pruning.pruners[i].schedule or pruning.schedule
+    return schedule.fraction(last, pruning.total_steps) if last else 0.0
+
+
+def _weight_masks(pruning: Pruning, steps: int) -> dict[str, Tensor]:
+    """Read masks of single weights; there must be exactly as many zeros as the schedule has made."""
+    tensors, masks = named_tensors(pruning.model), dict[str, Tensor]()
+    for i, names in pruning.weights.items():
+        if not _last_change(pruning, i, steps):
+            continue
+        mine = {name: tensors[name].detach() != 0 for name in names}
+        total = sum(mask.numel() for mask in mine.values())
+        expected = round((pruning.pruners[i].sparsity or 0.0) * _fraction(pruning, i, steps) * total)
+        zeros = total - sum(int(mask.sum()) for mask in mine.values())
+        if zeros != expected:
+            raise CheckpointError(f"{zeros} of {total} weights are zero, and the schedule has masked {expected}")
+        masks.update(mine)
+    return masks
+
+
+def _alive(pruning: Pruning) -> dict[str, Tensor]:
+    """Read masks of units: True where any entry that a unit owns is not zero."""
+    bare = [replace(group, least=0, multiple=1) for group in pruning.groups if group.kind in _READABLE]
+    kept = {group.name: list(range(group.units)) for group in pruning.groups} | unmasked_units(pruning.model, bare)
+    alive = {name: mask.zero_() for name, mask in pruning.state_dict()["alive"].items()}
+    for name, units in close_kept(pruning.groups, kept).items():
+        alive[name][units] = True
+    return alive
+
+
+def _check_units(pruning: Pruning) -> None:
+    """Check that as many units are masked as the schedule has asked for, and none before it began."""
+    fractions = {i: _fraction(pruning, i, pruning.steps) for i in pruning.chosen}
+    if pruning.target is not None and fractions:
+        last = max(_last_change(pruning, i, pruning.steps) for i in fractions)
+        goal = 1 - (1 - pruning.target.macs) * (pruning.schedule.fraction(last, pruning.total_steps) if last else 0.0)
+        if pruning.macs_left() > goal + 1e-9:
+            raise CheckpointError(f"{pruning.macs_left():.4f} of the MACs are left, and the schedule was at {goal:.4f}")
+    for i, fraction in fractions.items():
+        masks = [pruning.alive[group.name] for group in pruning.chosen[i]]
+        total = sum(len(mask) for mask in masks)
+        gone = total - sum(int(mask.sum()) for mask in masks)
+        least = (pruning.pruners[i].sparsity or 0.0) * fraction * total - 0.5
+        if gone < least or (gone and not fraction):
+            raise CheckpointError(f"{gone} of {total} units are zero, and the schedule has masked {max(0, least):.0f}")
