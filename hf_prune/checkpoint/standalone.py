@@ -47,7 +47,7 @@ def state_standalone(model: Any) -> str:
     annotate(model, standalone=table)
     auto_map = {auto: f"{Path(FILE).stem}.{name}" for auto, name in classes.items()}
     model.config.auto_map = {**(getattr(model.config, "auto_map", None) or {}), **auto_map}
-    return _text(sorted({*classes.values()}))
+    return _text(classes)
 
 
 def forget_standalone(model: Any) -> None:
@@ -71,14 +71,16 @@ _CLASS = """
 
 class {name}(Pruned, transformers.{name}):
     \"\"\"The stock class, cut. Written by hf_prune {version}.\"\"\"
+
+    _auto_class = "{auto}"  # or transformers 4 would not copy this file when the model is saved again
 """
 
 
-def _text(classes: list[str]) -> str:
+def _text(classes: dict[str, str]) -> str:
     """Return the file's text: the part that cuts, as it stands in this package, and a class for each stock class."""
     text = Path(modeling_pruned.__file__).read_text("utf-8").replace("  # type: ignore[call-arg]", "")
-    own = "".join(_CLASS.format(name=name, version=__version__) for name in classes)
-    return text.replace("import torch\n", "import torch\nimport transformers\n", 1) + own
+    own = {name: _CLASS.format(name=name, auto=auto, version=__version__) for auto, name in classes.items()}
+    return text.replace("import torch\n", "import torch\nimport transformers\n", 1) + "".join(own.values())
 
 
 def _auto_classes(model: Any) -> dict[str, str]:
