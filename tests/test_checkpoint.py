@@ -26,6 +26,8 @@ from models import (
     logits_of,
     training_arguments,
 )
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from hf_prune import CheckpointError, PruningError, disable_loading, find_groups, load_pruned, save_pruned, shrink
 from hf_prune.checkpoint import enable_loading
@@ -330,3 +332,11 @@ def test_two_models_of_one_config_do_not_share_a_plan(tmp_path):
     shrink(second, {"layers.0.mlp.neurons": [0]})
     assert {group.name: group.units for group in find_groups(second)}["layers.0.mlp.neurons"] == 1
     assert UNITS["bert"]["layers.0.mlp.neurons"] == 24
+
+
+def test_a_tokenizer_of_no_model_in_particular_is_named_as_both_lanes_know_it(tmp_path):
+    core = Tokenizer(WordLevel({"[UNK]": 0, "good": 1}, unk_token="[UNK]"))
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]")
+    save_pruned(shrink(build_bert(), UNEVEN), tmp_path, tokenizer=tokenizer)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path)("good")["input_ids"] == [1]

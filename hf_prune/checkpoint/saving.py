@@ -71,12 +71,21 @@ def save_pruned(
             if digest:
                 write_digests(folder)
             if tokenizer is not None:
-                tokenizer.save_pretrained(folder)
+                _save_tokenizer(tokenizer, folder)
     finally:
         if standalone:
             forget_standalone(model)
         write_record(model, record)
     return Path(path)
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Save a tokenizer or processor; transformers 4 does not know the name that 5 gives its general tokenizer."""
+    tokenizer.save_pretrained(folder)
+    config = folder / "tokenizer_config.json"
+    if config.is_file():
+        text = config.read_text("utf-8")
+        config.write_text(text.replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"'), "utf-8")
 
 
 def _check_masks(model: Any) -> None:
