@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from ..errors import PruningError
 from ..plan import BLOCK, Record, read_record
 from ..skipping import is_only_masked
 from ..structure import Group, Slice
+from .outputs import shifts_labels
 
 Key = tuple[str, int]  # a list of layers and a dense number, such as ("decoder.layers", 3)
 Place = tuple[str, int, str]  # with the attention's name, such as ("decoder.layers", 3, "cross_attention")
@@ -147,7 +150,7 @@ def listen(model: nn.Module, paths: Iterable[str], take: Callable[[Any], Tensor 
     Args:
         model: The model, not wrapped.
         paths: The modules.
-        take: From what a module returns to what is collected; ``None`` leaves it out.
+        take: From what a module returns to what is collected (`take_hidden`, `take_map`); ``None`` leaves it out.
 
     Yields:
         Path to what was taken, filled as the model runs.
@@ -156,22 +159,37 @@ def listen(model: nn.Module, paths: Iterable[str], take: Callable[[Any], Tensor 
         PruningError: The modules run without gradients although the model does not: reentrant gradient checkpointing.
     """
     heard: dict[str, Tensor] = {}
+    asked: set[str] = set()
     learning = torch.is_grad_enabled()
 
-    def hook(path: str) -> Callable[..., None]:
-        def after_forward(_: nn.Module, __: Any, result: Any) -> None:
-            if learning and not torch.is_grad_enabled():
+    def before_forward(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        changed = _ask_for_map(module, args, kwargs)
+        if changed is not None:
+            asked.add(path)
+            if learning and getattr(model, "is_gradient_checkpointing", False):
                 raise PruningError(
-                    "Distillation of hidden states or attention needs gradient_checkpointing_kwargs="
-                    "{'use_reentrant': False} beside gradient_checkpointing. Received: reentrant checkpointing"
+                    f"{type(module).__name__} of this transformers hands out no attention map under gradient "
+                    "checkpointing: train without it, or with Distillation.attention=0. Received: both"
                 )
-            value = take(result)
-            if value is not None:
-                heard[path] = value
+        return changed
 
-        return after_forward
+    def after_forward(path: str, _: nn.Module, __: Any, result: Any) -> Any:
+        if learning and not torch.is_grad_enabled():
+            raise PruningError(
+                "Distillation of hidden states or attention needs gradient_checkpointing_kwargs="
+                "{'use_reentrant': False} beside gradient_checkpointing. Received: reentrant checkpointing"
+            )
+        value = take(result)
+        if value is not None:
+            heard[path] = value
+        return tuple(one for one in result if one is not value) if path in asked and value is not None else None
 
-    handles = [model.get_submodule(path).register_forward_hook(hook(path)) for path in paths]
+    handles: list[Any] = []
+    for path in paths:
+        module = model.get_submodule(path)
+        handles.append(module.register_forward_hook(functools.partial(after_forward, path)))
+        if take is take_map:
+            handles.append(module.register_forward_pre_hook(functools.partial(before_forward, path), with_kwargs=True))
     try:
         yield heard
     finally:
@@ -179,11 +197,27 @@ def listen(model: nn.Module, paths: Iterable[str], take: Callable[[Any], Tensor 
             handle.remove()
 
 
-def take_hidden(result: Any) -> Tensor | None:
-    """Return a layer's output as ``(rows, positions, width)``."""
-    value = result[0] if isinstance(result, (tuple, list)) else result
-    if not torch.is_tensor(value) or value.ndim < 3:
+def _ask_for_map(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Ask an attention for its map where it only hands it out when asked; ``None``: there is nothing to change.
+
+    The model around it is not asked: it would look for the maps of branches that are gone.
+    """
+    names = list(inspect.signature(type(module).forward).parameters)[1:]
+    place = names.index("output_attentions") if "output_attentions" in names else None
+    if place is None or dict(zip(names, args), **kwargs).get("output_attentions"):
         return None
+    if place < len(args):
+        return (*args[:place], True, *args[place + 1 :]), kwargs
+    return args, {**kwargs, "output_attentions": True}
+
+
+def take_hidden(result: Any) -> Tensor | None:
+    """Return a layer's output as ``(rows, positions, width)``; maps of attention may come before it."""
+    values = result if isinstance(result, (tuple, list)) else (result,)
+    found = [value for value in values if torch.is_tensor(value) and value.ndim in (3, 4)]
+    if not found:
+        return None
+    value = next((one for one in found if one.ndim == 3), found[0])
     return value.movedim(1, -1).flatten(1, -2) if value.ndim == 4 else value
 
 
@@ -195,12 +229,23 @@ def take_map(result: Any) -> Tensor | None:
 
 
 def use_eager_attention(model: Any) -> str | None:
-    """Make attentions hand out their maps; return what the model used before, or ``None`` where it is no other."""
+    """Make attentions hand out their maps; return what the model used before, or ``None`` where it is no other.
+
+    Raises:
+        PruningError: It cannot be changed now, and what the model would mask is not what its attention would then read.
+    """
     before = getattr(model.config, "_attn_implementation", "eager")
-    if before == "eager" or not hasattr(model, "set_attn_implementation"):
+    if before in ("eager", None):
         return None
     model.set_attn_implementation("eager")
-    return str(before)
+    after = model.config._attn_implementation
+    causal = any(getattr(model.config, name, False) for name in ("is_decoder", "is_encoder_decoder"))
+    if after != "eager" and (causal or after != "sdpa" or shifts_labels(model)):
+        raise PruningError(
+            f"Distillation.attention needs {type(model).__name__} loaded with attn_implementation='eager'. "
+            f"Received: {after!r}"
+        )
+    return str(before) if after == "eager" else None
 
 
 def _attention(branch: Group, groups: Sequence[Group], record: Record) -> Attention:

@@ -50,6 +50,13 @@ class Lesson:
                     "Distillation of hidden states or attention needs layers in a list. "
                     f"Received: {type(student).__name__}"
                 )
+            if settings.uses("attention") and not self._pair_attentions(
+                pair_layers(settings.layer_map, *self.anatomies)
+            ):
+                raise PruningError(
+                    "Distillation.attention needs attentions whose heads hf_prune finds in both models. "
+                    f"Received: {type(student).__name__}, {type(teacher).__name__}"
+                )
         if settings.uses("hidden"):
             self._project(seed)
 
@@ -70,13 +77,13 @@ class Lesson:
         layers = layers if "hidden" in wanted else {}
         with ExitStack() as stack:
             ours = self._listen(stack, 0, layers, maps)
-            outputs = model(**inputs, **self._asking(maps))
+            outputs = model(**inputs)
         if not wanted:
             return outputs, {}
         with ExitStack() as stack, torch.no_grad():
             theirs = self._listen(stack, 1, {b: b for b in layers.values()}, {b: b for b in maps.values()})
             given = teacher_inputs(self.teacher, inputs, labels)
-            taught = self.teacher(**given, **self._asking(maps))
+            taught = self.teacher(**given)
         terms: dict[str, Tensor] = {}
         if "logits" in wanted:
             terms["logits"] = output_loss(self.student, outputs, taught, inputs, self.settings.temperature)
@@ -91,9 +98,6 @@ class Lesson:
         for model, before in self.implementations.values():
             model.set_attn_implementation(before)
         self.implementations = {}
-
-    def _asking(self, maps: Mapping[Any, Any]) -> dict[str, Any]:
-        return {"output_attentions": True} if maps else {}
 
     def _listen(self, stack: ExitStack, which: int, layers: Mapping[Key, Key], maps: Mapping[Place, Place]) -> Any:
         """Start to collect layers' outputs and attentions' maps of the student (0) or the teacher (1), by key."""
@@ -278,7 +282,7 @@ class DistillationMixin:
     ) -> Any:
         """Return the mixed loss, and the outputs where they are asked for."""
         if not model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
+            return self._evaluate_loss(model, inputs, return_outputs, num_items_in_batch)
         state: Any = self.state  # type: ignore[attr-defined]
         progress = state.global_step / max(1, state.max_steps)
         weights = {name: self.distillation.weight(name, progress) for name in ("hard", "logits", "hidden", "attention")}
@@ -300,6 +304,14 @@ class DistillationMixin:
             logs.update({name: round(value.item(), 4) for name, value in means.items()})
             self._terms = {}
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    def _evaluate_loss(self, *args: Any) -> Any:
+        """Return what the Trainer behind this mixin does; that of transformers 4 asks the model to take a count."""
+        self.model_accepts_loss_kwargs = False
+        try:
+            return super().compute_loss(*args)  # type: ignore[misc]
+        finally:
+            self.model_accepts_loss_kwargs = True
 
     def _hard(self, outputs: Any, inputs: Mapping[str, Any]) -> Tensor | None:
         """Return the loss on labels; ``None`` where the batch has none."""
@@ -336,10 +348,14 @@ class DistillationTrainer(DistillationMixin, Trainer):  # type: ignore[misc]
 
 
 class _Keeper(TrainerCallback):  # type: ignore[misc]
-    """Saves the matrices between different widths beside a checkpoint, and restores attention when training ends."""
+    """Keeps what is not of the model: matrices between different widths, and which attention the models came with."""
 
     def __init__(self, lesson: Lesson) -> None:
         self.lesson = lesson
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Forget their gradients: Trainer forgets only the model's."""
+        self.lesson.projections.zero_grad()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write them into the checkpoint that was just saved."""
