@@ -7,13 +7,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+import models
 import pytest
 import torch
 import transformers
 from models import (
-    BERT_LIKE,
     PLANS,
-    build_bert,
     build_llama,
     build_vit,
     draw_batch,
@@ -44,6 +43,12 @@ from hf_prune import (
 from hf_prune.distillation.layers import map_layers
 from hf_prune.distillation.losses import attention_loss, hidden_loss, labels_loss, logits_loss
 from hf_prune.distillation.trainer import Lesson
+
+
+def build_bert(head: str = "ForSequenceClassification", seed: int = 0, **changes: Any) -> Any:
+    """Return a tiny BERT that hands out maps: in transformers 4 it cannot be told later."""
+    return models.build_bert(head, seed, **{"attn_implementation": "eager", **changes})
+
 
 BUILDERS = {"bert": build_bert, "llama": build_llama}
 ALL = {"logits": 0.5, "hidden": 1.0, "attention": 1.0}
@@ -335,13 +340,14 @@ def test_evaluation_by_generation_does_not_call_the_teacher(tmp_path):
 def test_trls_trainer_distils(tmp_path):
     trl = pytest.importorskip("trl")
     from datasets import Dataset
-    from tokenizers import Tokenizer, models
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
 
     class Distilled(DistillationMixin, trl.SFTTrainer):
         pass
 
     student, teacher = build_llama(), build_llama(seed=1)
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(60)}, unk_token="w1"))
+    words = Tokenizer(WordLevel({f"w{i}": i for i in range(60)}, unk_token="w1"))
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w2")
     rows = Dataset.from_list(
         [{"input_ids": row["input_ids"][row["attention_mask"] == 1]} for row in draw_rows(student, 8)]
@@ -423,9 +429,7 @@ def test_a_folder_of_another_family_teaches(tmp_path):
 
 def test_dropout_is_the_students_alone(tmp_path):
     """The teacher gives the same answer twice; the maps of a student with dropout are finite to learn from."""
-    student = randomize(transformers.BertForSequenceClassification(transformers.BertConfig(**{
-        **BERT_LIKE, "attention_probs_dropout_prob": 0.3, "hidden_dropout_prob": 0.3, "num_labels": 3,
-    })))  # fmt: skip
+    student = build_bert(attention_probs_dropout_prob=0.3, hidden_dropout_prob=0.3)
     trainer = make_trainer(tmp_path, student, "self", max_steps=3)
     trainer.train()
     batch = unlabelled(draw_batch(student))

@@ -15,6 +15,7 @@ from models import BUILD, assert_same_weights, draw_rows, training_arguments, un
 from test_examples import ROOT, run_example
 
 from hf_prune import (
+    Distillation,
     DistillationTrainer,
     HeadPruner,
     NeuronPruner,
@@ -58,21 +59,29 @@ def contents(folder: Path) -> tuple[list[str], list[str], list[str]]:
 def train(name: str, folder: Path, **changes: Any) -> tuple[Any, PruningCallback]:
     """Train on 16 rows a step, however many processes share them."""
     rows, processes = 16, int(os.environ.get("WORLD_SIZE", "1"))
-    model, teacher = BUILD[name](), BUILD[name](seed=1)
+    model = BUILD[name](attn_implementation="eager")
+    teacher = BUILD[name](seed=1, hidden_size=32, attn_implementation="eager")
     settings = {"max_steps": 6, "learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 3, "max_grad_norm": 1e9}
     arguments = training_arguments(folder, per_device_train_batch_size=rows // processes, **settings)
     callback = PruningCallback(
         [HeadPruner(), NeuronPruner()], Schedule(begin=2, end=5, frequency=3), target=Target(macs=0.5)
     )
-    trainer = DistillationTrainer(model, arguments, train_dataset=draw_rows(model, 6 * rows), teacher=teacher)
+    trainer = DistillationTrainer(
+        model,
+        arguments,
+        train_dataset=draw_rows(model, 6 * rows),
+        teacher=teacher,
+        distillation=Distillation(hidden=1.0, attention=1.0),
+    )
     callback.attach(trainer).train(**changes)
     return trainer, callback
 
 
 def state_of(trainer: Any, callback: PruningCallback) -> list[torch.Tensor]:
-    """Return all that a run ends with: weights, and the running means that decided."""
+    """Return all that a run ends with: weights, matrices beside the model, and the running means that decided."""
     means = callback.pruning.watcher.square
-    return [*trainer.model.state_dict().values(), *(means[name] for name in sorted(means))]
+    learned = [*trainer.model.state_dict().values(), *trainer.lesson.projections.parameters()]
+    return [*learned, *(means[name] for name in sorted(means))]
 
 
 def work(folder: Path) -> None:
@@ -83,7 +92,8 @@ def work(folder: Path) -> None:
         if whole.is_world_process_zero():
             save_pruned(whole.model, folder / name / "final")
         norms = [entry["grad_norm"] for entry in whole.state.log_history if "grad_norm" in entry]
-        seen[name] = {"norms": norms, "kept": callback.report.kept}
+        beside = whole.lesson.projections["layers"].weight.sum().item()
+        seen[name] = {"norms": norms, "kept": callback.report.kept, "beside": beside}
         if RESUMES or "RANK" not in os.environ:
             resumed = train(name, folder / name, resume_from_checkpoint=str(folder / name / "checkpoint-3"))
             pairs = zip(state_of(whole, callback), state_of(*resumed), strict=True)
@@ -115,6 +125,7 @@ def test_two_processes_are_one_of_twice_the_batch(name, seen):
     assert first["kept"] == second["kept"] == one["kept"]
     assert first["norms"] == second["norms"]
     assert first["norms"] == pytest.approx(one["norms"], rel=1e-3)
+    assert first["beside"] == second["beside"] == pytest.approx(one["beside"], rel=1e-3)
     assert len(one["norms"]) == 6
 
 

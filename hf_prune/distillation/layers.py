@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +18,10 @@ from ..errors import PruningError
 from ..plan import BLOCK, Record, read_record
 from ..skipping import is_only_masked
 from ..structure import Group, Slice
-from .outputs import shifts_labels
 
 Key = tuple[str, int]  # a list of layers and a dense number, such as ("decoder.layers", 3)
 Place = tuple[str, int, str]  # with the attention's name, such as ("decoder.layers", 3, "cross_attention")
+_IF_ASKED = re.compile(r"\bif (not )?(self\.)?output_attentions\b")
 LayerMap = Literal["uniform", "last"] | Mapping[int, int]
 
 
@@ -202,13 +203,22 @@ def _ask_for_map(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 
     The model around it is not asked: it would look for the maps of branches that are gone.
     """
-    names = list(inspect.signature(type(module).forward).parameters)[1:]
-    place = names.index("output_attentions") if "output_attentions" in names else None
-    if place is None or dict(zip(names, args), **kwargs).get("output_attentions"):
+    names, waits = _waits_to_be_asked(type(module).forward)
+    if not waits or dict(zip(names, args), **kwargs).get("output_attentions"):
         return None
+    place = names.index("output_attentions")
     if place < len(args):
         return (*args[:place], True, *args[place + 1 :]), kwargs
     return args, {**kwargs, "output_attentions": True}
+
+
+@functools.cache
+def _waits_to_be_asked(forward: Callable[..., Any]) -> tuple[list[str], bool]:
+    """Return a forward's arguments, and whether it returns one value more where `output_attentions` is true."""
+    forward = inspect.unwrap(forward)
+    names = list(inspect.signature(forward).parameters)[1:]
+    asked = "output_attentions" in names and _IF_ASKED.search(inspect.getsource(forward)) is not None
+    return names, asked
 
 
 def take_hidden(result: Any) -> Tensor | None:
@@ -232,20 +242,18 @@ def use_eager_attention(model: Any) -> str | None:
     """Make attentions hand out their maps; return what the model used before, or ``None`` where it is no other.
 
     Raises:
-        PruningError: It cannot be changed now, and what the model would mask is not what its attention would then read.
+        PruningError: The model's attention can only be chosen when it is loaded, as of some in transformers 4.
     """
     before = getattr(model.config, "_attn_implementation", "eager")
     if before in ("eager", None):
         return None
     model.set_attn_implementation("eager")
-    after = model.config._attn_implementation
-    causal = any(getattr(model.config, name, False) for name in ("is_decoder", "is_encoder_decoder"))
-    if after != "eager" and (causal or after != "sdpa" or shifts_labels(model)):
+    if model.config._attn_implementation != "eager":
         raise PruningError(
             f"Distillation.attention needs {type(model).__name__} loaded with attn_implementation='eager'. "
-            f"Received: {after!r}"
+            f"Received: {before!r}"
         )
-    return str(before) if after == "eager" else None
+    return str(before)
 
 
 def _attention(branch: Group, groups: Sequence[Group], record: Record) -> Attention:

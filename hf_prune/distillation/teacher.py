@@ -13,7 +13,7 @@ import torch
 from ..errors import PruningError
 
 
-def load_teacher(teacher: Any, student: Any, dtype: str | None = None) -> Any:
+def load_teacher(teacher: Any, student: Any, dtype: str | None = None, *, maps: bool = False) -> Any:
     """Return a teacher in evaluation mode: the student's weights as they are, a folder, a Hub name or a model.
 
     It learns nothing; a model that was handed over can learn again later.
@@ -22,13 +22,16 @@ def load_teacher(teacher: Any, student: Any, dtype: str | None = None) -> Any:
         teacher: ``"self"``, a folder, a name, or a model, of another width or family too.
         student: Says what the teacher's outputs must be like.
         dtype: What the teacher is to compute in; a model that has another is copied.
+        maps: Whether one that is loaded here must hand out maps of its attention.
 
     Raises:
         PruningError: Its outputs have another width than the student's, or it is the student.
     """
     wanted = getattr(torch, dtype) if dtype else None
+    options = {"dtype": wanted} if wanted else {}
+    options |= {"attn_implementation": "eager"} if maps else {}
     if isinstance(teacher, (str, Path)) and teacher != "self":
-        teacher = _read(teacher, student, {"dtype": wanted} if wanted else {}).requires_grad_(False)
+        teacher = _read(teacher, student, options).requires_grad_(False)
     elif isinstance(teacher, str):
         teacher = copy.deepcopy(student).requires_grad_(False)
     elif teacher is student:

@@ -231,7 +231,8 @@ class DistillationMixin:
         if getattr(trainer, "compute_loss_func", None) is not None:
             raise PruningError("Distillation mixes the model's own loss. Received a compute_loss_func beside it")
         device, student = trainer.args.device, trainer.model
-        self.teacher = load_teacher(teacher, student, self.distillation.teacher_dtype).to(device)
+        dtype, maps = self.distillation.teacher_dtype, self.distillation.uses("attention")
+        self.teacher = load_teacher(teacher, student, dtype, maps=maps).to(device)
         self.lesson = Lesson(student, self.teacher, self.distillation, trainer.args.seed)
         self.lesson.projections.to(device)
         self.model_accepts_loss_kwargs = True  # we normalise by num_items_in_batch ourselves: Trainer must not again
