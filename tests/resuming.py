@@ -1,8 +1,8 @@
 """Training runs that are killed and resumed until they are done: do they end where an uninterrupted run does?
 
 Shared by `test_resume.py` (a few kills) and `benchmarks/resume_kills.py`. A run is a forked process, so that a kill
-costs no import; it trains with a real Trainer, dropout, and a checkpoint at each step, of which two are kept. Half of
-the kills are a SIGKILL at a random moment, the other half hit one random write, which they leave cut off.
+costs no import; it trains with a real Trainer, dropout, and a checkpoint at each step, of which two are kept. Most
+kills are a SIGKILL at a random moment, the others hit one random write, which they leave cut off.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def kill_runs(kind: str, scratch: Path, kills: int, steps: int = 24, seed: int =
         while not ended:
             shared[0] = shared[1] = 0
             left, write = counts["kills"] < kills, draw.random() < 0.5
-            number, share = draw.randint(1, WRITES * max(1, steps // 4)), draw.random()
+            number, share = draw.randint(1, 2 * WRITES), draw.random()
             delay = draw.uniform(0, 0.6 * whole)
 
             def work(folder: Path = folder, at: Any = (number, share) if left and write else None) -> None:
