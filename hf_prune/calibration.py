@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import PruningError
+from .sharding import is_sharded
 from .structure import Group, Slice
 
 Loss = Callable[[nn.Module, Mapping[str, Any]], Tensor]
@@ -173,7 +174,7 @@ def backward_all(model: nn.Module, data: Iterable[Mapping[str, Any]], loss: Loss
     if not count:
         raise PruningError("data must hold at least one batch. Received: none")
     for parameter in model.parameters():
-        if parameter.grad is not None:
+        if parameter.grad is not None and not is_sharded(parameter):  # FSDP has averaged its own
             parameter.grad = average_over_processes(parameter.grad)
     return count
 

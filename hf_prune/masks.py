@@ -1,9 +1,10 @@
-"""Masks of single weights: parameter name to a boolean tensor, True = keep."""
+"""Masks of single weights: parameter name to a boolean tensor, True = keep; under FSDP for the local shard."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from .errors import PruningError, did_you_mean
+from .sharding import bounds, is_sharded, join, local, own_entries, part_of, total_of
+from .structure import KeepVectors
 
 Masks = dict[str, Tensor]
 
@@ -20,8 +23,8 @@ def apply_masks(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor], opti
     """Zero masked weights in place, and their moments where an optimizer is given."""
     values, keep = [], []
     for name, mask in masks.items():
-        held = [tensors[name].data, *moments(optimizer, tensors[name])]
-        values += held
+        held = [tensors[name].detach(), *moments(optimizer, tensors[name])]
+        values += [local(one) for one in held]
         keep += [mask] * len(held)
     if values:
         torch._foreach_mul_(values, keep)
@@ -76,30 +79,102 @@ def check_masks(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> M
                 f"masks['{name}'] must be boolean, of the parameter's shape {tuple(tensors[name].shape)}. "
                 f"Received: {mask.dtype}, {tuple(mask.shape)}."
             )
-    return {name: mask.to(tensors[name].device, copy=True) for name, mask in masks.items()}
+    return local_masks(tensors, masks)
 
 
-def sparsity_of(masks: Mapping[str, Tensor]) -> float:
-    """Return the fraction that is masked over all masks, in [0, 1]."""
-    total = sum(mask.numel() for mask in masks.values())
-    return 1 - sum(int(mask.sum()) for mask in masks.values()) / total if total else 0.0
+def local_masks(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Masks:
+    """Return copies of whole masks as every process keeps them: on the tensors' devices, of its own shards."""
+    return {name: part_of(mask, tensors[name]).to(tensors[name].device, copy=True) for name, mask in masks.items()}
 
 
-def check_ranks_agree(masks: Mapping[str, Tensor]) -> None:
-    """Compare a digest of all masks between processes.
+def whole_masks(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Masks:
+    """Return masks of whole tensors; under FSDP a call that all processes must make, and on the CPU."""
+    return {
+        name: join(mask, tensors[name]).cpu() if is_sharded(tensors[name]) else mask for name, mask in masks.items()
+    }
+
+
+def count_masked(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Return how many weights are masked, and how many have a mask, over all shards."""
+    total = sum(tensors[name].numel() for name in masks)
+    return total - entries_left(masks, tensors, {}, masks), total
+
+
+def entries_left(
+    names: Iterable[str], tensors: Mapping[str, Tensor], vectors: KeepVectors, masks: Mapping[str, Tensor]
+) -> int:
+    """Count the entries of these tensors that are neither masked nor of removed units, over all shards."""
+    kept: dict[str, dict[int, Tensor]] = {}
+    for (name, dim), vector in vectors.items():
+        kept.setdefault(name, {})[dim] = vector
+    left, in_shards = 0, dict[str, int]()
+    for name in names:
+        tensor, stays = tensors[name], kept.get(name, {})
+        if name not in masks:
+            left += math.prod(int(stays[dim].sum()) if dim in stays else n for dim, n in enumerate(tensor.shape))
+            continue
+        mask = masks[name]
+        for dim, vector in stays.items():
+            mask = mask.index_select(dim, own_entries(tensor, dim, vector.nonzero().view(-1)))
+        in_shards[name] = int(mask.sum())
+    whole_ones = [name for name in in_shards if bounds(tensors[name]) is None]
+    left += sum(in_shards.pop(name) for name in whole_ones)
+    return left + (total_of(sum(in_shards.values()), tensors[min(in_shards)]) if in_shards else 0)
+
+
+def check_ranks_agree(
+    masks: Mapping[str, Tensor], tensors: Mapping[str, Tensor] | None = None, facts: Mapping[str, int] | None = None
+) -> None:
+    """Compare one digest of all masks between processes; where it differs, one for each mask.
+
+    Shards are compared between processes that hold the same part.
+
+    Args:
+        masks: What this process masks.
+        tensors: Tells which masks are of shards.
+        facts: Other numbers that must be the same everywhere: thresholds of weights that are nowhere whole.
 
     Raises:
-        PruningError: Two processes decided differently: names the first tensor that differs.
+        PruningError: Two processes decided differently: names the first tensor that differs. It is raised in all.
     """
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
         return
-    mine = {name: hashlib.sha256(mask.cpu().numpy().tobytes()).hexdigest() for name, mask in masks.items()}
-    everyone: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(everyone, mine)
+    shards = {name: bounds(tensors[name]) for name in masks if tensors and name in tensors}
+    mine = {(name, shards.get(name)): digest(mask) for name, mask in masks.items()}
+    mine |= {(name, None): fact for name, fact in (facts or {}).items()}
+    if not any(shards.values()) and len(set(_gather(hashlib.sha256(repr(mine).encode()).hexdigest()))) == 1:
+        return
+    found = _first_difference(_gather(mine))
+    if found is not None:
+        name, one, other = found
+        raise PruningError(f"Processes must mask the same. '{name}' differs between rank {one} and rank {other}.")
+
+
+def digest(mask: Tensor) -> int:
+    """Return a checksum of a mask, computed where the mask is: each eight entries times a number of their place."""
+    entries = mask.detach().flatten().to(torch.uint8)
+    blocks = torch.nn.functional.pad(entries, (0, -len(entries) % 8)).view(torch.int64)
+    places = torch.arange(1, len(blocks) + 1, device=blocks.device) * -7046029254386353131  # 2**64 / golden ratio
+    return int((blocks * ((places ^ (places >> 29)) | 1)).sum())
+
+
+def _gather(value: Any) -> list[Any]:
+    everyone: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, value)
+    return everyone
+
+
+def _first_difference(everyone: list[dict[Any, int]]) -> tuple[str, int, int] | None:
+    """Return the first name whose digests differ, and two ranks that differ; every process finds the same."""
+    first: dict[Any, tuple[int, int]] = {}
+    names = [dict.fromkeys(name for name, _ in theirs) for theirs in everyone]
     for rank, theirs in enumerate(everyone):
-        different = [name for name in mine if theirs.get(name) != mine[name]]
-        if different:
-            raise PruningError(
-                f"Processes must mask the same. '{different[0]}' differs between rank {rank} and this one."
-            )
+        for name in names[0] | names[rank]:
+            if (name in names[0]) != (name in names[rank]):
+                return name, 0, rank
+        for key, value in theirs.items():
+            known, where = first.setdefault(key, (value, rank))
+            if known != value:
+                return key[0], where, rank
+    return None

@@ -12,8 +12,10 @@ from torch import nn
 from .architectures import find_groups, live_shapes
 from .depth import check_depth, drop_modules
 from .masks import moments
+from .errors import PruningError
 from .plan import close_kept, read_record
 from .skipping import (
+from .sharding import any_sharded, fill, whole
     close_router,
     is_skipped,
     restore,
@@ -87,7 +89,16 @@ def shrink(model: Model, kept: Kept | None = None, *, optimizer: Any = None) -> 
 
 
 def cut(model: nn.Module, groups: Sequence[Group], live_kept: Kept, *, optimizer: Any = None) -> None:
-    """Drop all entries of removed units and tell the code around them; numbering is the live model's."""
+    """Drop all entries of removed units and tell the code around them; numbering is the live model's.
+
+    Raises:
+        PruningError: Its parameters are sharded.
+    """
+    if any_sharded(model.parameters()):
+        raise PruningError(
+            "Units are removed physically from whole tensors only. Under FSDP, Pruning.finish() gathers the model; or "
+            "load its full state dict into a plain model and shrink that. Received: sharded parameters"
+        )
     shapes = live_shapes(model)
     vectors = keep_vectors([group for group in groups if not group.modules or group.slices], live_kept, shapes)
     tensors, done = named_tensors(model), set[tuple[int, int]]()
@@ -170,7 +181,8 @@ def _close(model: nn.Module, group: Group, units: Sequence[int]) -> None:
     for part in group.slices:
         tensor = tensors[part.parameter]
         if tensor.numel() == group.units and not part.parameter.startswith(f"{group.core}.bias"):
-            tensor.data[..., gone] = -torch.inf
+            with torch.no_grad():
+                fill(tensor, -1, torch.tensor(gone, dtype=torch.long), -torch.inf)
 
 
 def _skip_emptied(model: nn.Module, group: Group, shapes: Shapes) -> None:
@@ -198,7 +210,7 @@ def unmasked_units(model: nn.Module, groups: Sequence[Group]) -> dict[str, list[
             continue
         used = torch.zeros(group.units, dtype=torch.bool)
         for part in group.slices if group.units else ():
-            tensor = tensors[part.parameter].detach()
+            tensor = whole(tensors[part.parameter].detach())
             tensor = torch.where(tensor == -torch.inf, 0, tensor)  # of a masked expert
             rows = tensor.ne(0).movedim(part.dim, 0).flatten(1).any(1).cpu() if tensor.ndim > 1 else tensor.ne(0).cpu()
             index = part.index(torch.arange(group.units), group.per_part)
@@ -215,9 +227,9 @@ def zero_removed(tensors: dict[str, torch.Tensor], vectors: KeepVectors, optimiz
     """Zero removed entries of tensors, and of an optimizer's moments: a zero that keeps its momentum twitches."""
     with torch.no_grad():
         for (name, dim), vector in vectors.items():
-            gone = (~vector).nonzero().view(-1).to(tensors[name].device)
+            gone = (~vector).nonzero().view(-1)
             for tensor in (tensors[name], *moments(optimizer, tensors[name])):
-                tensor.index_fill_(dim, gone, 0)
+                fill(tensor, dim, gone, 0)
 
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

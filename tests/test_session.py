@@ -80,7 +80,7 @@ def test_target_is_reached_by_less_than_one_neuron(name):
     neuron = 3 * 16 if "llama" in name else 2 * 16
     assert 0.7 - neuron / dense < prunable_macs(model) / dense <= 0.7
     assert logs[-1]["macs_left"] == pytest.approx(prunable_macs(model) / dense, abs=1e-6)
-    assert set(logs[-1]) == {f"sparsity_{kind}", "sparsity_neuron", "macs_left"}
+    assert set(logs[-1]) == {"sparsity", f"sparsity_{kind}", "sparsity_neuron", "macs_left"}
     assert {name: len(units) for name, units in report.kept.items()} == units_of(model)
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..architectures import prunable_macs
 from ..errors import PruningError, UnsupportedModelError
+from ..sharding import local, whole
 
 Runtime = Literal["torch", "onnxruntime"]
 Inputs = Mapping[str, Any]
@@ -273,17 +274,23 @@ def _count_torch(model: Any, inputs: Inputs) -> dict[str, Any]:
 
 def _count_weights(model: Any) -> dict[str, Any]:
     parameters = list(model.parameters())
-    stored = {(tensor.data_ptr(), tensor.shape): tensor.nbytes for tensor in model.state_dict().values()}
+    stored = {_memory(tensor): tensor.nbytes for tensor in model.state_dict().values()}
     try:
         cuttable = prunable_macs(model)
     except UnsupportedModelError:
         cuttable = None
     return {
         "parameters": sum(one.numel() for one in parameters),
-        "nonzero": sum(int(one.count_nonzero()) for one in parameters),
+        "nonzero": sum(int(whole(one.detach()).count_nonzero()) for one in parameters),
         "prunable_macs": cuttable,
         "size_mb": sum(stored.values()) / _MEGABYTE,
     }
+
+
+def _memory(tensor: Any) -> Any:
+    """Tell tied tensors from others; of a sharded one by the part that lies here, which may be empty."""
+    part = local(tensor)
+    return (part.data_ptr(), tensor.shape) if part.numel() or part is tensor else id(tensor)
 
 
 def _forward_macs(model: Any, inputs: Inputs) -> int:

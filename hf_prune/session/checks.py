@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from torch import nn
+
 from ..errors import PruningError
 from ..pruners import Pruner, Target, UnitPruner
+from ..sharding import any_sharded
 from ..structure import Group
 
 
@@ -27,6 +30,16 @@ def check_settings(pruners: Sequence[Pruner], target: Target | None) -> None:
         raise PruningError(
             "target is for structured pruners, such as HeadPruner and NeuronPruner. Received: none of them"
         )
+
+
+def check_model(model: nn.Module, shrink_live: bool) -> None:
+    """Parameters are whole, or sharded by FSDP2."""
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise PruningError(
+            "FSDP's first version flattens parameters: use fully_shard (fsdp_version: 2). Received: FSDP 1"
+        )
+    if shrink_live and any_sharded(model.parameters()):
+        raise PruningError("shrink_live needs whole parameters. Received: a model sharded by FSDP")
 
 
 def check_disjoint(chosen: Mapping[int, Sequence[Group]], target: Target | None) -> None:

@@ -11,22 +11,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..allocation import select_units, select_weights
+from ..allocation import select_units
 from ..architectures import find_groups, live_shapes
 from ..calibration import GateWatcher, Loss, backward_all
 from ..depth import check_depth
 from ..errors import PruningError
-from ..masks import Masks, apply_masks, check_masks, check_ranks_agree, sparsity_of
+from ..masks import (
+    Masks,
+    apply_masks,
+    check_masks,
+    check_ranks_agree,
+    count_masked,
+    entries_left,
+    local_masks,
+    whole_masks,
+)
 from ..plan import Record, annotate, close_kept, read_record
 from ..pruners import Pruner, Target, UnitPruner, WeightPruner
 from ..removal import cut, named_tensors, skip_removed, zero_removed
 from ..report import Measurement, Report, count
 from ..schedules import Schedule
 from ..scores import Score
+from ..sharding import any_at, any_sharded, whole_copy
 from ..stock import write_record
 from ..structure import Group, keep_vectors, matrix_entries, unit_cost
-from .checks import check_disjoint, check_settings
+from .checks import check_disjoint, check_model, check_settings
 from .scoring import Scorer
+from .weights import mask_weights
 
 logger = logging.getLogger(__name__)
 DECAY = 0.95  # of the running means of scores: about the last 20 batches that were read
@@ -85,6 +96,7 @@ class Pruning:
         self.optimizer, self.data, self.loss, self.shrink_live = optimizer, data, loss, shrink_live
         self.steps = 0
         check_settings(self.pruners, target)
+        check_model(self.model, shrink_live)
         structured = any(isinstance(pruner, UnitPruner) for pruner in self.pruners)
         self.groups = find_groups(self.model) if structured else []
         self.record = read_record(self.model)
@@ -106,6 +118,8 @@ class Pruning:
         self.scorer = Scorer(self.model, self.watcher, seed)
         self._weight_scores: dict[str, Tensor] = {}
         self._leaky, self._unchecked = False, False
+        self._thresholds: dict[str, int] = {}
+        self._count()
 
     # what a training loop calls
     def after_backward(self) -> None:
@@ -135,6 +149,9 @@ class Pruning:
     def finish(self, shrink: bool = True) -> Report:
         """Hold the masks once more, remove the units, write the plan into the config, and report.
 
+        Under FSDP all processes call it. Where units are to be removed, `model` then is a plain copy of the sharded
+        model, shrunk, on the CPU of every process.
+
         Args:
             shrink: Remove units physically; ``False`` leaves them as zeros.
         """
@@ -150,12 +167,13 @@ class Pruning:
                 "multiple_of, include and exclude let no more units go."
             )
         self.hold()
-        if shrink:
+        if shrink and self.groups and self._gather():
             self._cut()
+            self._count()
         live, shown = self._live_kept(), [group for group in self.groups if group.kind in self._kinds()]
         kept = {group.name: [self.record.dense_numbers(group)[i] for i in live[group.name]] for group in shown}
         if self.masks:
-            annotate(self.model, weights={"sparsity": round(sparsity_of(self.masks), 6), "parameters": len(self.masks)})
+            annotate(self.model, weights={"sparsity": self._weight_sparsity(), "parameters": len(self.masks)})
         units = {group.name: self.record.dense_units(group) for group in shown}
         return Report(
             kept=kept, units=units, dense=self.dense, pruned=count(self.model), metrics={}, settings=self.logs()
@@ -184,21 +202,24 @@ class Pruning:
         return self._macs_now() / self.dense_macs
 
     def logs(self) -> dict[str, float]:
-        """Return what a log should show: sparsity by kind, and the share of MACs left."""
-        result: dict[str, float] = {}
+        """Return what a log should show: sparsity in all and by kind, and the share of MACs left.
+
+        `sparsity` is the share of zeros in all matrices that units can be cut from or that single weights may leave.
+        """
+        result = {"sparsity": self._sparsity}
         kinds = dict.fromkeys(kind for by_kind in self.counted.values() for kind in by_kind)
         for kind in kinds:
             names = [name for by_kind in self.counted.values() for name in by_kind.get(kind, ())]
             left = sum(int(self.alive[name].sum()) for name in names if name in self.alive)
             result[f"sparsity_{kind}"] = round(1 - left / sum(self.dense_units[name] for name in names), 6)
         if self.weights or self.masks:
-            result["sparsity_weight"] = round(sparsity_of(self.masks), 6) if self.masks else 0.0
+            result["sparsity_weight"] = self._weight_sparsity()
         if self.groups:
             result["macs_left"] = round(self.macs_left(), 6)
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything a resumed run needs: step, plan, masks, running means."""
+        """Return everything a resumed run needs: step, plan, masks, running means; under FSDP all processes call it."""
         state: dict[str, Any] = {
             "steps": self.steps,
             "leaky": self._leaky,
@@ -206,7 +227,7 @@ class Pruning:
             "record": {name: list(entry) for name, entry in self.record.items()},
             "dense": [self.dense_units, self.dense_macs, asdict(self.dense), self.counted],
             "alive": dict(self.alive),
-            "masks": dict(self.masks),
+            "masks": whole_masks(named_tensors(self.model), self.masks),
         }
         if self.watcher is not None:
             state["square"], state["absolute"] = dict(self.watcher.square), dict(self.watcher.absolute)
@@ -235,7 +256,7 @@ class Pruning:
                 )
         write_record(self.model, self.record)
         self.alive = {name: mask.clone() for name, mask in state["alive"].items()}
-        self.masks = {name: mask.to(named_tensors(self.model)[name].device) for name, mask in state["masks"].items()}
+        self.masks = local_masks(named_tensors(self.model), state["masks"])
         if self.watcher is not None and "square" in state:
             self.watcher.stop()
             self.watcher.groups = [group for group in self.groups if group.name in self.watcher.square]
@@ -244,6 +265,7 @@ class Pruning:
                 self.watcher.start()
         self._read_next()
         skip_removed(self.model, self.groups, self._live_kept())
+        self._count()
         self.hold()
 
     def hold(self) -> None:
@@ -265,8 +287,8 @@ class Pruning:
         for i in due:
             if i in self.weights:
                 self._select_weights(i)
-        check_ranks_agree({**self.alive, **self.masks})
         tensors = named_tensors(self.model)
+        check_ranks_agree({**self.alive, **self.masks}, tensors, self._thresholds)
         apply_masks(tensors, self.masks, self.optimizer)
         zero_removed(tensors, self._vectors() if self.groups else {}, self.optimizer)
         skip_removed(self.model, self.groups, self._live_kept())
@@ -275,6 +297,7 @@ class Pruning:
             self.watcher.stop()
         if self.shrink_live:
             self._cut()
+        self._count()
 
     def _select_together(self, scores: Mapping[str, Tensor]) -> None:
         """One ranking over all structured pruners, down to the target's share of the MACs."""
@@ -352,18 +375,30 @@ class Pruning:
 
     def _select_weights(self, i: int) -> None:
         pruner, names = self.pruners[i], self.weights[i]
+        assert isinstance(pruner, WeightPruner)
         if not self._weight_scores.keys() >= set(names):
             self._weight_scores.update(self.scorer.weights(self._score(i), names))
         scores = {name: self._weight_scores.pop(name) for name in names}
-        assert pruner.sparsity is not None
-        for name, mask in self.masks.items():  # what is masked stays masked
-            if name in scores:
-                scores[name] = scores[name].masked_fill(~mask, -torch.inf)
-        values = pruner.allocate()(scores, dict.fromkeys(scores, 1.0))
         fraction = (pruner.schedule or self.schedule).fraction(self.steps, self.total_steps)
-        total = sum(value.numel() for value in values.values())
-        masks = select_weights(values, total - round(pruner.sparsity * fraction * total))
-        self.masks.update({name: mask & self.masks.get(name, mask) for name, mask in masks.items()})
+        tensors = named_tensors(self.model)
+        masks, self._thresholds[names[0]] = mask_weights(pruner, scores, self.masks, tensors, fraction)
+        self.masks.update(masks)
+
+    def _count(self) -> None:
+        """Count what is masked over all shards when it changes: a log, perhaps of one process, must not wait."""
+        tensors, in_scope = named_tensors(self.model), {name for names in self.weights.values() for name in names}
+        self._masked = count_masked(tensors, self.masks)
+        matrices = {
+            part.parameter for group in self.groups for part in group.slices if tensors[part.parameter].ndim > 1
+        }
+        beside = (in_scope | set(self.masks)) - matrices
+        total = (self.dense_macs if self.groups else 0) + sum(tensors[name].numel() for name in beside)
+        left = entries_left(matrices | beside, tensors, self._vectors() if self.groups else {}, self.masks)
+        self._sparsity = round(1 - left / total, 6)
+
+    def _weight_sparsity(self) -> float:
+        masked, total = self._masked
+        return round(masked / total, 6) if total else 0.0
 
     # scores
     def _watch(self) -> GateWatcher | None:
@@ -441,6 +476,20 @@ class Pruning:
     def _macs_now(self) -> int:
         return matrix_entries(self.groups, live_shapes(self.model), self._vectors())
 
+    def _gather(self) -> bool:
+        """Go on with a plain copy of a sharded model; return whether its units can be removed now."""
+        if not any_sharded(self.model.parameters()):
+            return True
+        masks, plain = whole_masks(named_tensors(self.model), self.masks), whole_copy(self.model)
+        if plain is None:
+            logger.warning(
+                f"{type(self.model).__name__} is sharded, and has no config by which to build a whole one: its units "
+                "are left as zeros. Load its full state dict into a plain model and call hf_prune.shrink."
+            )
+            return False
+        self.model, self.optimizer, self.masks, self.groups = plain, None, masks, find_groups(plain)
+        return True
+
     def _cut(self) -> None:
         """Remove masked units physically; scores, masks and moments follow."""
         if not self.groups:
@@ -470,9 +519,8 @@ class Pruning:
         """Whether masked entries get gradients (act(0) is not 0): then masks are held after each step."""
         tensors = named_tensors(self.model)
         for (name, dim), vector in self._vectors().items() if self.groups else ():
-            gradient = tensors[name].grad
-            gone = (~vector).nonzero().view(-1).to(tensors[name].device)
-            if gradient is not None and gradient.index_select(dim, gone).any():
+            gradient, gone = tensors[name].grad, (~vector).nonzero().view(-1)
+            if gradient is not None and any_at(gradient, dim, gone):
                 return True
         return False
 

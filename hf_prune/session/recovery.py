@@ -11,6 +11,7 @@ from ..architectures import live_shapes
 from ..errors import CheckpointError
 from ..plan import close_kept
 from ..removal import named_tensors, unmasked_units
+from ..sharding import whole
 from ..structure import Group, unit_cost
 from .pruning import Pruning
 
@@ -60,7 +61,7 @@ def _weight_masks(pruning: Pruning, steps: int) -> dict[str, Tensor]:
     for i, names in pruning.weights.items():
         if not _last_change(pruning, i, steps):
             continue
-        mine = {name: tensors[name].detach() != 0 for name in names}
+        mine = {name: whole(tensors[name].detach()) != 0 for name in names}
         total = sum(mask.numel() for mask in mine.values())
         expected = round((pruning.pruners[i].sparsity or 0.0) * _fraction(pruning, i, steps) * total)
         zeros = total - sum(int(mask.sum()) for mask in mine.values())

@@ -12,6 +12,7 @@ from ..calibration import GateWatcher
 from ..errors import PruningError
 from ..removal import named_tensors
 from ..scores import Score
+from ..sharding import part_of, whole
 from ..skipping import is_skipped
 from ..structure import Group
 
@@ -41,13 +42,14 @@ class Scorer:
         return _finite(score, group.name, found)
 
     def weights(self, score: Score, names: Sequence[str]) -> dict[str, Tensor]:
-        """Return scores of every weight of these parameters, of their shapes.
+        """Return scores of every weight of these parameters, of their shapes; under FSDP of the local shards.
 
         Raises:
             PruningError: One is not finite.
         """
         tensors = named_tensors(self.model)
-        return {name: _finite(score, name, self._weight(score, name, tensors[name])) for name in names}
+        found = ((name, _finite(score, name, self._weight(score, name, tensors[name]))) for name in names)
+        return {name: part_of(values, tensors[name]) for name, values in found}
 
     def _summed(self, score: Score, group: Group) -> Tensor:
         """Sum the scores of all weights that a unit owns."""
@@ -70,6 +72,7 @@ class Scorer:
 
     @torch.no_grad()
     def _weight(self, score: Score, name: str, weight: Tensor) -> Tensor:
+        """Return the scores of one tensor: whole in every process, as a score may compare weights with each other."""
         given: dict[str, Tensor] = {}
         if "gradient" in score.needs:
             if weight.grad is None and not self._skipped(name):
@@ -78,10 +81,10 @@ class Scorer:
                     "between "
                     "backward() and optimizer.step(), or pass data=."
                 )
-            given["gradient"] = torch.zeros_like(weight).float() if weight.grad is None else weight.grad.float()
+            given["gradient"] = whole(torch.zeros_like(weight) if weight.grad is None else weight.grad).float()
         if "noise" in score.needs:
             given["noise"] = torch.rand(weight.shape, generator=self._generator(name)).to(weight.device)
-        return score.function(weight.detach().float(), **given)
+        return score.function(whole(weight.detach()).float(), **given)
 
     def _skipped(self, name: str) -> bool:
         """Whether a parameter lies in a module that no forward reaches: a masked layer."""
