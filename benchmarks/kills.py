@@ -43,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--disks", type=int, default=40)
+    parser.add_argument("--ways", nargs="*", choices=SAVES, default=[*SAVES])
     options = parser.parse_args()
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
@@ -51,9 +52,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         versions = two_versions(Path(scratch))
         size_mb = sum(path.stat().st_size for path in Path(scratch, "0").iterdir()) / 1e6
-        for way, save in SAVES.items():
+        for way in options.ways:
             with without_exchange() if way == "rename" else nullcontext():
-                counts = kill_saves(versions, Path(scratch) / way, options.kills, save)
+                counts = kill_saves(versions, Path(scratch) / way, options.kills, SAVES[way])
             add_record(NAME, {"way": way, "lane": lane, "size_mb": round(size_mb, 1), **counts}, key=("way", "lane"))
         filled = fill_disks(versions, Path(scratch), options.disks) or {"skipped": "no disk may be mounted here"}
         add_record(NAME, {"way": "full disk", "lane": lane, **filled}, key=("way", "lane"))
