@@ -20,6 +20,7 @@ _PUBLIC = {
     **dict.fromkeys(["Schedule", "register_schedule"], "schedules"),
     "register_allocation": "allocation",
     "adopt_torch_masks": "masks",
+    "merge_adapters": "adapters",
     **dict.fromkeys(["Pruner", "HeadPruner", "NeuronPruner", "LayerPruner", "ExpertPruner"], "pruners"),
     **dict.fromkeys(["ChannelPruner", "WeightPruner", "Target"], "pruners"),
     **dict.fromkeys(["Pruning", "prune"], "session"),

@@ -85,7 +85,9 @@ class GateWatcher:
             if isinstance(inputs, nn.utils.rnn.PackedSequence):
                 rows = torch.cat([torch.arange(int(count)) for count in inputs.batch_sizes])
                 inputs = inputs.data
-            if torch.is_grad_enabled() and inputs.requires_grad:
+            if torch.is_grad_enabled() and inputs.is_floating_point():
+                if not inputs.requires_grad:
+                    inputs.requires_grad_()  # nothing before it is trained, as under adapters
                 seen = inputs.detach()
                 inputs.register_hook(lambda gradient: self._see(read, _by_sample(module, seen * gradient, rows)))
 

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import nn
 
+from .adapters import adapted
 from .allocation import ALLOCATIONS, AllocationFunction
 from .errors import PruningError
 from .schedules import Schedule
@@ -237,7 +238,10 @@ def _weights_by_module(model: nn.Module, embeddings: bool) -> dict[str, list[str
     """Return the parameters that may lose weights by the module that holds them; a tied one under its first name."""
     found: dict[str, list[str]] = {}
     seen = set[int]()
+    inside = tuple(f"{path}.lora_" for path in adapted(model))
     for path, module in model.named_modules():
+        if path.startswith(inside):
+            continue  # an adapter, which is merged into a weight
         for name, parameter in module.named_parameters(recurse=False):
             if _is_weight(module, name, embeddings) and id(parameter) not in seen:
                 seen.add(id(parameter))

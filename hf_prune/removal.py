@@ -9,17 +9,19 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from .adapters import is_adapted, sync_adapter
 from .architectures import find_groups, live_shapes
 from .depth import check_depth, drop_modules
-from .masks import moments
 from .errors import PruningError
+from .masks import moments
 from .plan import close_kept, read_record
-from .skipping import (
 from .sharding import any_sharded, fill, whole
+from .skipping import (
     close_router,
     is_skipped,
     restore,
     select_heads,
+    skip_adapter,
     skip_block,
     skip_channels,
     skip_core,
@@ -108,6 +110,7 @@ def cut(model: nn.Module, groups: Sequence[Group], live_kept: Kept, *, optimizer
             _take(tensors[name], dim, vector, optimizer)
     for path in {name.rpartition(".")[0] for name, _ in vectors}:
         sync_module(model.get_submodule(path))
+        sync_adapter(model, path)
         if not all(parameter.numel() for parameter in model.get_submodule(path).parameters(recurse=False)):
             for one in (path, path.rpartition(".")[0]):  # transformers divides by widths where it draws weights
                 model.get_submodule(one)._is_hf_initialized = True  # type: ignore[assignment]
@@ -193,6 +196,9 @@ def _skip_emptied(model: nn.Module, group: Group, shapes: Shapes) -> None:
     for part in group.read:
         output = model.get_submodule(part.parameter.rpartition(".")[0])
         skip_projection(output, removed=group.kind == "branch")
+        around = model.get_submodule(part.parameter.rpartition(".")[0].rpartition(".")[0])
+        if is_adapted(around):
+            skip_adapter(around)
         if group.core:
             skip_core(model.get_submodule(group.core), output)
 

@@ -47,6 +47,11 @@ def skip_projection(output: nn.Module, *, removed: bool = False) -> None:
     output.forward = functools.partial(_project_zero if removed else _project_nothing, output)
 
 
+def skip_adapter(layer: nn.Module) -> None:
+    """Let a projection that reads nothing answer alone: an adapter around it would still want to read."""
+    layer.forward = functools.partial(_base_alone, layer)
+
+
 def skip_channels(module: nn.Module) -> None:
     """Make a convolution, a batch norm or a position bias of which nothing is left run: torch's kernels refuse to."""
     if isinstance(module, (*CONVOLUTIONS, nn.modules.batchnorm._BatchNorm)):
@@ -151,6 +156,11 @@ def _project_nothing(output: nn.Module, hidden: Tensor, *_: Any, **__: Any) -> T
     return constant.expand(*hidden.shape[:-1], width).contiguous()  # what comes after may write into it
 
 
+def _base_alone(layer: nn.Module, hidden: Tensor, *_: Any, **__: Any) -> Tensor:
+    result: Tensor = layer.base_layer(hidden)  # type: ignore[operator]
+    return _reaching(layer, result)
+
+
 def _no_channels(module: nn.Module, hidden: Tensor) -> Tensor:
     return hidden.new_zeros(len(hidden), 0, *_sizes(module, hidden))
 
@@ -229,7 +239,10 @@ class _ClosedLogits(TorchFunctionMode):
         return result.index_fill(-1, torch.tensor(self.experts, device=result.device), -torch.inf)
 
 
-_FORWARDS = (_hand_on, _nothing, _project_nothing, _project_zero, _no_channels, _no_bias, _zeros, _closed, _selected)
+_FORWARDS = (
+    *(_hand_on, _nothing, _project_nothing, _project_zero, _base_alone),
+    *(_no_channels, _no_bias, _zeros, _closed, _selected),
+)
 
 
 def _input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:

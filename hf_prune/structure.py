@@ -27,6 +27,7 @@ class Slice:
         per_unit: Entries that one unit owns, at least 1 (a head's size; 1 for a neuron).
         offset: Where the first unit starts.
         part_stride: Distance between the starts of two parts; ``None`` when parts follow one another without gap.
+        adapter: Whether the tensor is one of LoRA's: it is cut, and counts for no cost, as it will be merged.
     """
 
     parameter: str
@@ -34,6 +35,7 @@ class Slice:
     per_unit: int
     offset: int = 0
     part_stride: int | None = None
+    adapter: bool = False
 
     def index(self, units: torch.Tensor, per_part: int) -> torch.Tensor:
         """Return the entries along `dim` that these units own, ``(len(units) * per_unit,)``.
@@ -161,7 +163,7 @@ def matrix_entries(groups: Sequence[Group], shapes: Shapes, vectors: KeepVectors
         vectors: What would stay (`keep_vectors`); ``None`` counts everything that is there now.
     """
     total = 0
-    for name in {part.parameter for group in groups for part in group.slices}:
+    for name in {part.parameter for group in groups for part in group.slices if not part.adapter}:
         shape = list(shapes[name])
         for dim in range(len(shape)):
             if vectors and (name, dim) in vectors:
@@ -182,7 +184,7 @@ def unit_cost(group: Group, groups: Sequence[Group], shapes: Shapes) -> float:
         inside = tuple(f"{module}." for module in group.modules)
         names = {part.parameter for other in groups for part in other.slices if part.parameter.startswith(inside)}
         return sum(math.prod(shapes[name]) for name in names if len(shapes[name]) > 1) / group.units
-    matrices = [part for part in group.slices if len(shapes[part.parameter]) > 1]
+    matrices = [part for part in group.slices if len(shapes[part.parameter]) > 1 and not part.adapter]
     return sum(
         part.per_unit * math.prod(n for axis, n in enumerate(shapes[part.parameter]) if axis != part.dim)
         for part in matrices

@@ -23,7 +23,7 @@ HEAVY = ("torch", "transformers", "datasets", "evaluate", "onnxruntime", "optimu
 ROWS = (
     "errors",
     "registry structure files folders settings sharding",
-    "plan",
+    "plan adapters",
     "architectures schedules scores allocation masks calibration data metrics",
     "skipping",
     "depth stock distillation",

@@ -7,6 +7,7 @@ from typing import get_args
 
 from torch import nn
 
+from ..adapters import adapted, bare, cut_with_adapters
 from ..errors import PruningError, UnsupportedModelError, did_you_mean
 from ..registry import Registry, load_entry_points
 from ..structure import Group, Kind, Shapes, matrix_entries
@@ -14,6 +15,7 @@ from .big_bird import big_bird
 from .codegen import codegen
 from .conventions import FEED_FORWARDS, FUSED, QUERY_KEY_VALUE
 from .finder import ONE_FILE, Found, by_convention
+from .site import Refusal
 from .t5 import shared_position_bias
 from .xlnet import xlnet
 
@@ -88,6 +90,16 @@ def find_groups(model: nn.Module, kinds: Sequence[Kind] | None = None) -> list[G
 def inspect_model(model: nn.Module) -> Found:
     """Return what a model offers, and what it cannot offer with the reasons."""
     load_entry_points()
+    base = bare(model)
+    found = _inspect(base)
+    if base is not model or adapted(base):
+        whole = [group for group in found.groups if group.kind in ("layer", "expert")]
+        found.refusals += [Refusal(group.name, "adapters lie inside: merge them first") for group in whole]
+        found.groups = cut_with_adapters(model, [group for group in found.groups if group not in whole])
+    return found
+
+
+def _inspect(model: nn.Module) -> Found:
     names = (getattr(getattr(model, "config", None), "model_type", ""), type(model).__name__)
     name = next((name for name in names if name in ARCHITECTURES), None)
     if name is None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 
 from torch import nn
 
+from ..adapters import adapters_dropped, through_adapters
 from ..structure import Counter, Slice
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
@@ -35,7 +36,9 @@ class Site:
         base = getattr(model, "base_model", model)
         self.prefix = next((f"{name}." for name, module in model.named_modules() if module is base and name), "")
         self.root = cast(Any, model)
-        self.modules: dict[str, Any] = dict(base.named_modules())
+        modules = dict(base.named_modules())
+        self.modules: dict[str, Any] = through_adapters(modules)
+        self.adapted = [path for path, module in self.modules.items() if module is not modules[path]]
 
     def child(self, path: str, name: str) -> str:
         """Return the path of a child."""
@@ -110,7 +113,8 @@ class Site:
         if buffers:
             saved = module.state_dict(keep_vars=True)
             found |= {name: one for name, one in module.named_buffers() if name in saved and one.is_floating_point()}
-        return found
+        inside = [one.removeprefix(f"{path}.") for one in self.adapted if one.startswith(f"{path}.")]
+        return {name: found[real] for real, name in adapters_dropped(list(found), inside).items()}
 
     def shape(self, parameter: str) -> tuple[int, ...]:
         """Return a parameter's shape."""

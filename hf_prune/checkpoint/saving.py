@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from ..adapters import adapted
 from ..errors import PruningError
 from ..folders import whole_folder
 from ..plan import BLOCK, read_record
@@ -95,6 +96,11 @@ def _check_masks(model: Any) -> None:
         raise PruningError(
             "Masked layers and experts can be saved once they are removed: call hf_prune.shrink(model), or finish() of "
             f"the Pruning session, first. Received, masked: {', '.join(masked[:4])}"
+        )
+    if adapted(model):
+        raise PruningError(
+            "A model with adapters is saved in two parts, or whole once they are merged: call "
+            f"hf_prune.merge_adapters(model) and save what it returns. Received: {type(model).__name__}"
         )
     torch_masked = [name for name, _ in model.named_buffers() if name.endswith("_mask") and _is_torchs(model, name)]
     if torch_masked:

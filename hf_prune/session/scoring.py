@@ -54,7 +54,7 @@ class Scorer:
     def _summed(self, score: Score, group: Group) -> Tensor:
         """Sum the scores of all weights that a unit owns."""
         total, tensors = torch.zeros(group.units, dtype=torch.float64), named_tensors(self.model)
-        for part in group.slices:
+        for part in (one for one in group.slices if not one.adapter):
             entries = self._weight(score, part.parameter, tensors[part.parameter]).double()
             rows = entries.movedim(part.dim, 0).flatten(1).sum(1) if entries.ndim > 1 else entries
             index = part.index(torch.arange(group.units), group.per_part)
