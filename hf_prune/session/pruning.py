@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,28 +15,25 @@ from ..allocation import select_units
 from ..architectures import find_groups, live_shapes
 from ..calibration import GateWatcher, Loss, backward_all
 from ..depth import check_depth
-from ..errors import PruningError
 from ..masks import (
     Masks,
     apply_masks,
     check_masks,
     check_ranks_agree,
-    count_masked,
-    entries_left,
-    local_masks,
-    whole_masks,
 )
-from ..plan import Record, annotate, close_kept, read_record
+from ..plan import annotate, close_kept, read_record
 from ..pruners import Pruner, Target, UnitPruner, WeightPruner
 from ..removal import cut, named_tensors, skip_removed, zero_removed
 from ..report import Measurement, Report, count
 from ..schedules import Schedule
 from ..scores import Score
-from ..sharding import any_at, any_sharded, whole_copy
+from ..sharding import any_at
 from ..stock import write_record
 from ..structure import Group, keep_vectors, matrix_entries, unit_cost
 from .checks import check_disjoint, check_model, check_settings
+from .counting import by_kind, count_zeros, numbers_of
 from .scoring import Scorer
+from .state import gather, restore, state_of
 from .weights import mask_weights
 
 logger = logging.getLogger(__name__)
@@ -109,7 +106,7 @@ class Pruning:
         self.alive = {group.name: torch.ones(group.units, dtype=torch.bool) for group in self.groups}
         self.masks: Masks = check_masks(named_tensors(self.model), masks or {})
         self.dense_units = {group.name: group.units for group in self.groups}
-        self.counted = {str(i): _by_kind(chosen) for i, chosen in self.chosen.items()}
+        self.counted = {str(i): by_kind(chosen) for i, chosen in self.chosen.items()}
         self.dense_macs = matrix_entries(self.groups, live_shapes(self.model))
         self.dense: Measurement = count(self.model)
         apply_masks(named_tensors(self.model), self.masks, optimizer)
@@ -119,7 +116,7 @@ class Pruning:
         self._weight_scores: dict[str, Tensor] = {}
         self._leaky, self._unchecked = False, False
         self._thresholds: dict[str, int] = {}
-        self._count()
+        self.zeros = count_zeros(self)
 
     # what a training loop calls
     def after_backward(self) -> None:
@@ -167,13 +164,13 @@ class Pruning:
                 "multiple_of, include and exclude let no more units go."
             )
         self.hold()
-        if shrink and self.groups and self._gather():
+        if shrink and self.groups and gather(self):
             self._cut()
-            self._count()
+            self.zeros = count_zeros(self)
         live, shown = self._live_kept(), [group for group in self.groups if group.kind in self._kinds()]
         kept = {group.name: [self.record.dense_numbers(group)[i] for i in live[group.name]] for group in shown}
         if self.masks:
-            annotate(self.model, weights={"sparsity": self._weight_sparsity(), "parameters": len(self.masks)})
+            annotate(self.model, weights={"sparsity": self.zeros.sparsity_weight, "parameters": len(self.masks)})
         units = {group.name: self.record.dense_units(group) for group in shown}
         return Report(
             kept=kept, units=units, dense=self.dense, pruned=count(self.model), metrics={}, settings=self.logs()
@@ -206,32 +203,11 @@ class Pruning:
 
         `sparsity` is the share of zeros in all matrices that units can be cut from or that single weights may leave.
         """
-        result = {"sparsity": self._sparsity}
-        kinds = dict.fromkeys(kind for by_kind in self.counted.values() for kind in by_kind)
-        for kind in kinds:
-            names = [name for by_kind in self.counted.values() for name in by_kind.get(kind, ())]
-            left = sum(int(self.alive[name].sum()) for name in names if name in self.alive)
-            result[f"sparsity_{kind}"] = round(1 - left / sum(self.dense_units[name] for name in names), 6)
-        if self.weights or self.masks:
-            result["sparsity_weight"] = self._weight_sparsity()
-        if self.groups:
-            result["macs_left"] = round(self.macs_left(), 6)
-        return result
+        return numbers_of(self)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything a resumed run needs: step, plan, masks, running means; under FSDP all processes call it."""
-        state: dict[str, Any] = {
-            "steps": self.steps,
-            "leaky": self._leaky,
-            "unchecked": self._unchecked,
-            "record": {name: list(entry) for name, entry in self.record.items()},
-            "dense": [self.dense_units, self.dense_macs, asdict(self.dense), self.counted],
-            "alive": dict(self.alive),
-            "masks": whole_masks(named_tensors(self.model), self.masks),
-        }
-        if self.watcher is not None:
-            state["square"], state["absolute"] = dict(self.watcher.square), dict(self.watcher.absolute)
-        return state
+        return state_of(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken; the model's weights are loaded by whoever saved them.
@@ -239,34 +215,7 @@ class Pruning:
         Raises:
             PruningError: The state is of another model or of other pruners.
         """
-        if set(state["alive"]) != set(self.alive):
-            raise PruningError(
-                f"The pruning state must be of this model and these pruners. Received: {sorted(state['alive'])[:4]}"
-            )
-        self.steps, self._leaky, self._unchecked = state["steps"], state["leaky"], state["unchecked"]
-        self.record = Record({name: (list(kept), dense) for name, (kept, dense) in state["record"].items()})
-        self.dense_units, self.dense_macs, dense, self.counted = state["dense"]
-        self.dense = Measurement(**dense)
-        self.groups = find_groups(self.model) if self.groups else []
-        for group in self.groups:
-            if len(state["alive"][group.name]) != group.units:
-                raise PruningError(
-                    f"The pruning state of '{group.name}' must have the model's {group.units} units. "
-                    f"Received: {len(state['alive'][group.name])}"
-                )
-        write_record(self.model, self.record)
-        self.alive = {name: mask.clone() for name, mask in state["alive"].items()}
-        self.masks = local_masks(named_tensors(self.model), state["masks"])
-        if self.watcher is not None and "square" in state:
-            self.watcher.stop()
-            self.watcher.groups = [group for group in self.groups if group.name in self.watcher.square]
-            self.watcher.square, self.watcher.absolute = dict(state["square"]), dict(state["absolute"])
-            if not self.finished and self.data is None:
-                self.watcher.start()
-        self._read_next()
-        skip_removed(self.model, self.groups, self._live_kept())
-        self._count()
-        self.hold()
+        restore(self, state)
 
     def hold(self) -> None:
         """Zero again what is masked."""
@@ -297,7 +246,7 @@ class Pruning:
             self.watcher.stop()
         if self.shrink_live:
             self._cut()
-        self._count()
+        self.zeros = count_zeros(self)
 
     def _select_together(self, scores: Mapping[str, Tensor]) -> None:
         """One ranking over all structured pruners, down to the target's share of the MACs."""
@@ -384,22 +333,6 @@ class Pruning:
         masks, self._thresholds[names[0]] = mask_weights(pruner, scores, self.masks, tensors, fraction)
         self.masks.update(masks)
 
-    def _count(self) -> None:
-        """Count what is masked over all shards when it changes: a log, perhaps of one process, must not wait."""
-        tensors, in_scope = named_tensors(self.model), {name for names in self.weights.values() for name in names}
-        self._masked = count_masked(tensors, self.masks)
-        matrices = {
-            part.parameter for group in self.groups for part in group.slices if tensors[part.parameter].ndim > 1
-        }
-        beside = (in_scope | set(self.masks)) - matrices
-        total = (self.dense_macs if self.groups else 0) + sum(tensors[name].numel() for name in beside)
-        left = entries_left(matrices | beside, tensors, self._vectors() if self.groups else {}, self.masks)
-        self._sparsity = round(1 - left / total, 6)
-
-    def _weight_sparsity(self) -> float:
-        masked, total = self._masked
-        return round(masked / total, 6) if total else 0.0
-
     # scores
     def _watch(self) -> GateWatcher | None:
         needing = [
@@ -476,20 +409,6 @@ class Pruning:
     def _macs_now(self) -> int:
         return matrix_entries(self.groups, live_shapes(self.model), self._vectors())
 
-    def _gather(self) -> bool:
-        """Go on with a plain copy of a sharded model; return whether its units can be removed now."""
-        if not any_sharded(self.model.parameters()):
-            return True
-        masks, plain = whole_masks(named_tensors(self.model), self.masks), whole_copy(self.model)
-        if plain is None:
-            logger.warning(
-                f"{type(self.model).__name__} is sharded, and has no config by which to build a whole one: its units "
-                "are left as zeros. Load its full state dict into a plain model and call hf_prune.shrink."
-            )
-            return False
-        self.model, self.optimizer, self.masks, self.groups = plain, None, masks, find_groups(plain)
-        return True
-
     def _cut(self) -> None:
         """Remove masked units physically; scores, masks and moments follow."""
         if not self.groups:
@@ -523,11 +442,6 @@ class Pruning:
             if gradient is not None and any_at(gradient, dim, gone):
                 return True
         return False
-
-
-def _by_kind(groups: Sequence[Group]) -> dict[str, list[str]]:
-    """Return names of groups by their kind."""
-    return {kind: [g.name for g in groups if g.kind == kind] for kind in dict.fromkeys(group.kind for group in groups)}
 
 
 def unwrap(model: nn.Module, accelerator: Any = None) -> nn.Module:

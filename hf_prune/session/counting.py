@@ -1,0 +1,60 @@
+"""The numbers that a log shows: how sparse a model is by now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..masks import count_masked, entries_left
+from ..removal import named_tensors
+from ..structure import Group
+
+if TYPE_CHECKING:
+    from .pruning import Pruning
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """What was counted over all shards when masks last changed: a log, perhaps of one process, must not wait.
+
+    Args:
+        sparsity: Share of zeros in all matrices that units are cut from or that single weights leave.
+        sparsity_weight: Share of masked weights where there are masks.
+    """
+
+    sparsity: float
+    sparsity_weight: float
+
+
+def count_zeros(pruning: Pruning) -> Zeros:
+    """Count what is masked or gone now; under FSDP all processes call it."""
+    tensors, in_scope = named_tensors(pruning.model), {name for names in pruning.weights.values() for name in names}
+    owned = {part.parameter for group in pruning.groups for part in group.slices}
+    matrices = {name for name in owned if tensors[name].ndim > 1}
+    beside = (in_scope | set(pruning.masks)) - matrices
+    total = (pruning.dense_macs if pruning.groups else 0) + sum(tensors[name].numel() for name in beside)
+    vectors = pruning._vectors() if pruning.groups else {}
+    left = entries_left(matrices | beside, tensors, vectors, pruning.masks)
+    masked, prunable = count_masked(tensors, pruning.masks)
+    return Zeros(round(1 - left / total, 6), round(masked / prunable, 6) if prunable else 0.0)
+
+
+def numbers_of(pruning: Pruning) -> dict[str, float]:
+    """Return what a log should show: sparsity in all and by kind, and the share of MACs left."""
+    result = {"sparsity": pruning.zeros.sparsity}
+    kinds = dict.fromkeys(kind for by_kind in pruning.counted.values() for kind in by_kind)
+    for kind in kinds:
+        names = [name for by_kind in pruning.counted.values() for name in by_kind.get(kind, ())]
+        left = sum(int(pruning.alive[name].sum()) for name in names if name in pruning.alive)
+        result[f"sparsity_{kind}"] = round(1 - left / sum(pruning.dense_units[name] for name in names), 6)
+    if pruning.weights or pruning.masks:
+        result["sparsity_weight"] = pruning.zeros.sparsity_weight
+    if pruning.groups:
+        result["macs_left"] = round(pruning.macs_left(), 6)
+    return result
+
+
+def by_kind(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """Return names of groups by their kind."""
+    return {kind: [g.name for g in groups if g.kind == kind] for kind in dict.fromkeys(group.kind for group in groups)}

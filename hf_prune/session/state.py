@@ -1,0 +1,90 @@
+"""What a resumed run needs, out of a session and into one; and a sharded session as a whole one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from ..architectures import find_groups
+from ..errors import PruningError
+from ..masks import local_masks, whole_masks
+from ..plan import Record
+from ..removal import named_tensors, skip_removed
+from ..report import Measurement
+from ..sharding import any_sharded, whole_copy
+from ..stock import write_record
+from .counting import count_zeros
+
+if TYPE_CHECKING:
+    from .pruning import Pruning
+
+logger = logging.getLogger(__name__)
+
+
+def state_of(pruning: Pruning) -> dict[str, Any]:
+    """Return step, plan, masks (whole ones) and running means; under FSDP all processes call it."""
+    state: dict[str, Any] = {
+        "steps": pruning.steps,
+        "leaky": pruning._leaky,
+        "unchecked": pruning._unchecked,
+        "record": {name: list(entry) for name, entry in pruning.record.items()},
+        "dense": [pruning.dense_units, pruning.dense_macs, asdict(pruning.dense), pruning.counted],
+        "alive": dict(pruning.alive),
+        "masks": whole_masks(named_tensors(pruning.model), pruning.masks),
+    }
+    if pruning.watcher is not None:
+        state["square"], state["absolute"] = dict(pruning.watcher.square), dict(pruning.watcher.absolute)
+    return state
+
+
+def restore(pruning: Pruning, state: Mapping[str, Any]) -> None:
+    """Set a session to where `state_of` was taken.
+
+    Raises:
+        PruningError: The state is of another model or of other pruners.
+    """
+    if set(state["alive"]) != set(pruning.alive):
+        raise PruningError(
+            f"The pruning state must be of this model and these pruners. Received: {sorted(state['alive'])[:4]}"
+        )
+    pruning.steps, pruning._leaky, pruning._unchecked = state["steps"], state["leaky"], state["unchecked"]
+    pruning.record = Record({name: (list(kept), dense) for name, (kept, dense) in state["record"].items()})
+    pruning.dense_units, pruning.dense_macs, dense, pruning.counted = state["dense"]
+    pruning.dense = Measurement(**dense)
+    pruning.groups = find_groups(pruning.model) if pruning.groups else []
+    for group in pruning.groups:
+        if len(state["alive"][group.name]) != group.units:
+            raise PruningError(
+                f"The pruning state of '{group.name}' must have the model's {group.units} units. "
+                f"Received: {len(state['alive'][group.name])}"
+            )
+    write_record(pruning.model, pruning.record)
+    pruning.alive = {name: mask.clone() for name, mask in state["alive"].items()}
+    pruning.masks = local_masks(named_tensors(pruning.model), state["masks"])
+    if pruning.watcher is not None and "square" in state:
+        pruning.watcher.stop()
+        pruning.watcher.groups = [group for group in pruning.groups if group.name in pruning.watcher.square]
+        pruning.watcher.square, pruning.watcher.absolute = dict(state["square"]), dict(state["absolute"])
+        if not pruning.finished and pruning.data is None:
+            pruning.watcher.start()
+    pruning._read_next()
+    skip_removed(pruning.model, pruning.groups, pruning._live_kept())
+    pruning.zeros = count_zeros(pruning)
+    pruning.hold()
+
+
+def gather(pruning: Pruning) -> bool:
+    """Let a session go on with a plain copy of its sharded model; return whether units can be removed now."""
+    if not any_sharded(pruning.model.parameters()):
+        return True
+    masks, plain = whole_masks(named_tensors(pruning.model), pruning.masks), whole_copy(pruning.model)
+    if plain is None:
+        logger.warning(
+            f"{type(pruning.model).__name__} is sharded, and has no config by which to build a whole one: its units "
+            "are left as zeros. Load its full state dict into a plain model and call hf_prune.shrink."
+        )
+        return False
+    pruning.model, pruning.optimizer, pruning.masks, pruning.groups = plain, None, masks, find_groups(plain)
+    return True
