@@ -26,12 +26,16 @@ from .resume import (
 )
 from .schedules import Schedule
 from .session import Pruning, recover, unwrap
+from .training_log import FILE, TrainingLog
 
 logger = logging.getLogger(__name__)
 
 
 class PruningCallback(TrainerCallback):  # type: ignore[misc]
     """Prune gradually while any Trainer trains.
+
+    What is logged is also written to ``pruning_log.csv`` in `output_dir`, one row a log, over resumes too. Under FSDP
+    the Trainer's model keeps zeros, and ``callback.pruning.model`` is the whole, shrunk one when training has ended.
 
     Its checkpoints hold the state of pruning: a run that is killed, even while it saves, goes on with
     ``trainer.train(resume_from_checkpoint=True)`` as if nothing had been.
@@ -70,6 +74,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         self.pruning: Pruning | None = None
         self.report: Report | None = None
         self._saving: Path | None = None
+        self._log: TrainingLog | None = None
 
     def attach(self, trainer: Any) -> Any:
         """Put this callback first in a Trainer, so that its numbers reach every tracker; return the Trainer."""
@@ -104,6 +109,9 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         if state.global_step:
             self._resume(resumed_folder(args, state.global_step), state.global_step)
         complete_checkpoints(state, lambda folder: self._complete(folder, args))
+        self._log = TrainingLog(Path(args.output_dir) / FILE) if state.is_world_process_zero else None
+        if self._log is not None:
+            self._log.begin(state.global_step)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Read gradients, complete and clipped."""
@@ -124,17 +132,20 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             if self._session.watcher is not None:
                 self._session.watcher.synchronize()
             torch.distributed.barrier()  # until every process has saved its part
+        held = self._session.state_dict()  # in every process: shards are gathered
         folder, self._saving = self._saving, None
         if state.is_world_process_zero and (args.world_size > 1 or folder is None):
-            self._write(folder or Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            self._write(held, folder or Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Add sparsity and the share of MACs left to what is logged."""
+        """Add sparsity and the share of MACs left to what is logged, and all of it to a table in `output_dir`."""
         if self.pruning is not None and logs is not None and "loss" in logs:
             numbers = self.pruning.logs()
             logs.update(numbers)
             if state.log_history:
                 state.log_history[-1].update(numbers)
+            if self._log is not None:
+                self._log.add({"step": state.global_step, **logs})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Shrink, and report."""
@@ -152,10 +163,10 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         """Write the pruning state while a Trainer saves; several processes have to agree first, in on_save."""
         self._saving = folder
         if args.world_size == 1:
-            self._write(folder)
+            self._write(self._session.state_dict(), folder)
 
-    def _write(self, folder: Path) -> None:
-        write_state({**self._session.state_dict(), "files": fingerprint(folder)}, folder / STATE)
+    def _write(self, held: Mapping[str, Any], folder: Path) -> None:
+        write_state({**held, "files": fingerprint(folder)}, folder / STATE)
 
     def _resume(self, folder: Path, step: int) -> None:
         """Go on with the state of a checkpoint, or with what the zeros in its weights tell of it."""

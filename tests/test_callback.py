@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import json
 import logging
 from pathlib import Path
@@ -108,6 +109,16 @@ def test_logs_reach_history_and_trackers(tmp_path, monkeypatch):
     events = EventAccumulator(str(file)).Reload()
     written = [event.value for event in events.Scalars("train/macs_left")]
     assert written == pytest.approx([entry["macs_left"] for entry in history])
+    rows = logged_rows(tmp_path)
+    assert [int(row["step"]) for row in rows] == [entry["step"] for entry in history]
+    for key in ("loss", "sparsity", *keys):
+        assert [float(row[key]) for row in rows] == [entry[key] for entry in history]
+
+
+def logged_rows(folder: Any) -> list[dict[str, str]]:
+    """Return the table that a run has written."""
+    with (folder / "pruning_log.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def test_attached_twice_is_there_once(tmp_path):
@@ -140,6 +151,7 @@ def test_resume_in_mid_schedule_changes_no_bit(case, tmp_path):
     saving = {"save_strategy": "steps", "save_steps": 4}
     whole = make_trainer(tmp_path, first := make_callback(**settings), build(), **saving)
     whole.train()
+    table = logged_rows(tmp_path)
     resumed = make_trainer(tmp_path, second := make_callback(**settings), build(seed=1), **saving)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert second.report.kept == first.report.kept
@@ -148,6 +160,8 @@ def test_resume_in_mid_schedule_changes_no_bit(case, tmp_path):
     assert getattr(whole.model.config, "pruning_config", None) == getattr(resumed.model.config, "pruning_config", None)
     for name, mask in first.pruning.masks.items():
         assert torch.equal(mask, second.pruning.masks[name])
+    assert [int(row["step"]) for row in table] == [*range(1, 13)]
+    assert logged_rows(tmp_path) == table, "no row twice, none lost"
 
 
 def test_checkpoints_of_a_resumed_run_load(tmp_path):

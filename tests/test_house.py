@@ -28,7 +28,7 @@ ROWS = (
     "skipping",
     "depth stock distillation",
     "removal",
-    "pruners checkpoint report selfcheck resume",
+    "pruners checkpoint report selfcheck resume training_log",
     "card",
     "session hub export",
     "recipe callback",

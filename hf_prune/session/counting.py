@@ -30,7 +30,7 @@ class Zeros:
 def count_zeros(pruning: Pruning) -> Zeros:
     """Count what is masked or gone now; under FSDP all processes call it."""
     tensors, in_scope = named_tensors(pruning.model), {name for names in pruning.weights.values() for name in names}
-    owned = {part.parameter for group in pruning.groups for part in group.slices}
+    owned = {part.parameter for group in pruning.groups for part in group.slices if not part.adapter}
     matrices = {name for name in owned if tensors[name].ndim > 1}
     beside = (in_scope | set(pruning.masks)) - matrices
     total = (pruning.dense_macs if pruning.groups else 0) + sum(tensors[name].numel() for name in beside)
