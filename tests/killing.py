@@ -12,7 +12,6 @@ import select
 import shutil
 import signal
 import subprocess
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from typing import Any
 
 import torch
 from models import build_bert
-from tqdm import tqdm
+from transformers.utils import logging
 
 from hf_prune import PruningError, folders, load_pruned, save_pruned, shrink
 
@@ -88,7 +87,6 @@ def run_killed(save: Callable[[], None], delay: float | None) -> tuple[float, bo
     child = os.fork()
     if not child:
         try:
-            tqdm.set_lock(threading.RLock())  # its own is shared with this process, which a kill would stop for ever
             os.write(starts, b"x")
             save()
             os._exit(0)
@@ -118,10 +116,11 @@ def kill_saves(
 
     Returns:
         Counts: ``old``, ``new`` (which version the folder was, whole), ``broken`` (neither), ``half_written`` (a kill
-        that left a half-written folder beside), ``ended`` (the save was faster than its kill); ``seconds`` of a save.
+        that left a half-written folder beside), ``ended`` (the save was faster than its kill); ``save_ms``, the median of five.
     """
     if save is Version.save_plainly:  # which leaves a single file beside shards: two single files, to be fair
         versions = (versions[0], replace(versions[1], shard_size="5GB", files=versions[0].files))
+    logging.disable_progress_bar()  # bars share a lock with this process, which a kill would hold for ever
     versions[0].save(folder)
     (folder / NOTE).write_text("mine")
     seconds = sorted(run_killed(lambda one=versions[i % 2]: save(one, folder), None)[0] for i in range(1, 6))[2]
@@ -139,6 +138,7 @@ def kill_saves(
             (folder / NOTE).write_text("mine")
         now = 1 - now if what == "new" else now
     versions[now].save(folder)
+    logging.enable_progress_bar()
     assert not left_overs(folder), "the last save removes what killed ones left"
     names = ("old", "new", "broken", "half_written", "ended")
     return {"kills": kills, "save_ms": round(1e3 * seconds, 1), **{name: counts[name] for name in names}}
