@@ -116,7 +116,7 @@ def kill_saves(
 
     Returns:
         Counts: ``old``, ``new`` (which version the folder was, whole), ``broken`` (neither), ``half_written`` (a kill
-        that left a half-written folder beside), ``ended`` (the save was faster than its kill); ``save_ms``, the median of five.
+        that left a half-written folder beside), ``ended`` (the save was faster than its kill); ``save_ms``, a median.
     """
     if save is Version.save_plainly:  # which leaves a single file beside shards: two single files, to be fair
         versions = (versions[0], replace(versions[1], shard_size="5GB", files=versions[0].files))
