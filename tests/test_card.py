@@ -296,6 +296,17 @@ def test_the_commands_card_and_push_take_a_runs_folder(run: Path, tmp_path: Path
     assert "other" in hub.repos["tester/tiny"].branches
 
 
+def test_what_trainer_wrote_makes_room_for_our_card(run: Path) -> None:
+    from models import build_bert, training_arguments
+    from transformers import Trainer
+
+    from hf_prune.card import is_ours, write_card
+
+    Trainer(build_bert(), training_arguments(run / "model")).create_model_card()
+    assert "Trainer" in (run / "model" / "README.md").read_text()
+    assert is_ours(write_card(run / "model").read_text())
+
+
 def test_a_hands_card_goes_up_as_it_is(run: Path) -> None:
     from hf_prune import push_pruned
 

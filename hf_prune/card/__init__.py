@@ -12,7 +12,7 @@ from .facts import (
     read_config,
     without_tokens,
 )
-from .writing import earlier_facts, is_ours, model_card, write_card
+from .writing import earlier_facts, is_ours, may_replace, model_card, write_card
 
 __all__ = [
     "CARD",
@@ -25,6 +25,7 @@ __all__ = [
     "find_report",
     "inherited_license",
     "is_ours",
+    "may_replace",
     "model_card",
     "read_config",
     "without_tokens",

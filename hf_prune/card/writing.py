@@ -33,6 +33,7 @@ from .numbers import numbers, words
 if TYPE_CHECKING:
     from ..report import Report
 
+_TRAINERS = "generated automatically according to the information the Trainer had access to"
 _MARK = re.compile(r"\n<!-- hf_prune card ([0-9a-f]{64}) -->\n?$")
 _MACHINE = ("cpu", "cores", "gpu", "date")  # of `environment`: told elsewhere, or not a version
 
@@ -119,7 +120,7 @@ def write_card(
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"A card needs a saved model with its config.json. Received: '{folder}'.")
     older = card.read_text("utf-8") if card.is_file() else ""
-    if older and not force and not is_ours(older):
+    if older and not force and not may_replace(older):
         raise PruningError(
             f"README.md was written or changed by hand; --force (force=True) replaces it. Received: '{card}'"
         )
@@ -127,6 +128,11 @@ def write_card(
     said = {**_files_told(folder, told), **earlier_facts(older), **{k: v for k, v in facts.items() if v}}
     card.write_text(model_card(told, folder=folder, **_licensed(said, told, folder)), "utf-8")
     return card
+
+
+def may_replace(text: str) -> bool:
+    """Whether no hand has a part in a card: it is ours, or Trainer's, whose comment asks to be removed by who edits it."""
+    return is_ours(text) or _TRAINERS in text
 
 
 def is_ours(text: str) -> bool:

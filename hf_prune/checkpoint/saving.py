@@ -14,7 +14,7 @@ from ..plan import BLOCK, read_record
 from ..skipping import is_only_masked
 from ..stock import write_record
 from .padding import pad_to_stock
-from .reading import write_digests
+from .reading import CONFIG, write_digests
 from .standalone import FILE, forget_standalone, state_standalone
 
 # what an older save wrote and this one may not: a single file beside shards would be loaded instead of them
@@ -117,13 +117,15 @@ def _is_torchs(model: Any, mask: str) -> bool:
 
 @contextmanager
 def _or_as_it_was(path: str | Path) -> Iterator[None]:
-    """Say of a write that failed that it changed nothing; writers in Rust raise types of their own."""
+    """Say of a write that failed what is left there; writers in Rust raise types of their own."""
+    config = Path(path) / CONFIG
+    was_there = config.is_file()
     try:
         yield
     except Exception as error:
         if not isinstance(error, OSError) and "(os error " not in str(error):
             raise
+        left = "what was there before is untouched" if config.is_file() == was_there else "it is incomplete now"
         raise PruningError(
-            f"The folder '{path}' could not be written; what was there before is untouched. "
-            f"Received: {type(error).__name__}: {error}"
+            f"The folder '{path}' could not be written; {left}. Received: {type(error).__name__}: {error}"
         ) from error

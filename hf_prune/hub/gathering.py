@@ -18,7 +18,7 @@ from ..card import (
     earlier_facts,
     find_report,
     inherited_license,
-    is_ours,
+    may_replace,
     model_card,
     read_config,
     without_tokens,
@@ -60,7 +60,7 @@ def gather(
     told = as_dict(report) or find_report(folder) or {}
     _write_report(told, files, extra)
     older = files[CARD].read_text("utf-8") if CARD in files else ""
-    if not older or is_ours(older):
+    if not older or may_replace(older):
         names = sorted({*files, *(path.name for path in extra.iterdir())})
         facts = {"repo_id": repo_id, **_card_files(names), **earlier_facts(older), **card}
         facts = _with_license(facts, told, folder, api)
