@@ -131,7 +131,7 @@ def write_card(
 
 
 def may_replace(text: str) -> bool:
-    """Whether no hand has a part in a card: it is ours, or Trainer's, whose comment asks to be removed by who edits it."""
+    """Whether no hand has a part in a card: it is ours, or Trainer's, whose comment an editor is asked to remove."""
     return is_ours(text) or _TRAINERS in text
 
 
