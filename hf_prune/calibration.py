@@ -49,9 +49,12 @@ class GateWatcher:
             )
             for unit, path in enumerate(whole):
                 module = self.model.get_submodule(path)
-                self._handles.append(module.register_forward_hook(self._whole(group, unit), with_kwargs=True))
+                hook = torch.compiler.disable(self._whole(group, unit))  # type: ignore[no-untyped-call]
+                self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
         for path, read in by_module.items():
-            self._handles.append(self.model.get_submodule(path).register_forward_pre_hook(self._hook(read)))
+            # not compiled: with a hook on a tensor inside, torch 2.13 loses what a forward sets (BERT's problem_type)
+            hook = torch.compiler.disable(self._hook(read))  # type: ignore[no-untyped-call]
+            self._handles.append(self.model.get_submodule(path).register_forward_pre_hook(hook))
 
     def stop(self) -> None:
         """Remove the hooks; the means stay."""
