@@ -258,10 +258,12 @@ def say(text: str) -> None:
 
 def _model(recipe: Recipe, auto_class: Any, labels: dict[str, Any]) -> Any:
     """Load the dense model, or make a new one from the recipe's config."""
-    settings = recipe.model
+    settings, options = recipe.model, dict(labels)
+    if recipe.distillation is not None and recipe.distillation.uses("attention"):
+        options["attn_implementation"] = "eager"  # transformers 4 cannot change that of every model later
     if settings.name is not None:
         try:
-            return auto_class.from_pretrained(settings.name, revision=settings.revision, dtype=torch.float32, **labels)
+            return auto_class.from_pretrained(settings.name, revision=settings.revision, dtype=torch.float32, **options)
         except OSError as error:
             raise RecipeError(
                 f"model.name must be a Hub name or a local folder. Received: '{settings.name}' ({error})"
@@ -270,7 +272,7 @@ def _model(recipe: Recipe, auto_class: Any, labels: dict[str, Any]) -> Any:
     if "model_type" not in config:
         raise RecipeError(f"model.config needs a model_type, such as vit. Received keys: {', '.join(config) or 'none'}")
     try:
-        return auto_class.from_config(AutoConfig.for_model(**config, **labels))
+        return auto_class.from_config(AutoConfig.for_model(**config, **options))
     except (TypeError, ValueError) as error:
         raise RecipeError(f"model.config does not describe a model for {recipe.task}: {error}") from error
 

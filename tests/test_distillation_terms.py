@@ -33,16 +33,19 @@ from hf_prune import (
     NeuronPruner,
     PruningCallback,
     PruningError,
+    RecipeError,
     Schedule,
     Target,
     load_pruned,
     mask_units,
     save_pruned,
     shrink,
+    workflow,
 )
 from hf_prune.distillation.layers import map_layers
 from hf_prune.distillation.losses import attention_loss, hidden_loss, labels_loss, logits_loss
 from hf_prune.distillation.trainer import Lesson
+from hf_prune.recipe import load_recipe
 
 
 def build_bert(head: str = "ForSequenceClassification", seed: int = 0, **changes: Any) -> Any:
@@ -455,6 +458,19 @@ def test_adapters_learn_from_the_dense_model(tmp_path):
     trainer.train()
     entry = trainer.state.log_history[0]
     assert all(entry[f"distillation_{term}"] > 0 for term in ("hard", "logits", "hidden"))
+
+
+def test_a_recipe_says_all_of_it(tmp_path):
+    """Weights of two numbers, maps of layers and types come through YAML; attention is eager from the start."""
+    keys = ["hidden=[1.0, 0.0]", "attention=0.5", "layer_map={0: 1}", "heads=kept", "teacher_dtype=bfloat16"]
+    recipe = load_recipe("quickstart", [f"output={tmp_path}", *(f"distillation.{key}" for key in keys)])
+    expected = Distillation(hidden=(1.0, 0.0), attention=0.5, layer_map={0: 1}, heads="kept", teacher_dtype="bfloat16")
+    assert recipe.distillation == expected
+    (tmp_path / "again.yaml").write_text(recipe.yaml(), encoding="utf-8")
+    assert load_recipe(tmp_path / "again.yaml").distillation == expected
+    assert workflow.prepare(recipe).model.config._attn_implementation == "eager"
+    with pytest.raises(RecipeError, match=r"distillation.hidden.*Received"):
+        load_recipe("quickstart", ["distillation.hidden=[1]"])
 
 
 # what cannot be
