@@ -182,12 +182,13 @@ def _texts(draw: Any, files: dict[str, bytes], name: str) -> dict[str, bytes]:
 def _shapes(draw: Any, files: dict[str, bytes], name: str) -> dict[str, bytes]:
     """State another shape in the config itself."""
     config = _config(files)
-    shapes = [*SHAPES, "num_attention_heads"] if name == "digests" else SHAPES  # no tensor's shape speaks of heads
+    shapes = [*SHAPES, "num_attention_heads"] if name == "digests" else SHAPES  # no shape speaks of heads
     keys = [key for key in shapes if isinstance(config, dict) and key in config]
     if not keys:
         return files
     key = draw(st.sampled_from(keys))
-    config[key] = draw(st.one_of(st.integers(-2, 70), st.sampled_from([10**5, 10**9, None, "4", 4.0, [4]])))
+    absurd = st.sampled_from([10**5, 10**9, None, "4", 4.0, [4]])
+    config[key] = draw(absurd if key == "image_size" else st.one_of(st.integers(-2, 70), absurd))  # 17 is 16 in patches
     return {**files, "config.json": json.dumps(config).encode()}
 
 

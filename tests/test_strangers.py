@@ -243,6 +243,14 @@ def test_another_config_is_found_by_digests(tmp_path):
     assert_refused(tmp_path, "Received: 1 others, first 'config.json'")
 
 
+def test_an_index_that_says_another_file_is_refused(tmp_path):
+    save_pruned(shrink(build_llama(), PLANS["llama"]), tmp_path, max_shard_size="5KB")
+    file = tmp_path / "model-00001-of-00004.safetensors"
+    name, tensor = next(iter(load_file(file).items()))
+    save_file({f"{name}s": tensor, **{k: v for k, v in load_file(file).items() if k != name}}, file)
+    assert_refused(tmp_path, f"must say of each tensor which file holds it. Received: '{name}'")
+
+
 @pytest.mark.parametrize("layers", [10**9, 42])
 def test_more_layers_than_tensors_are_refused_before_any_is_built(layers, folder):
     edit_config(folder, num_hidden_layers=layers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from ..folders import put_back
 from ..plan import BLOCK, close_kept, read_record
 from ..removal import cut
 from .legacy import adopt_legacy_heads
-from .reading import HUB_ARGUMENTS, check_arrived, check_files, clear_errors, refuse_pickle, written_config
+from .reading import check_arrived, check_files, clear_errors, hub_arguments, refuse_pickle, written_config
 from .standalone import forget_standalone
 
 
@@ -49,13 +50,13 @@ def load_pruned(path_or_repo: str | Path, *, model_class: Any = None, **from_pre
     with _cut_after_init(model_class):
         if BLOCK in config:  # the hook checks it
             return load(**from_pretrained_kwargs)
-        return _load_checked(load, path_or_repo, config, from_pretrained_kwargs)
+        return _load_checked(load, model_class, path_or_repo, config, from_pretrained_kwargs)
 
 
 def _saved_class(path: Any, arguments: dict[str, Any]) -> Any:
     import transformers
 
-    loading = {key: arguments[key] for key in (*HUB_ARGUMENTS, "trust_remote_code") if key in arguments}
+    loading = {**hub_arguments(arguments), "trust_remote_code": arguments.get("trust_remote_code")}
     with clear_errors(path) if Path(path).is_dir() else nullcontext():
         config = transformers.AutoConfig.from_pretrained(path, **loading)
     names = config.architectures if isinstance(config.architectures, list) else None
@@ -156,7 +157,7 @@ def enable_loading(modeling_utils: Any = None) -> None:
     def from_pretrained(cls: Any, path: Any, *args: Any, **arguments: Any) -> Any:
         load = partial(stock_load.__func__, cls, path, *args)
         config = written_config(path, arguments.get("config"), arguments)
-        return _load_checked(load, path, config, arguments) if BLOCK in config else load(**arguments)
+        return _load_checked(load, cls, path, config, arguments) if BLOCK in config else load(**arguments)
 
     base.post_init, base.from_pretrained = post_init, classmethod(from_pretrained)
 
@@ -172,18 +173,43 @@ def disable_loading() -> None:
         _stock_post_init = None
 
 
-def _load_checked(load: Callable[..., Any], path: Any, config: dict[str, Any], arguments: dict[str, Any]) -> Any:
+def _load_checked(
+    load: Callable[..., Any], model_class: Any, path: Any, config: dict[str, Any], arguments: dict[str, Any]
+) -> Any:
     """Load a stranger's folder: nothing of it is believed, and no pickle is read."""
     told = arguments.pop("output_loading_info", False)
     arguments.setdefault("use_safetensors", True)
     saved = config.get("architectures")
     with clear_errors(path), _bounded(check_files(path, config, arguments)):
+        _try_to_build(model_class, path, arguments)
         model, info = load(output_loading_info=True, **arguments)
         check_arrived(model, saved, info, vars(model.config))
     if BLOCK in config:
         getattr(model.config, BLOCK).pop("digests", None)  # of the files; the live model's tensors will change
     forget_standalone(model)
     return (model, info) if told else model
+
+
+def _try_to_build(model_class: Any, path: Any, arguments: dict[str, Any]) -> None:
+    """Build the model where nothing is allocated: transformers 4 allocates each tensor before it forgets it again.
+
+    Raises:
+        CheckpointError: It is too large for its files, or the plan is not this model's.
+    """
+    import transformers
+
+    if not transformers.__version__.startswith("4."):
+        return
+    config = arguments.get("config")
+    if not isinstance(config, transformers.PretrainedConfig):
+        config = model_class.config_class.from_pretrained(config or path, **hub_arguments(arguments))
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            model_class(copy.deepcopy(config))
+    except CheckpointError:
+        raise
+    except Exception:  # some classes compute with values while they are built
+        return
 
 
 @contextmanager

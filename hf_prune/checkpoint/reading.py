@@ -59,7 +59,7 @@ def written_config(path: Any, config: Any, arguments: Mapping[str, Any]) -> dict
     if path is None or arguments.get("gguf_file") or (given and getattr(config, BLOCK, None) is None):
         return {}
     try:
-        told, _ = PretrainedConfig.get_config_dict(path if given or not config else config, **_hub(arguments))
+        told, _ = PretrainedConfig.get_config_dict(path if given or not config else config, **hub_arguments(arguments))
     except (OSError, ValueError):  # stock loading says it better
         return dict(vars(config)) if given else {}
     return dict(told)
@@ -127,6 +127,11 @@ def write_digests(folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
+def hub_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those arguments of `from_pretrained` that say where files lie."""
+    return {key: arguments[key] for key in HUB_ARGUMENTS if arguments.get(key) is not None}
+
+
 def refuse_pickle(path: Any) -> None:
     """Refuse what other pruning tools leave: a pickle of a whole model, which runs code when it is read.
 
@@ -145,10 +150,6 @@ def refuse_pickle(path: Any) -> None:
         )
 
 
-def _hub(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: arguments[key] for key in HUB_ARGUMENTS if arguments.get(key) is not None}
-
-
 def _weight_files(path: Any, arguments: Mapping[str, Any]) -> list[str]:
     """Return the local paths of a folder's or repository's safetensors files; none where it has others."""
     single = _local(path, WEIGHTS, arguments)
@@ -157,16 +158,21 @@ def _weight_files(path: Any, arguments: Mapping[str, Any]) -> list[str]:
     index = _local(path, INDEX, arguments)
     if index is None:
         return []
-    names = sorted(set(json.loads(Path(index).read_text("utf-8"))["weight_map"].values()))
-    for name in names:
+    stated = json.loads(Path(index).read_text("utf-8"))["weight_map"]
+    for name in stated.values():
         _check_name(name)
-    return [_local(path, name, arguments, must=True) for name in names]
+    files = {name: _local(path, name, arguments, must=True) for name in sorted(set(stated.values()))}
+    held = {tensor: name for name, file in files.items() for tensor in _tensor_types(file)}
+    odd = next((name for name in sorted({*stated, *held}) if stated.get(name) != held.get(name)), None)
+    if odd is not None:  # transformers 4 believes the index, and leaves at random what is not there
+        raise CheckpointError(f"{INDEX} must say of each tensor which file holds it. Received: '{odd:.80}'")
+    return list(files.values())
 
 
 def _local(path: Any, name: str, arguments: Mapping[str, Any], *, must: bool = False) -> Any:
     from transformers.utils import cached_file
 
-    return cached_file(path, name, _raise_exceptions_for_missing_entries=must, **_hub(arguments))
+    return cached_file(path, name, _raise_exceptions_for_missing_entries=must, **hub_arguments(arguments))
 
 
 def _check_name(name: Any) -> None:
