@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from .attempts import Attempts
 from .errors import CheckpointError, PruningError
 from .pruners import Pruner, Target
 from .report import Report
@@ -74,6 +75,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         self.pruning: Pruning | None = None
         self.report: Report | None = None
         self._saving: Path | None = None
+        self._attempts = Attempts()
         self._log: TrainingLog | None = None
 
     def attach(self, trainer: Any) -> Any:
@@ -89,11 +91,18 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Make fresh state, or go on from the checkpoint that training resumes from."""
-        if self.shrink_during_training and (args.world_size > 1 or args.torch_compile):
+        wrapped = args.world_size > 1 or args.torch_compile
+        if self.shrink_during_training and (wrapped or args.auto_find_batch_size):
             raise PruningError(
-                "shrink_during_training needs one process without torch.compile: a wrapper keeps the old shapes. "
-                f"Received: world_size={args.world_size}, torch_compile={args.torch_compile}"
+                "shrink_during_training needs one process without torch.compile, as a wrapper keeps the old shapes, "
+                "and without auto_find_batch_size, which begins again. Received: "
+                f"world_size={args.world_size}, torch_compile={args.torch_compile}, "
+                f"auto_find_batch_size={args.auto_find_batch_size}"
             )
+        if self.pruning is not None:
+            self.pruning.close()  # training may have failed before its end
+        if args.auto_find_batch_size:
+            self._attempts.begin(unwrap(kwargs["model"]), kwargs["optimizer"], state.train_batch_size)
         self.report = None
         self.pruning = Pruning(
             kwargs["model"],
@@ -150,6 +159,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Shrink, and report."""
         vars(state).pop("save_to_json", None)  # a session that has ended belongs into no checkpoint
+        self._attempts.end()
         self.report = self._session.finish(self.shrink_at_end)
         logger.info(self.report.table())
 

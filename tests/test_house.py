@@ -22,7 +22,7 @@ HEAVY = ("torch", "transformers", "datasets", "evaluate", "onnxruntime", "optimu
 # A module imports only from rows above its own here, never sideways. A new module belongs in one of them.
 ROWS = (
     "errors",
-    "registry structure files folders settings sharding",
+    "registry attempts structure files folders settings sharding",
     "plan adapters",
     "architectures schedules scores allocation masks calibration data metrics",
     "skipping",
@@ -32,7 +32,7 @@ ROWS = (
     "card",
     "session hub export",
     "recipe callback",
-    "workflow",
+    "workflow arguments",
     "cli",
 )
 RANK = {module: rank for rank, row in enumerate(ROWS) for module in row.split()}

@@ -1,0 +1,152 @@
+"""Pruning as command-line arguments, for scripts that read them with HfArgumentParser or TrlParser."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .callback import PruningCallback
+from .errors import PruningError, did_you_mean
+from .pruners import (
+    ChannelPruner,
+    ExpertPruner,
+    HeadPruner,
+    LayerPruner,
+    NeuronPruner,
+    Pruner,
+    Target,
+    UnitPruner,
+    WeightPruner,
+)
+from .schedules import SCHEDULES, Schedule
+
+_PRUNERS: dict[str, tuple[type[Pruner], dict[str, str]]] = {
+    "heads": (HeadPruner, {}),
+    "kv_groups": (HeadPruner, {"unit": "kv_group"}),
+    "neurons": (NeuronPruner, {}),
+    "layers": (LayerPruner, {}),
+    "branches": (LayerPruner, {"unit": "branch"}),
+    "experts": (ExpertPruner, {}),
+    "channels": (ChannelPruner, {}),
+    "weights": (WeightPruner, {}),
+}
+_KEYS = {"kind": "prune_schedule", "macs": "target_macs"}  # of our settings; others have "prune_" before their name
+
+
+@dataclass
+class PruningArguments:
+    """What to prune, when and how much: ``--prune heads neurons --target_macs 0.5``.
+
+    Every field says in its help what it does. A value that is wrong is found when arguments are parsed.
+
+    Raises:
+        PruningError: A value is out of range, or two contradict each other: names the argument.
+
+    Example:
+        >>> PruningArguments(prune=["heads", "neurons"], target_macs=0.5).callback().target
+        Target(macs=0.5)
+    """
+
+    prune: list[str] = field(
+        default_factory=lambda: ["heads", "neurons"], metadata={"help": f"What to remove: {', '.join(_PRUNERS)}."}
+    )
+    target_macs: float | None = field(
+        default=None,
+        metadata={"help": "Share of the multiply-accumulates that remains, in (0, 1], over all but weights."},
+    )
+    prune_sparsity: float | None = field(
+        default=None,
+        metadata={"help": "Share of each sort that is removed, in [0, 1); with --target_macs of weights alone."},
+    )
+    prune_begin: float = field(
+        default=0.1, metadata={"help": "First change: up to 1 a fraction of all steps, above 1 a step."}
+    )
+    prune_end: float = field(
+        default=0.7, metadata={"help": "Last change: up to 1 a fraction of all steps, above 1 a step."}
+    )
+    prune_frequency: int = field(default=50, metadata={"help": "Optimizer steps between two changes, at least 1."})
+    prune_schedule: str = field(default="cubic", metadata={"help": "cubic, linear, oneshot or a registered schedule."})
+    prune_score: str = field(default="taylor", metadata={"help": "A registered score, such as taylor, l1 or random."})
+    prune_multiple_of: int = field(default=1, metadata={"help": "Units that stay are a multiple of this, at least 1."})
+    prune_min_kept: int = field(default=1, metadata={"help": "Units that stay in every place at least, 0 or more."})
+    prune_shrink_at_end: bool = field(default=True, metadata={"help": "Remove units physically when training ends."})
+
+    def __post_init__(self) -> None:
+        """Find what is wrong before a model is loaded."""
+        self.callback()
+
+    def callback(self, *, data: Iterable[Mapping[str, Any]] | None = None, seed: int = 0) -> PruningCallback:
+        """Return a `PruningCallback`; ``attach`` it to a Trainer.
+
+        Args:
+            data: Calibration batches; ``None`` takes scores from the training batches.
+            seed: For scores that draw numbers.
+        """
+        pruners = [self._pruner(name) for name in self.prune]
+        target = None if self.target_macs is None else _named(Target, macs=self.target_macs)
+        self._check(pruners)
+        return PruningCallback(
+            pruners, self._schedule(), target=target, data=data, shrink_at_end=self.prune_shrink_at_end, seed=seed
+        )
+
+    def _pruner(self, name: str) -> Pruner:
+        if name not in _PRUNERS:
+            hint = did_you_mean(name, list(_PRUNERS))
+            raise PruningError(f"prune must name {', '.join(_PRUNERS)}.{hint} Received: '{name}'")
+        made, settings = _PRUNERS[name]
+        own = made is WeightPruner or self.target_macs is None
+        units: dict[str, Any] = (
+            {} if made is WeightPruner else {"multiple_of": self.prune_multiple_of, "min_kept": self.prune_min_kept}
+        )
+        sparsity = self.prune_sparsity if own else None
+        pruner: Pruner = _named(made, sparsity=sparsity, score=self.prune_score, **units, **settings)
+        _named(pruner.resolve_score, key="score")
+        return pruner
+
+    def _schedule(self) -> Schedule:
+        begin, end = _moment("prune_begin", self.prune_begin), _moment("prune_end", self.prune_end)
+        _named(lambda: SCHEDULES[self.prune_schedule], key="kind")
+        made: Schedule = _named(
+            Schedule, kind=self.prune_schedule, begin=begin, end=end, frequency=self.prune_frequency
+        )
+        if type(begin) is type(end) and begin > end:
+            raise PruningError(f"prune_begin must not be after prune_end. Received: {begin} and {end}")
+        return made
+
+    def _check(self, pruners: list[Pruner]) -> None:
+        units = [isinstance(pruner, UnitPruner) for pruner in pruners]
+        if not pruners:
+            raise PruningError(f"prune must name at least one of {', '.join(_PRUNERS)}. Received: none")
+        lacking = [
+            pruner.sparsity is None and (self.target_macs is None or not unit) for pruner, unit in zip(pruners, units)
+        ]
+        if any(lacking):
+            raise PruningError(
+                f"prune_sparsity must say how much of {', '.join(self.prune)} leaves"
+                f"{', or target_macs how much remains' if all(units) else ''}. Received: None"
+            )
+        if self.target_macs is not None and not any(units):
+            raise PruningError(f"target_macs is for units, not for weights alone. Received: {self.target_macs:g}")
+        if self.target_macs is not None and self.prune_sparsity is not None and all(units):
+            raise PruningError(
+                f"prune_sparsity must be left out where target_macs decides. Received: {self.prune_sparsity:g}"
+            )
+
+
+def _moment(key: str, value: float) -> float | int:
+    """Return a fraction of all steps as a float, and a step as an int."""
+    if value > 1 and value != int(value):
+        raise PruningError(f"{key} must be a fraction in [0, 1] or a whole step. Received: {value:g}")
+    return int(value) if value > 1 else float(value)
+
+
+def _named(make: Callable[..., Any], *, key: str = "", **settings: Any) -> Any:
+    """Make something of settings; an error names the argument that a setting came from."""
+    try:
+        return make(**settings)
+    except PruningError as error:
+        found = re.match(r"\w+: (\w+): (.*)", str(error), re.DOTALL)
+        setting, text = (found[1], found[2]) if found else (key, str(error))
+        raise PruningError(f"{_KEYS.get(setting, f'prune_{setting}')}: {text}") from None
