@@ -12,10 +12,9 @@ from torch import nn
 from .adapters import is_adapted, sync_adapter
 from .architectures import find_groups, live_shapes
 from .depth import check_depth, drop_modules
-from .errors import PruningError
 from .masks import moments
 from .plan import close_kept, read_record
-from .sharding import any_sharded, fill, whole
+from .sharding import check_whole, fill, whole
 from .skipping import (
     close_router,
     is_skipped,
@@ -75,11 +74,12 @@ def shrink(model: Model, kept: Kept | None = None, *, optimizer: Any = None) -> 
 
     Raises:
         PruningError: An unknown group or unit, unequal numbers of heads per KV group, too few units left of a group,
-            or layers whose removal the config cannot say.
+            or layers whose removal the config cannot say; or parameters are sharded by FSDP.
 
     Example:
         >>> shrink(model, {"layers.0.mlp.neurons": range(512)})  # doctest: +SKIP
     """
+    check_whole(model)
     groups, record = find_groups(model), read_record(model)
     live = unmasked_units(model, groups) if kept is None else record.to_live(groups, kept)
     live = close_kept(groups, live)
@@ -91,16 +91,8 @@ def shrink(model: Model, kept: Kept | None = None, *, optimizer: Any = None) -> 
 
 
 def cut(model: nn.Module, groups: Sequence[Group], live_kept: Kept, *, optimizer: Any = None) -> None:
-    """Drop all entries of removed units and tell the code around them; numbering is the live model's.
-
-    Raises:
-        PruningError: Its parameters are sharded.
-    """
-    if any_sharded(model.parameters()):
-        raise PruningError(
-            "Units are removed physically from whole tensors only. Under FSDP, Pruning.finish() gathers the model; or "
-            "load its full state dict into a plain model and shrink that. Received: sharded parameters"
-        )
+    """Drop all entries of removed units and tell the code around them; numbering is the live model's."""
+    check_whole(model)
     shapes = live_shapes(model)
     vectors = keep_vectors([group for group in groups if not group.modules or group.slices], live_kept, shapes)
     tensors, done = named_tensors(model), set[tuple[int, int]]()

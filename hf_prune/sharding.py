@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import PruningError
 
@@ -23,6 +23,19 @@ def is_sharded(tensor: Any) -> bool:
 def any_sharded(tensors: Iterable[Any]) -> bool:
     """Whether any of these tensors is a DTensor."""
     return any(is_sharded(tensor) for tensor in tensors)
+
+
+def check_whole(model: nn.Module) -> None:
+    """Raise before anything waits for other processes: perhaps only one of them has called.
+
+    Raises:
+        PruningError: Parameters are sharded.
+    """
+    if any_sharded(model.parameters()):
+        raise PruningError(
+            "Shrinking and saving need whole tensors. Under FSDP, Pruning.finish() gathers them: use its `model` then; "
+            "or load the full state dict into a plain model. Received: sharded parameters"
+        )
 
 
 def local(tensor: Any) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hf_prune import (
     HeadPruner,
+    LayerPruner,
     NeuronPruner,
     Pruning,
     PruningError,
@@ -39,6 +40,7 @@ from hf_prune.sharding import local, part_of, select_across, whole
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 
 STEPS, ROWS = 6, 8
+KINDS = ("fsdp", "hsdp", "ddp")
 ODD = {"hidden_size": 15, "num_attention_heads": 3, "intermediate_size": 11}
 
 
@@ -58,6 +60,8 @@ CASES: dict[str, tuple[str, Callable[[], Any], Target | None]] = {
         lambda: [WeightPruner(sparsity=0.5, score="random", allocation="uniform"), NeuronPruner(sparsity=0.5)],
         None,
     ),
+    "layers and branches": ("llama", lambda: LayerPruner(sparsity=0.4, unit="any"), None),
+    "calibrated": ("bert", lambda: [WeightPruner(sparsity=0.5), HeadPruner(sparsity=0.3)], None),
     "a score of one's own": ("llama", lambda: WeightPruner(sparsity=0.7, score=share_of_norm), None),
 }
 
@@ -66,13 +70,16 @@ def build(name: str, kind: str) -> tuple[Any, Any]:
     """Return a model, and what to call: itself, sharded or not, or what DDP makes of it."""
     model = (build_bert(**ODD) if name == "bert" else BUILD[name]()).double()
     if kind == "ddp":
-        return model, torch.nn.parallel.DistributedDataParallel(model)
-    if kind == "fsdp":
+        return model, torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=name == "llama")
+    if kind in ("fsdp", "hsdp"):
+        from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
+        shape = (2, 1) if kind == "hsdp" else (2,)  # two replicas, each of one shard
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replica", "shard")[-len(shape) :])
         for layer in model.base_model.encoder.layer if name == "bert" else model.base_model.layers:
-            fully_shard(layer)
-        fully_shard(model)
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
     return model, model
 
 
@@ -88,11 +95,12 @@ def my_batch(model: Any, step: int) -> dict[str, Tensor]:
 class Run:
     """One pruned training, up to any step."""
 
-    def __init__(self, case: str, kind: str, **changes: Any) -> None:
+    def __init__(self, case: str, kind: str) -> None:
         name, pruners, target = CASES[case]
         self.model, self.call = build(name, kind)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
-        settings = {"target": target, "total_steps": STEPS, "optimizer": self.optimizer, **changes}
+        data = [my_batch(self.model, 100)] if case == "calibrated" else None
+        settings = {"target": target, "total_steps": STEPS, "optimizer": self.optimizer, "data": data}
         self.pruning = Pruning(self.call, pruners(), Schedule(begin=1, end=5, frequency=2), **settings)
         self.norms: list[float] = []
 
@@ -114,7 +122,10 @@ class Run:
         zeros = {name: int((whole(one) == 0).sum()) for name, one in named_tensors(self.model).items() if one.ndim > 1}
         moments = sum(int((whole(one["exp_avg"]) == 0).sum()) for one in self.optimizer.state.values())
         report = self.pruning.finish()
+        with torch.no_grad():
+            logits = self.pruning.model.eval()(**draw_batch(self.pruning.model, 3, seed=7)).logits
         return {
+            "outputs": logits.flatten().tolist()[:50],
             "masks": masks,
             "zeros": [zeros, moments],
             "logs": logs,
@@ -158,7 +169,9 @@ def refusals() -> dict[str, str]:
     pruner = HeadPruner(sparsity=0.5)
     return {
         "shrink": message_of(shrink, model),
+        "save": message_of(save_pruned, model, "never"),
         "live": message_of(lambda: Pruning(model, pruner, total_steps=4, shrink_live=True)),
+        "unused": message_of(lambda: Pruning(build("bert", "ddp")[1], LayerPruner(sparsity=0.5), total_steps=4)),
     }
 
 
@@ -202,7 +215,7 @@ def work(folder: Path) -> None:
     """Do everything that needs two processes, and write what this one saw."""
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
-    pairs = [(case, kind) for case in CASES for kind in ("fsdp", "ddp")]
+    pairs = [(case, kind) for case in CASES for kind in KINDS]
     seen: dict[str, Any] = {f"{case}, {kind}": Run(case, kind).go().facts() for case, kind in pairs}
     seen["disagree"], seen["refusals"], seen["resume"] = disagree(rank), refusals(), resume()
     seen["selected"] = selected(rank)
@@ -232,12 +245,13 @@ def seen(folder):
 def test_masks_are_those_of_one_process(case, seen):
     one = Run(case, "plain").go().facts()
     for entry in seen:
-        for kind in ("fsdp", "ddp"):
+        for kind in KINDS:
             two = entry[f"{case}, {kind}"]
-            assert two["norms"] == pytest.approx(one["norms"], rel=1e-6)
+            for key in ("norms", "outputs"):
+                assert two[key] == pytest.approx(one[key], rel=1e-6), f"{kind}: {key}"
             for key in ("masks", "zeros", "logs", "kept", "counts"):
                 assert two[key] == json.loads(json.dumps(one[key])), f"{kind}: {key}"
-    assert one["logs"]["sparsity"] >= 0.5, "something was pruned"
+    assert one["logs"]["sparsity"] > 0.2, "something was pruned"
 
 
 def test_processes_that_differ_all_stop_and_name_what_differs(seen):
@@ -251,8 +265,10 @@ def test_processes_that_differ_all_stop_and_name_what_differs(seen):
 
 
 def test_what_is_not_possible_says_what_is(seen):
-    assert "Pruning.finish() gathers the model" in seen[0]["refusals"]["shrink"]
+    assert "Pruning.finish() gathers" in seen[0]["refusals"]["shrink"]
+    assert seen[0]["refusals"]["save"] == seen[0]["refusals"]["shrink"]
     assert "shrink_live needs whole parameters" in seen[0]["refusals"]["live"]
+    assert "DDP needs find_unused_parameters=True" in seen[0]["refusals"]["unused"]
 
 
 def test_equal_values_are_kept_in_the_order_of_one_process(seen):

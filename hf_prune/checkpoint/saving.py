@@ -11,6 +11,7 @@ from ..adapters import adapted
 from ..errors import PruningError
 from ..folders import whole_folder
 from ..plan import BLOCK, read_record
+from ..sharding import check_whole
 from ..skipping import is_only_masked
 from ..stock import write_record
 from .padding import pad_to_stock
@@ -91,6 +92,7 @@ def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 def _check_masks(model: Any) -> None:
     """Refuse a model of which a part is skipped by a mask that no file can hold: loaded again, it would run."""
+    check_whole(model)
     masked = [name for name, module in model.named_modules() if is_only_masked(module)]
     if masked:
         raise PruningError(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from ..errors import PruningError
-from ..pruners import Pruner, Target, UnitPruner
+from ..pruners import LayerPruner, Pruner, Target, UnitPruner
 from ..sharding import any_sharded
 from ..structure import Group
 
@@ -40,6 +40,23 @@ def check_model(model: nn.Module, shrink_live: bool) -> None:
         )
     if shrink_live and any_sharded(model.parameters()):
         raise PruningError("shrink_live needs whole parameters. Received: a model sharded by FSDP")
+
+
+def check_finds_unused(pruners: Sequence[Pruner], finds: bool) -> None:
+    """DDP waits for gradients of everything, also of what a masked layer has not run.
+
+    Args:
+        pruners: Those of the run.
+        finds: Whether DDP looks for parameters that get no gradient; otherwise it raises, in the midst of training.
+    """
+    emptying = [
+        one for one in pruners if isinstance(one, UnitPruner) and (isinstance(one, LayerPruner) or not one.min_kept)
+    ]
+    if emptying and not finds:
+        raise PruningError(
+            "Where whole layers or branches go, DDP needs find_unused_parameters=True (of a Trainer "
+            f"ddp_find_unused_parameters=True). Received: {type(emptying[0]).__name__} without it"
+        )
 
 
 def check_disjoint(chosen: Mapping[int, Sequence[Group]], target: Target | None) -> None:

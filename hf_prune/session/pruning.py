@@ -30,7 +30,7 @@ from ..scores import Score
 from ..sharding import any_at
 from ..stock import write_record
 from ..structure import Group, keep_vectors, matrix_entries, unit_cost
-from .checks import check_disjoint, check_model, check_settings
+from .checks import check_disjoint, check_finds_unused, check_model, check_settings
 from .counting import by_kind, count_zeros, numbers_of
 from .scoring import Scorer
 from .state import gather, restore, state_of
@@ -94,6 +94,7 @@ class Pruning:
         self.steps = 0
         check_settings(self.pruners, target)
         check_model(self.model, shrink_live)
+        check_finds_unused(self.pruners, getattr(model, "find_unused_parameters", True))
         structured = any(isinstance(pruner, UnitPruner) for pruner in self.pruners)
         self.groups = find_groups(self.model) if structured else []
         self.record = read_record(self.model)
@@ -146,11 +147,11 @@ class Pruning:
     def finish(self, shrink: bool = True) -> Report:
         """Hold the masks once more, remove the units, write the plan into the config, and report.
 
-        Under FSDP all processes call it. Where units are to be removed, `model` then is a plain copy of the sharded
-        model, shrunk, on the CPU of every process.
+        Under FSDP all processes call it, and `model` then is a plain copy of the sharded model, shrunk, on the CPU of
+        every process.
 
         Args:
-            shrink: Remove units physically; ``False`` leaves them as zeros.
+            shrink: Remove units physically; ``False`` leaves them as zeros, and a sharded model sharded.
         """
         self.close()
         if not self.finished:
@@ -164,7 +165,7 @@ class Pruning:
                 "multiple_of, include and exclude let no more units go."
             )
         self.hold()
-        if shrink and self.groups and gather(self):
+        if shrink and gather(self) and self.groups:
             self._cut()
             self.zeros = count_zeros(self)
         live, shown = self._live_kept(), [group for group in self.groups if group.kind in self._kinds()]

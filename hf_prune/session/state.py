@@ -82,9 +82,10 @@ def gather(pruning: Pruning) -> bool:
     masks, plain = whole_masks(named_tensors(pruning.model), pruning.masks), whole_copy(pruning.model)
     if plain is None:
         logger.warning(
-            f"{type(pruning.model).__name__} is sharded, and has no config by which to build a whole one: its units "
-            "are left as zeros. Load its full state dict into a plain model and call hf_prune.shrink."
+            f"{type(pruning.model).__name__} is sharded, and has no config by which to build a whole one: it stays so, "
+            "with zeros. Load its full state dict into a plain model, and call hf_prune.shrink where units are to go."
         )
         return False
-    pruning.model, pruning.optimizer, pruning.masks, pruning.groups = plain, None, masks, find_groups(plain)
+    pruning.model, pruning.optimizer, pruning.masks = plain, None, masks
+    pruning.groups = find_groups(plain) if pruning.groups else []
     return True
