@@ -26,7 +26,8 @@ from .resume import (
     write_state,
 )
 from .schedules import Schedule
-from .session import Pruning, recover, unwrap
+from .session import Pruning, check_finds_unused, recover, unwrap
+from .sharding import any_sharded
 from .training_log import FILE, TrainingLog
 
 logger = logging.getLogger(__name__)
@@ -104,6 +105,10 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         if args.auto_find_batch_size:
             self._attempts.begin(unwrap(kwargs["model"]), kwargs["optimizer"], state.train_batch_size)
         self.report = None
+        if args.world_size > 1 and not any_sharded(kwargs["model"].parameters()):
+            found = args.ddp_find_unused_parameters  # else a Trainer says yes, except under gradient checkpointing
+            pruners = [self.pruners] if isinstance(self.pruners, Pruner) else self.pruners
+            check_finds_unused(pruners, not args.gradient_checkpointing if found is None else found)
         self.pruning = Pruning(
             kwargs["model"],
             self.pruners,

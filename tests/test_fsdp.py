@@ -14,16 +14,26 @@ from typing import Any
 
 import pytest
 import torch
-from models import BUILD, assert_same_outputs, assert_same_weights, build_bert, draw_batch
+from models import (
+    BUILD,
+    assert_same_outputs,
+    assert_same_weights,
+    build_bert,
+    draw_batch,
+    draw_rows,
+    training_arguments,
+)
 from test_distributed import TORCHRUN, check_run
 from test_examples import ROOT, run_example
 from torch import Tensor
+from transformers import Trainer
 
 from hf_prune import (
     HeadPruner,
     LayerPruner,
     NeuronPruner,
     Pruning,
+    PruningCallback,
     PruningError,
     Schedule,
     Target,
@@ -164,6 +174,15 @@ def disagree(rank: int) -> dict[str, str]:
     return said
 
 
+def train_layers(folder: Path, **changes: Any) -> None:
+    """Let a Trainer drop layers."""
+    callback = PruningCallback(LayerPruner(sparsity=0.5), Schedule(begin=1, end=2, frequency=1))
+    model = build_bert()
+    arguments = training_arguments(folder, max_steps=4, **changes)
+    Trainer(model, arguments, train_dataset=draw_rows(model, 16), callbacks=[callback]).train()
+    assert callback.report.kept["layers"] in ([0], [1])
+
+
 def refusals() -> dict[str, str]:
     model, _ = build("bert", "fsdp")
     pruner = HeadPruner(sparsity=0.5)
@@ -171,6 +190,8 @@ def refusals() -> dict[str, str]:
         "shrink": message_of(shrink, model),
         "save": message_of(save_pruned, model, "never"),
         "live": message_of(lambda: Pruning(model, pruner, total_steps=4, shrink_live=True)),
+        "trainer": message_of(lambda: train_layers(Path("ddp"), gradient_checkpointing=True)),
+        "no refusal": message_of(lambda: train_layers(Path("ddp"))),
         "unused": message_of(lambda: Pruning(build("bert", "ddp")[1], LayerPruner(sparsity=0.5), total_steps=4)),
     }
 
@@ -269,6 +290,8 @@ def test_what_is_not_possible_says_what_is(seen):
     assert seen[0]["refusals"]["save"] == seen[0]["refusals"]["shrink"]
     assert "shrink_live needs whole parameters" in seen[0]["refusals"]["live"]
     assert "DDP needs find_unused_parameters=True" in seen[0]["refusals"]["unused"]
+    assert seen[0]["refusals"]["trainer"] == seen[0]["refusals"]["unused"]
+    assert seen[0]["refusals"]["no refusal"] == ""
 
 
 def test_equal_values_are_kept_in_the_order_of_one_process(seen):

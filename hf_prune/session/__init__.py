@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from .checks import check_finds_unused
 from .oneshot import prune
 from .pruning import Pruning, unwrap
 from .recovery import recover
 
-__all__ = ["Pruning", "prune", "recover", "unwrap"]
+__all__ = ["Pruning", "check_finds_unused", "prune", "recover", "unwrap"]
