@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,17 @@ MODULES = {
     "song_ratings": ("RMSE", "parameters that are not 0", 42),
 }
 
+# with a Trainer and PruningArguments: the figure it prints, what that must reach, and how many MACs may be left
+TRAINERS = {
+    "token_classification": ("accuracy", 0.95, 8192),
+    "image_classification": ("accuracy", 0.75, 8192),
+    "audio_classification": ("accuracy", 0.95, 8192),
+    "question_answering": ("accuracy", 0.95, 8192),
+    "causal_lm": ("perplexity", 6, 0.7 * 18432),  # of 60 words
+    "seq2seq": ("perplexity", 4, 0.5 * 41216),  # of 30
+    "lora": ("perplexity", 60, 0.5 * 18432),
+}
+
 
 def run_example(path: Path, folder: Path, *arguments: str, launcher: tuple[str, ...] = ()) -> str:
     """Run an example in a process of its own and return what it prints."""
@@ -35,7 +47,9 @@ def run_example(path: Path, folder: Path, *arguments: str, launcher: tuple[str, 
 
 
 def test_all_examples_are_tested():
-    assert [path.stem for path in EXAMPLES] == sorted([*TRANSFORMERS, *MODULES, "fsdp2"])  # that one in test_fsdp.py
+    assert [path.stem for path in EXAMPLES] == sorted(
+        [*TRANSFORMERS, *MODULES, *TRAINERS, "fsdp2"]
+    )  # that one in test_fsdp.py
 
 
 @pytest.mark.parametrize("path", [one for one in EXAMPLES if one.stem in TRANSFORMERS], ids=lambda path: path.stem)
@@ -62,6 +76,22 @@ def test_example_of_a_module_prunes_and_still_works(name, tmp_path):
     assert pruned > dense - 0.1 if score == "accuracy" else pruned < dense * 1.1
     assert float(rows[size][2].removesuffix("% left")) <= most
     assert any(name.startswith("latency in torch") for name in rows)
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_example_with_arguments(name, tmp_path, monkeypatch, capsys):
+    """Runs as a script does, in this process: starting another one takes longer than the example."""
+    figure, least, macs = TRAINERS[name]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--tiny", "--output_dir", "out", "--disable_tqdm", "true"])
+    runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith(f"saved to {Path('out', 'final')}")
+    values = [float(word) for word in last.replace(",", "").split() if word[0].isdigit()]
+    assert values[-1] > least if figure == "accuracy" else values[-1] < least
+    assert name != "lora" or values[1] < 0.7 * values[0]
+    model = load_pruned(tmp_path / "out" / "final", dtype=torch.float32)
+    assert 0.8 * macs < prunable_macs(model) <= macs
 
 
 def table_rows(printed: str) -> dict[str, list[str]]:
