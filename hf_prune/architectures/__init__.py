@@ -108,6 +108,16 @@ def _inspect(model: nn.Module) -> Found:
     return found if isinstance(found, Found) else Found(found)
 
 
+def layer_lists(model: nn.Module) -> list[Group]:
+    """Return the lists of layers of a model, to look at: those with adapters inside cannot be cut.
+
+    Args:
+        model: A transformers model; of a PeftModel the one inside, whose names count.
+    """
+    load_entry_points()
+    return [group for group in _inspect(bare(model)).groups if group.kind == "layer"]
+
+
 def live_shapes(model: nn.Module) -> Shapes:
     """Return the shape of every parameter and buffer by name."""
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..architectures import find_groups, live_shapes
+from ..adapters import bare
+from ..architectures import find_groups, layer_lists, live_shapes
 from ..errors import PruningError
 from ..plan import BLOCK, Record, read_record
 from ..skipping import is_only_masked
@@ -39,11 +40,11 @@ class Anatomy:
     """The layers and attentions that a model has now; looked up again when units have left.
 
     Args:
-        model: A model, not wrapped.
+        model: A model, not wrapped; of a PeftModel the one inside.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
+        self.model = bare(model)
         self._seen: object = None
         self._layers: dict[Key, str] = {}
         self._attentions: dict[Place, Attention] = {}
@@ -79,7 +80,7 @@ class Anatomy:
         if self._seen == seen:
             return
         self._seen, record, groups = seen, read_record(self.model), find_groups(self.model)
-        lists = [group for group in groups if group.kind == "layer"]
+        lists = layer_lists(self.model)
         self.dense = {group.name: record.dense_units(group) for group in lists}
         self._layers = {
             (group.name, number): path

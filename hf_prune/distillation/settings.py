@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator
 
@@ -18,7 +18,10 @@ def _weight(value: Any) -> float | tuple[float, float]:
     return float(value) if len(ends) == 1 else (float(ends[0]), float(ends[1]))
 
 
-Weight = Annotated[float | tuple[float, float], PlainValidator(_weight)]
+if TYPE_CHECKING:
+    Weight = float | tuple[float, float]
+else:  # pydantic would warn of the list that a tuple is in YAML
+    Weight = Annotated[Any, PlainValidator(_weight)]
 
 
 @settings(frozen=True)
