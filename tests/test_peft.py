@@ -120,11 +120,12 @@ def test_a_target_is_reached_although_no_weight_has_a_gradient(places, tmp_path)
     assert_same_outputs(merged, load_pruned(tmp_path / "final", dtype=torch.float32))
 
 
-def test_resume_with_adapters_changes_no_bit(tmp_path):
+@pytest.mark.parametrize("live", [False, True])
+def test_resume_with_adapters_changes_no_bit(live, tmp_path):
     """A checkpoint holds adapters alone: what is masked of the base is masked again."""
 
     def run(**given: Any) -> tuple[Any, PruningCallback]:
-        callback = PruningCallback(BOTH, EARLY, target=Target(macs=0.5))
+        callback = PruningCallback(BOTH, EARLY, target=Target(macs=0.5), shrink_during_training=live)
         trainer = make_trainer(
             tmp_path, callback, adapt(build_bert(), ["query", "value"]), save_strategy="steps", save_steps=4
         )
