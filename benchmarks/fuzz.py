@@ -65,7 +65,7 @@ def try_chunk(number: int) -> dict[str, Any]:
         "slowest": (0.0, ""),
         "largest": (0.0, ""),
     }
-    signal.signal(signal.SIGALRM, hang)
+    signal.signal(signal.SIGPROF, hang)
     with tempfile.TemporaryDirectory() as scratch:
 
         @seed(number)
@@ -74,7 +74,7 @@ def try_chunk(number: int) -> dict[str, Any]:
         def check(damage: fuzzing.Damage) -> None:
             Path("/proc/self/clear_refs").write_text("5")
             before, start = peak_mb("VmRSS"), time.process_time()
-            signal.alarm(LIMIT_S)
+            signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
             try:
                 outcome = fuzzing.load(sound[damage.name], damage, Path(scratch) / "model")
             except AssertionError as error:
@@ -84,7 +84,7 @@ def try_chunk(number: int) -> dict[str, Any]:
                 outcome = "hang" if isinstance(error, TimeoutError) else "crash"
                 told["bad"].append(f"{damage}: {type(error).__name__}: {str(error)[:200]}")
             finally:
-                signal.alarm(0)
+                signal.setitimer(signal.ITIMER_PROF, 0)
             seconds = time.process_time() - start
             told["outcomes"]["hang" if seconds > LIMIT_S else outcome] += 1
             told["mutations"].update(damage.steps)
