@@ -88,36 +88,41 @@ def run_lm(options: argparse.Namespace, seed: int) -> None:
 
     from hf_prune import Distillation, HeadPruner, NeuronPruner, PruningCallback, Schedule, Target
 
+    budget = f"{options.steps} steps" if options.rows is None else f"{options.steps} steps, {options.rows} rows"
+    runs: list[dict[str, Any]] = [
+        {"task": "lm", "budget": budget, "terms": terms, "ratio": str(ratio), "seed": seed}
+        for ratio in options.ratios
+        for terms in options.terms
+    ]
+    if all(is_done(**run) for run in runs):
+        return
     set_seed(seed)
     rows = windows(options, "train", options.rows or 12000), windows(options, "valid", EVALUATED)
     dense = AutoModelForCausalLM.from_pretrained(options.models / "stories260k", dtype=torch.float32)
     trainer = lm_trainer(options, dense, options.steps, seed, rows)
     trainer.train()
     dense_loss = trainer.evaluate()["eval_loss"]
-    budget = f"{options.steps} steps" if options.rows is None else f"{options.steps} steps, {options.rows} rows"
-    for ratio in options.ratios:
-        for terms in options.terms:
-            run = {"task": "lm", "budget": budget, "terms": terms, "ratio": str(ratio), "seed": seed}
-            if is_done(**run):
-                continue
-            start, pruned = time.time(), copy.deepcopy(dense)
-            set_seed(seed)
-            callback = PruningCallback(
-                [HeadPruner(), NeuronPruner()],
-                Schedule(begin=0.05, end=0.6, frequency=max(1, options.steps // 15)),
-                target=Target(macs=float(ratio)),
-                shrink_during_training=True,
-                seed=seed,
-            )
-            settings = Distillation(**TERMS[terms])
-            trainer = lm_trainer(options, pruned, options.steps, seed, rows, teacher=dense, distillation=settings)
-            callback.attach(trainer).train()
-            loss = trainer.evaluate()["eval_loss"]
-            logged = [e for e in trainer.state.log_history if "distillation_hard" in e]
-            last = {key: value for key, value in logged[-1].items() if key.startswith("distillation_")}
-            record = {**run, "loss": round(loss, 4), "dense_loss": round(dense_loss, 4), "last_terms": last}
-            record |= {"macs_left": round(callback.report.settings["macs_left"], 4), "weights": TERMS[terms]}
-            add_record(NAME, {**record, "seconds": round(time.time() - start)}, key=KEY)
+    for run in runs:
+        if is_done(**run):
+            continue
+        start, pruned, terms = time.time(), copy.deepcopy(dense), run["terms"]
+        set_seed(seed)
+        callback = PruningCallback(
+            [HeadPruner(), NeuronPruner()],
+            Schedule(begin=0.05, end=0.6, frequency=max(1, options.steps // 15)),
+            target=Target(macs=float(Fraction(run["ratio"]))),
+            shrink_during_training=True,
+            seed=seed,
+        )
+        settings = Distillation(**TERMS[terms])
+        trainer = lm_trainer(options, pruned, options.steps, seed, rows, teacher=dense, distillation=settings)
+        callback.attach(trainer).train()
+        loss = trainer.evaluate()["eval_loss"]
+        logged = [e for e in trainer.state.log_history if "distillation_hard" in e]
+        last = {key: value for key, value in logged[-1].items() if key.startswith("distillation_")}
+        record = {**run, "loss": round(loss, 4), "dense_loss": round(dense_loss, 4), "last_terms": last}
+        record |= {"macs_left": round(callback.report.settings["macs_left"], 4), "weights": TERMS[terms]}
+        add_record(NAME, {**record, "seconds": round(time.time() - start)}, key=KEY)
 
 
 def run_sst2(options: argparse.Namespace, seed: int) -> None:
