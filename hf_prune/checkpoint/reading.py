@@ -86,6 +86,10 @@ def check_files(path: Any, config: Mapping[str, Any], arguments: Mapping[str, An
     if config.get(BLOCK, {}).get("digests"):
         _check_digests(files, json.loads(Path(_local(path, CONFIG, arguments)).read_text("utf-8")))
     if not files:
+        if arguments.get("use_safetensors") and not (arguments.get("variant") or config.get("transformers_weights")):
+            raise CheckpointError(
+                f"A pruned model needs {WEIGHTS}, or {INDEX} and the files that it names. Found: none"
+            )
         return math.inf
     room = _SPARE + _PER_BYTE * sum(Path(file).stat().st_size for file in files)
     _check_sizes(config, len(types), room)
