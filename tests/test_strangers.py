@@ -12,8 +12,9 @@ import fuzzing
 import pytest
 import torch
 import transformers
+import zoo
 from hypothesis import HealthCheck, given, settings
-from models import PLANS, UNEVEN, assert_same_outputs, assert_same_weights, build_bert, build_llama
+from models import PLANS, UNEVEN, assert_same_outputs, assert_same_weights, build_bert, build_llama, logits_of
 from safetensors.torch import load_file, save_file
 from test_checkpoint import F32, edit_block, read_config
 
@@ -241,6 +242,16 @@ def test_another_config_is_found_by_digests(tmp_path):
     save_pruned(shrink(build_bert(), UNEVEN), tmp_path, digest=True)
     edit_config(tmp_path, layer_norm_eps=0.1)
     assert_refused(tmp_path, "Received: 1 others, first 'config.json'")
+
+
+@pytest.mark.skipif(not transformers.__version__.startswith("4."), reason="transformers 5 does not save such tables")
+def test_a_table_that_the_constructor_makes_may_be_missing(tmp_path):
+    model = zoo.build("swin", "image_classification")
+    save_pruned(shrink(model, {"stages.0.layers.0.mlp.neurons": [0, 3]}), tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file({k: v for k, v in load_file(file).items() if "position_index" not in k}, file, {"format": "pt"})
+    batch = zoo.inputs(model)
+    torch.testing.assert_close(logits_of(load_pruned(tmp_path, **F32), batch), logits_of(model, batch), atol=0, rtol=0)
 
 
 def test_an_index_that_says_another_file_is_refused(tmp_path):

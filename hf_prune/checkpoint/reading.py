@@ -110,7 +110,9 @@ def check_arrived(model: Any, saved: Any, info: Mapping[str, Any], config: Mappi
     """
     if config.get("quantization_config"):
         return
-    missing, unexpected, kind = sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), type(model).__name__
+    tables = {name for name, one in model.named_buffers() if not one.is_floating_point()}  # made by the constructor
+    missing, unexpected = sorted({*info["missing_keys"]} - tables), sorted(info["unexpected_keys"])
+    kind = type(model).__name__
     if kind not in (saved or ()):  # another head: it is drawn anew, and the old one is left out
         missing, unexpected = [name for name in missing if _is_shared(model, name, missing)], []
     if missing:
