@@ -293,10 +293,12 @@ def test_shrinking_live_is_the_masked_run(unit):
     assert_same_weights(*models, atol=1e-5)
 
 
-def test_layers_and_weights_together():
+@pytest.mark.parametrize("live", [False, True])
+def test_layers_and_weights_together(live):
     """Masks follow parameters whose names have changed."""
     model = build_bert(num_hidden_layers=3)
-    pruning, _ = run_session(model, [LayerPruner(sparsity=0.34), WeightPruner(sparsity=0.5)])
+    pruning, log = run_session(model, [LayerPruner(sparsity=0.34), WeightPruner(sparsity=0.5)], shrink_live=live)
+    assert log[-1]["sparsity"] > 0.5
     pruning.finish()
     assert len(model.bert.encoder.layer) == 2
     assert pruning.masks

@@ -424,8 +424,10 @@ class Pruning:
                 index = vector.nonzero().view(-1).to(self.masks[name].device)
                 self.masks[name] = self.masks[name].index_select(dim, index)
         # layers behind a removed one have another name now
-        masks = {id(tensors[name]): mask for name, mask in self.masks.items()}
-        self.masks = {name: masks[id(one)] for name, one in named_tensors(self.model).items() if id(one) in masks}
+        live = {id(one): name for name, one in named_tensors(self.model).items()}
+        now = {name: live[id(one)] for name, one in tensors.items() if id(one) in live}
+        self.masks = {now[name]: mask for name, mask in self.masks.items() if name in now}
+        self.weights = {i: [now[name] for name in names if name in now] for i, names in self.weights.items()}
         self.groups = find_groups(self.model)
         self.alive = {group.name: torch.ones(group.units, dtype=torch.bool) for group in self.groups}
         if self.watcher is not None:
