@@ -32,7 +32,11 @@ WHOLE = Schedule("cubic", begin=0.0, end=1.0)  # active from the first step to t
 PRUNING = {
     "units": lambda: PruningCallback([HeadPruner(), NeuronPruner()], WHOLE, target=Target(macs=0.5)),
     "weights": lambda: PruningCallback(WeightPruner(sparsity=0.5, score="l1"), WHOLE),
-    "weights_movement": lambda: PruningCallback(WeightPruner(sparsity=0.5, score="taylor"), WHOLE),
+    "weights_taylor": lambda: PruningCallback(WeightPruner(sparsity=0.5, score="taylor"), WHOLE),
+    "weights_movement": lambda: PruningCallback(WeightPruner(sparsity=0.5, score="movement"), WHOLE),
+    "units_reversible": lambda: PruningCallback(
+        [HeadPruner(reversible=True), NeuronPruner(reversible=True)], WHOLE, target=Target(macs=0.5)
+    ),
 }
 
 

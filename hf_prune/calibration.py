@@ -13,6 +13,11 @@ from .sharding import is_sharded
 from .structure import Group, Slice
 
 Loss = Callable[[nn.Module, Mapping[str, Any]], Tensor]
+_GATE: dict[str, Callable[[Tensor], Tensor]] = {
+    "gate": lambda gate: gate,
+    "gate_square": torch.square,
+    "gate_absolute": torch.abs,
+}
 
 
 class GateWatcher:
@@ -25,13 +30,19 @@ class GateWatcher:
         model: The live model, not wrapped.
         groups: The groups to watch.
         decay: What a batch leaves of the means before it, in (0, 1]; 1 sums up.
+
+    Attributes:
+        means: What scores need (`scores.NEEDS`) -> group -> ``(units,)``.
+        shut: Group -> which of its units' gates are shut while `gating`, ``(units,)`` boolean, True = shut: the unit is
+            computed and hands on zeros, so that what it would bring is seen.
     """
 
     def __init__(self, model: nn.Module, groups: Sequence[Group], decay: float) -> None:
         self.model, self.groups, self.decay = model, list(groups), decay
-        self.square = {group.name: torch.zeros(group.units) for group in groups}
-        self.absolute = {group.name: torch.zeros(group.units) for group in groups}
+        self.means = {need: {group.name: torch.zeros(group.units) for group in groups} for need in _GATE}
         self.active = True  # hooks that stay on a model, and read nothing, cost nothing
+        self.shut: dict[str, Tensor] = {}
+        self.gating = False
         self._handles: list[Any] = []
 
     def start(self) -> None:
@@ -64,9 +75,9 @@ class GateWatcher:
 
     def regroup(self, groups: Sequence[Group], kept: Mapping[str, Sequence[int]]) -> None:
         """Go on with groups that have lost units; `kept` are the live numbers that stayed."""
-        self.groups = [group for group in groups if group.name in self.square]
         left = {group.name for group in groups}
-        for means in (self.square, self.absolute):
+        self.groups = [group for group in groups if group.name in self.means["gate"]]
+        for means in self.means.values():
             for name in [name for name in means if name not in left]:
                 del means[name]  # it went with its layer
             for name, units in kept.items():
@@ -76,25 +87,47 @@ class GateWatcher:
     def synchronize(self) -> None:
         """Average the means over all processes, so that every rank decides the same."""
         device = next(self.model.parameters()).device
-        for means in (self.square, self.absolute):
+        for means in self.means.values():
             for name, mean in means.items():
                 means[name] = average_over_processes(mean.to(device)).cpu()
 
-    def _hook(self, read: list[tuple[Group, Slice]]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def before_forward(module: nn.Module, args: tuple[Any, ...]) -> None:
+    def clear(self) -> None:
+        """Begin again with means of zero."""
+        for means in self.means.values():
+            for mean in means.values():
+                mean.zero_()
+
+    def _hook(self, read: list[tuple[Group, Slice]]) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
+        def before_forward(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
             inputs, rows = args[0], None
             if not self.active:
-                return
+                return None
             if isinstance(inputs, nn.utils.rnn.PackedSequence):
                 rows = torch.cat([torch.arange(int(count)) for count in inputs.batch_sizes])
                 inputs = inputs.data
-            if torch.is_grad_enabled() and inputs.is_floating_point():
-                if not inputs.requires_grad:
-                    inputs.requires_grad_()  # nothing before it is trained, as under adapters
-                seen = inputs.detach()
-                inputs.register_hook(lambda gradient: self._see(read, _by_sample(module, seen * gradient, rows)))
+            watching = torch.is_grad_enabled() and inputs.is_floating_point()
+            if watching and not inputs.requires_grad:
+                inputs.requires_grad_()  # nothing before it is trained, as under adapters
+            seen, gated = inputs.detach(), self._gated(read, inputs)
+
+            def see(gradient: Tensor) -> None:
+                self._see(read, _by_sample(module, seen * gradient, rows))
+
+            if watching:
+                gated.register_hook(see)  # type: ignore[no-untyped-call]
+            return None if gated is inputs else (gated, *args[1:])
 
         return before_forward
+
+    def _gated(self, read: list[tuple[Group, Slice]], inputs: Tensor) -> Tensor:
+        """Return what a reader sees of units of which some gates are shut."""
+        shut = [(part, group, self.shut[group.name]) for group, part in read if group.name in self.shut and self.gating]
+        if not shut:
+            return inputs
+        open_ = torch.ones(inputs.shape[-1], dtype=inputs.dtype, device=inputs.device)
+        for part, group, units in shut:
+            open_[part.index(units.nonzero().view(-1), group.per_part).to(inputs.device)] = 0
+        return inputs * open_
 
     def _whole(self, group: Group, unit: int) -> Callable[..., None]:
         """Watch what one module adds: the gate of a whole layer or block multiplies all that it changes."""
@@ -125,8 +158,9 @@ class GateWatcher:
     @torch.no_grad()
     def _add(self, group: Group, units: slice, gate: Tensor) -> None:
         """Add the gate gradients of one batch, ``(samples, units)``, to the running means."""
-        for means, value in ((self.square, gate.square()), (self.absolute, gate.abs())):
-            means[group.name][units] = means[group.name][units].mul(self.decay).add(value.mean(0).cpu())
+        for need, of in _GATE.items():
+            mean = self.means[need][group.name]
+            mean[units] = mean[units].mul(self.decay).add(of(gate).mean(0).cpu())
 
 
 def _by_sample(module: nn.Module, product: Tensor, rows: Tensor | None) -> Tensor:

@@ -236,10 +236,11 @@ def _lane() -> str:
 def _scores() -> Table:
     from .scores import SCORES
 
-    table = Table("score", "of", "needs", "what", "paper")
+    table = Table("score", "of", "needs", "masks", "what", "paper")
     for name in SCORES:
         for of, score in SCORES[name].items():
-            table.add_row(name, of, ", ".join(score.needs), _first_line(score.function), score.paper)
+            masks = "reversible" if score.reversible else "final"
+            table.add_row(name, of, ", ".join(score.needs), masks, _first_line(score.function), score.paper)
     return table
 
 

@@ -122,6 +122,20 @@ def entries_left(
     return left + (total_of(sum(in_shards.values()), tensors[min(in_shards)]) if in_shards else 0)
 
 
+def keep_entries(name: str, tensor: Any, vectors: KeepVectors, masks: Mapping[str, Tensor]) -> Tensor:
+    """Return which entries of a tensor are neither masked nor of removed units: of the part that lies here.
+
+    Where no unit is removed, this is the mask itself and no copy.
+    """
+    mine = {dim: vector for (owner, dim), vector in vectors.items() if owner == name}
+    if name in masks and not mine:
+        return masks[name]
+    keep = masks[name].clone() if name in masks else torch.ones_like(local(tensor), dtype=torch.bool)
+    for dim, vector in mine.items():
+        keep.index_fill_(dim, own_entries(tensor, dim, (~vector).nonzero().view(-1)), False)
+    return keep
+
+
 def check_ranks_agree(
     masks: Mapping[str, Tensor], tensors: Mapping[str, Tensor] | None = None, facts: Mapping[str, int] | None = None
 ) -> None:

@@ -34,6 +34,9 @@ class Pruner:
         multiple_of: Kept units of a group are a multiple of this, at least 1.
         min_kept: Units that stay in every group (in every part of it) at least, 0 or more. With 0 the last head or
             neuron may go too: of its branch stays a constant, and none of its time.
+        reversible: Whether every change chooses anew, so that what was masked may come back with its last value; heads,
+            KV groups, neurons and single weights. It costs memory for these values (`Pruning.logs` says how much).
+            ``None``: as the score is registered.
     """
 
     sparsity: float | None = None
@@ -44,6 +47,7 @@ class Pruner:
     exclude: Sequence[str] = ()
     multiple_of: int = Field(default=1, ge=1)
     min_kept: int = Field(default=1, ge=0)
+    reversible: bool | None = None
 
     @field_validator("sparsity")
     @classmethod
@@ -65,6 +69,10 @@ class Pruner:
     def resolve_score(self) -> Score:
         """Return the score, of weights or of units as this pruner needs it."""
         return get_score(self.score, "unit" if isinstance(self, UnitPruner) else "weight")
+
+    def may_revive(self) -> bool:
+        """Whether what this pruner has masked may come back."""
+        return self.resolve_score().reversible if self.reversible is None else self.reversible
 
     def allocate(self) -> AllocationFunction:
         """Return the allocation function."""

@@ -15,36 +15,46 @@ from torch import Tensor
 from .errors import PruningError
 from .registry import Registry
 
-NEEDS = ("gradient", "gate_square", "gate_absolute", "noise")
+NEEDS = ("gradient", "movement", "gate", "gate_square", "gate_absolute", "noise")
 ScoreFunction = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
 class Score:
-    """A registered score: its function, what it needs, and where it comes from."""
+    """A registered score: its function, what it needs, where it comes from, and whether it may take back a mask."""
 
     name: str
     function: ScoreFunction
     of: Literal["weight", "unit"]
     needs: tuple[str, ...]
     paper: str
+    reversible: bool = False
 
 
 SCORES: Registry[dict[str, Score]] = Registry("score")
 
 
 def register_score(
-    name: str, *, needs: tuple[str, ...] = (), paper: str = "", of: Literal["weight", "unit"] = "weight"
+    name: str,
+    *,
+    needs: tuple[str, ...] = (),
+    paper: str = "",
+    of: Literal["weight", "unit"] = "weight",
+    reversible: bool = False,
 ) -> Callable[[ScoreFunction], ScoreFunction]:
     """Register a score under a name that pruners and recipes can use.
 
     Args:
         name: The name; one function of weights and one of units may share it.
         needs: What is passed beside ``weight`` (scores of weights) by keyword: ``gradient`` (of the loss, same shape),
-            ``noise`` (uniform in [0, 1), same shape or ``(units,)``), ``gate_square`` and ``gate_absolute`` (running
-            mean over samples of the squared or absolute gradient of the loss to a gate on the unit, ``(units,)``).
+            ``movement`` (the sum over all steps so far of ``-w * dL/dw``, same shape; of a masked weight, w is its last
+            value and the gradient that at zero), ``noise`` (uniform in [0, 1), same shape or ``(units,)``), ``gate``,
+            ``gate_square`` and ``gate_absolute`` (running mean over samples of the gradient of the loss to a gate on
+            the unit, plain, squared or absolute, ``(units,)``).
         paper: Where it comes from.
         of: ``"weight"``: ``f(weight, **needs)`` of the weight's shape; ``"unit"``: ``f(**needs)``, ``(units,)``.
+        reversible: Whether what it has masked comes back where its score has become one of the best; a pruner's
+            `reversible` comes first.
 
     Returns:
         A decorator that hands the function back.
@@ -65,7 +75,7 @@ def register_score(
         forms = SCORES[name] if name in SCORES else SCORES.add(name, {})
         if of in forms:
             raise PruningError(f"A score of {of}s named '{name}' is registered already.")
-        forms[of] = Score(name, function, of, needs, paper)
+        forms[of] = Score(name, function, of, needs, paper, reversible)
         return function
 
     return register
@@ -109,6 +119,18 @@ def gate_taylor(gate_square: Tensor) -> Tensor:
 def gate_absolute(gate_absolute: Tensor) -> Tensor:
     """Mean over samples of the absolute first-order change when the unit's gate closes: ``E|dL/dg|``."""
     return gate_absolute
+
+
+@register_score("movement", needs=("movement",), reversible=True, paper="Sanh, Wolf and Rush 2020, arXiv:2005.07683")
+def movement(weight: Tensor, movement: Tensor) -> Tensor:
+    """How far training has moved the weight away from zero: what the straight-through gradient to a mask sums up to."""
+    return movement
+
+
+@register_score("movement", of="unit", needs=("gate",), reversible=True, paper="Lagunas et al. 2021, arXiv:2109.04838")
+def gate_movement(gate: Tensor) -> Tensor:
+    """How much the loss falls as the unit's gate opens: minus the mean over samples of ``dL/dg``."""
+    return -gate
 
 
 @register_score("random", needs=("noise",), paper="the control that every study needs")

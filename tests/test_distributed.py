@@ -79,7 +79,7 @@ def train(name: str, folder: Path, **changes: Any) -> tuple[Any, PruningCallback
 
 def state_of(trainer: Any, callback: PruningCallback) -> list[torch.Tensor]:
     """Return all that a run ends with: weights, matrices beside the model, and the running means that decided."""
-    means = callback.pruning.watcher.square
+    means = callback.pruning.watcher.means["gate_square"]
     learned = [*trainer.model.state_dict().values(), *trainer.lesson.projections.parameters()]
     return [*learned, *(means[name] for name in sorted(means))]
 

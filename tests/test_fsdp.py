@@ -70,6 +70,12 @@ CASES: dict[str, tuple[str, Callable[[], Any], Target | None]] = {
         lambda: [WeightPruner(sparsity=0.5, score="random", allocation="uniform"), NeuronPruner(sparsity=0.5)],
         None,
     ),
+    "weights by movement": ("bert", lambda: WeightPruner(sparsity=0.5, score="movement"), None),
+    "units that come back": (
+        "llama",
+        lambda: [HeadPruner(reversible=True), NeuronPruner(score="taylor", reversible=True)],
+        Target(macs=0.5),
+    ),
     "layers and branches": ("llama", lambda: LayerPruner(sparsity=0.4, unit="any"), None),
     "calibrated": ("bert", lambda: [WeightPruner(sparsity=0.5), HeadPruner(sparsity=0.3)], None),
     "a score of one's own": ("llama", lambda: WeightPruner(sparsity=0.7, score=share_of_norm), None),
@@ -128,6 +134,7 @@ class Run:
     def facts(self) -> dict[str, Any]:
         """Return what has to be the same, however many processes there were; this ends the run."""
         state, logs = self.pruning.state_dict(), self.pruning.logs()
+        logs.pop("reversible_mb", None)  # of this process
         masks = {name: mask.nonzero().tolist() for name, mask in {**state["alive"], **state["masks"]}.items()}
         zeros = {name: int((whole(one) == 0).sum()) for name, one in named_tensors(self.model).items() if one.ndim > 1}
         moments = sum(int((whole(one["exp_avg"]) == 0).sum()) for one in self.optimizer.state.values())

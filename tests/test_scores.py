@@ -51,12 +51,13 @@ def test_l1_of_units_is_the_sum_over_everything_they_own():
     )
 
 
-def gates_of(model: Any, group: Group, batch: dict[str, Tensor]) -> Tensor:
+def gates_of(model: Any, group: Group, batch: dict[str, Tensor], at: Tensor | None = None) -> Tensor:
     """Return ``(samples, units)``: the gradient of the loss to a factor on each unit, by autograd alone."""
     if group.kind == "layer":
         return torch.stack([layer_gate_of(model, path, batch) for path in group.modules], dim=1)
     module = model.get_submodule(group.read[-1].parameter.rpartition(".")[0])
-    gate = torch.ones(len(batch["labels"]), group.units, requires_grad=True)
+    value = torch.ones(group.units) if at is None else at.float()
+    gate = value.repeat(len(batch["labels"]), 1).requires_grad_()
 
     def multiply(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         factors = gate.repeat_interleave(args[0].shape[-1] // group.units, dim=1)
@@ -94,9 +95,9 @@ def test_gate_gradients_are_those_of_real_gates(name):
     for group in groups:
         first, second = (gates_of(model, group, batch) for batch in batches)
         square = 0.5 * first.square().mean(0) + second.square().mean(0)
-        torch.testing.assert_close(watcher.square[group.name], square, rtol=1e-3, atol=1e-7)
+        torch.testing.assert_close(watcher.means["gate_square"][group.name], square, rtol=1e-3, atol=1e-7)
         absolute = 0.5 * first.abs().mean(0) + second.abs().mean(0)
-        torch.testing.assert_close(watcher.absolute[group.name], absolute, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(watcher.means["gate_absolute"][group.name], absolute, rtol=1e-3, atol=1e-6)
 
 
 def test_watching_neither_keeps_hooks_nor_changes_gradients():
@@ -118,7 +119,7 @@ def test_evaluation_leaves_the_means_alone():
     watcher.start()
     with torch.no_grad():
         model(**draw_batch(model))
-    assert not any(mean.any() for mean in watcher.square.values())
+    assert not any(mean.any() for mean in watcher.means["gate_square"].values())
 
 
 def test_taylor_removes_the_neurons_whose_gates_matter_least():

@@ -461,9 +461,9 @@ def test_scores_are_read_from_one_step_in_four_and_right_before_a_change():
     pruning = Pruning(model, BOTH, Schedule(begin=22, end=41, frequency=10), target=Target(macs=0.5), total_steps=60)
     read = []
     for step in range(1, 61):
-        before = [mean.clone() for mean in pruning.watcher.square.values()]
+        before = [mean.clone() for mean in pruning.watcher.means["gate_square"].values()]
         model(**draw_batch(model, seed=step)).loss.backward()
-        after = pruning.watcher.square.values()
+        after = pruning.watcher.means["gate_square"].values()
         if not all(torch.equal(mine, theirs) for mine, theirs in zip(before, after, strict=True)):
             read.append(step)
         pruning.step()

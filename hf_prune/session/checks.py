@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from ..errors import PruningError
-from ..pruners import LayerPruner, Pruner, Target, UnitPruner
+from ..pruners import LayerPruner, Pruner, Target, UnitPruner, WeightPruner
 from ..sharding import any_sharded
 from ..structure import Group
 
@@ -67,3 +67,57 @@ def check_disjoint(chosen: Mapping[int, Sequence[Group]], target: Target | None)
         raise PruningError(f"Two pruners choose from '{twice}': part them by include and exclude.")
     if target is not None and {"head", "kv_group"} <= {group.kind for groups in chosen.values() for group in groups}:
         raise PruningError("A target takes KV groups or the heads inside them, not both. Received: two HeadPruners")
+
+
+_REVIVABLE = ("head", "kv_group", "neuron")  # others are masked by hooks too, or have running statistics
+
+
+def check_reversible(
+    model: nn.Module,
+    pruners: Sequence[Pruner],
+    chosen: Mapping[int, Sequence[Group]],
+    weights: Mapping[int, Sequence[str]],
+    shrink_live: bool,
+) -> None:
+    """What may come back is still there, and tells by its score when it should."""
+    for i, pruner in enumerate(pruners):
+        name, score, revives = type(pruner).__name__, pruner.resolve_score(), pruner.may_revive()
+        if shrink_live and (revives or "movement" in score.needs):
+            raise PruningError(
+                "shrink_live (of a callback shrink_during_training) removes for good, so masks must not be reversible "
+                f"and no score follows single weights. Received: {name} with score='{score.name}'"
+            )
+        if isinstance(pruner, UnitPruner) and "movement" in score.needs:
+            raise PruningError(f"Score '{score.name}' follows single weights: use WeightPruner. Received: {name}")
+        if revives and isinstance(pruner, UnitPruner):
+            _check_units_come_back(model, name, score.name, score.needs, chosen[i])
+        elif revives and isinstance(pruner, WeightPruner):
+            others = {one for k, names in weights.items() if k != i for one in names}
+            shared = next((one for one in weights[i] if one in others), None)
+            if shared:
+                raise PruningError(
+                    f"A reversible WeightPruner must choose from '{shared}' alone. Received: two pruners"
+                )
+
+
+def _check_units_come_back(
+    model: nn.Module, name: str, score: str, needs: Sequence[str], groups: Sequence[Group]
+) -> None:
+    if "gradient" in needs:
+        raise PruningError(
+            f"Score '{score}' needs gradients of weights, and those of a masked unit are zero: reversible units take a "
+            f"score of gates ('taylor', 'movement') or of weights alone ('l1', 'l2'). Received: {name}"
+        )
+    if hasattr(model, "peft_config"):
+        raise PruningError(f"Units of a model with adapters cannot come back. Received: a reversible {name}")
+    for group in groups:
+        readers = [model.get_submodule(part.parameter.rpartition(".")[0]) for part in group.read]
+        if group.kind not in _REVIVABLE or not readers or not all(map(_is_linear, readers)):
+            raise PruningError(
+                "Only heads, KV groups and neurons that a Linear reads, and single weights, can come back. "
+                f"Received: a reversible {name} for '{group.name}'"
+            )
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"

@@ -40,6 +40,11 @@ def count_zeros(pruning: Pruning) -> Zeros:
     return Zeros(round(1 - left / total, 6), round(masked / prunable, 6) if prunable else 0.0)
 
 
+def bytes_of(pruning: Pruning) -> int:
+    """Return the memory in bytes that reversible masks, and scores that follow single weights, take in this process."""
+    return pruning.shadows.nbytes(pruning.masks) + sum(one.nbytes for one in pruning.scorer.movement.values())
+
+
 def numbers_of(pruning: Pruning) -> dict[str, float]:
     """Return what a log should show: sparsity in all and by kind, and the share of MACs left."""
     result = {"sparsity": pruning.zeros.sparsity}
@@ -50,6 +55,8 @@ def numbers_of(pruning: Pruning) -> dict[str, float]:
         result[f"sparsity_{kind}"] = round(1 - left / sum(pruning.dense_units[name] for name in names), 6)
     if pruning.weights or pruning.masks:
         result["sparsity_weight"] = pruning.zeros.sparsity_weight
+    if pruning.follows_weights or pruning.most_bytes:
+        result["reversible_mb"] = round(max(pruning.most_bytes, bytes_of(pruning)) / 1e6, 3)
     if pruning.groups:
         result["macs_left"] = round(pruning.macs_left(), 6)
     return result

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..allocation import select_units
 from ..architectures import find_groups, live_shapes
-from ..calibration import GateWatcher, Loss, backward_all
-from ..depth import check_depth
+from ..calibration import GateWatcher, Loss
 from ..masks import (
     Masks,
     apply_masks,
@@ -29,10 +25,13 @@ from ..schedules import Schedule
 from ..scores import Score
 from ..sharding import any_at
 from ..stock import write_record
-from ..structure import Group, keep_vectors, matrix_entries, unit_cost
-from .checks import check_disjoint, check_finds_unused, check_model, check_settings
-from .counting import by_kind, count_zeros, numbers_of
+from ..structure import Group, keep_vectors, matrix_entries
+from .checks import check_disjoint, check_finds_unused, check_model, check_reversible, check_settings
+from .counting import by_kind, bytes_of, count_zeros, numbers_of
+from .reviving import compute_masked, hide_masked, hook_model, kept_entries, reopen
 from .scoring import Scorer
+from .selection import select_alone, select_together
+from .shadows import Shadows
 from .state import gather, restore, state_of
 from .weights import mask_weights
 
@@ -103,18 +102,22 @@ class Pruning:
             i: p.choose_weights(self.model) for i, p in enumerate(self.pruners) if isinstance(p, WeightPruner)
         }
         check_disjoint(self.chosen, target)
+        self.reviving = {i for i, pruner in enumerate(self.pruners) if pruner.may_revive()}
+        check_reversible(self.model, self.pruners, self.chosen, self.weights, shrink_live)
         self.changes = {i: (p.schedule or self.schedule).change_steps(total_steps) for i, p in enumerate(self.pruners)}
         self.alive = {group.name: torch.ones(group.units, dtype=torch.bool) for group in self.groups}
         self.masks: Masks = check_masks(named_tensors(self.model), masks or {})
+        self.given = dict(self.masks)
         self.dense_units = {group.name: group.units for group in self.groups}
         self.counted = {str(i): by_kind(chosen) for i, chosen in self.chosen.items()}
         self.dense_macs = matrix_entries(self.groups, live_shapes(self.model))
         self.dense: Measurement = count(self.model)
         apply_masks(named_tensors(self.model), self.masks, optimizer)
         self.watcher = self._watch()
+        self._hooks = hook_model(self) if self.reviving & {*self.chosen} and data is None else []
         self._read_next()
-        self.scorer = Scorer(self.model, self.watcher, seed)
-        self._weight_scores: dict[str, Tensor] = {}
+        self.shadows, self.most_bytes = Shadows(), 0
+        self.scorer = Scorer(self.model, self.watcher, self.shadows, seed)
         self._leaky, self._unchecked = False, False
         self._thresholds: dict[str, int] = {}
         self.zeros = count_zeros(self)
@@ -122,11 +125,14 @@ class Pruning:
     # what a training loop calls
     def after_backward(self) -> None:
         """Read gradients: call it when they are complete (and clipped), before the optimizer's step."""
-        due = [i for i in self.weights if self.steps + 1 in self.changes[i]]
-        if self.data is None:
-            for i in due:
-                self._weight_scores.update(self.scorer.weights(self._score(i), self.weights[i]))
-        if self._unchecked and not self._leaky:
+        watched = self.watcher is not None and self.watcher.gating
+        hide_masked(self)
+        for i, names in self.weights.items() if self.data is None else ():
+            if self.steps < max(self.changes[i]):
+                self.scorer.add_movement(self._score(i), names)
+            if self.steps + 1 in self.changes[i]:
+                self.scorer.read_weights(self._score(i), names)
+        if self._unchecked and not self._leaky and not watched:  # shut gates let no gradient through
             self._unchecked, self._leaky = False, self._gradients_leak()
 
     def step(self) -> bool:
@@ -135,6 +141,7 @@ class Pruning:
         Returns:
             Whether masks changed.
         """
+        hide_masked(self)
         self.steps += 1
         due = [i for i, steps in self.changes.items() if self.steps in steps]
         if due:
@@ -179,6 +186,9 @@ class Pruning:
 
     def close(self) -> None:
         """Remove all hooks from the model."""
+        hide_masked(self)
+        for hook in self._hooks:
+            hook.remove()
         if self.watcher is not None:
             self.watcher.stop()
 
@@ -228,116 +238,67 @@ class Pruning:
     # one change, from scores to zeros
     def _change(self, due: Sequence[int]) -> None:
         scores = self._unit_scores(due)
+        reopen(self, due)
         if self.target is not None and any(i in self.chosen for i in due):
-            self._select_together(scores)
+            select_together(self, scores)
         else:
             for i in due:
                 if i in self.chosen:
-                    self._select_alone(i, scores)
+                    select_alone(self, i, scores)
         for i in due:
             if i in self.weights:
                 self._select_weights(i)
         tensors = named_tensors(self.model)
         check_ranks_agree({**self.alive, **self.masks}, tensors, self._thresholds)
+        self.shadows.move(tensors, kept_entries(self, tensors), self.optimizer)
         apply_masks(tensors, self.masks, self.optimizer)
-        zero_removed(tensors, self._vectors() if self.groups else {}, self.optimizer)
+        zero_removed(tensors, self._vectors(), self.optimizer)
         skip_removed(self.model, self.groups, self._live_kept())
         self._unchecked = True
-        if self.watcher is not None and self.finished:
-            self.watcher.stop()
+        self.most_bytes = max(self.most_bytes, bytes_of(self))
+        self._settle()
         if self.shrink_live:
             self._cut()
         self.zeros = count_zeros(self)
 
-    def _select_together(self, scores: Mapping[str, Tensor]) -> None:
-        """One ranking over all structured pruners, down to the target's share of the MACs."""
-        assert self.target is not None
-        goal = 1 - (1 - self.target.macs) * self.schedule.fraction(self.steps, self.total_steps)
-        groups = {group.name: group for chosen in self.chosen.values() for group in self._live(chosen)}
-        limits = {name: limit for i, chosen in self.chosen.items() for name, limit in self._limits(i, chosen).items()}
-        before, now = math.inf, self._macs_now()
-        # again: a matrix between two groups (two convolutions, an LSTM's hidden weights) has counted twice
-        while goal * self.dense_macs < now < before:
-            costs = self._costs(groups)
-            values: dict[str, Tensor] = {}
-            for i, chosen in self.chosen.items():
-                names = [group.name for group in chosen if group.name in groups]
-                values.update(self.pruners[i].allocate()({n: scores[n] for n in names}, {n: costs[n] for n in names}))
-            last = self.steps >= max(max(self.changes[i]) for i in self.chosen)
-            self._select(groups, values, costs, now - goal * self.dense_macs, limits, last)
-            before, now = now, self._macs_now()
-
-    def _costs(self, groups: Mapping[str, Group]) -> dict[str, float]:
-        """Return what leaves with one unit of each group: next to units that are masked already, less."""
-        left = {name: list(shape) for name, shape in live_shapes(self.model).items()}
-        for (name, dim), vector in self._vectors().items():
-            left[name][dim] = int(vector.sum())
-        costs = {name: unit_cost(self._left_of(group, left), self.groups, left) for name, group in groups.items()}
-        return {name: max(1.0, float(cost)) for name, cost in costs.items()}  # scores are divided by it
-
-    def _left_of(self, group: Group, shapes: Mapping[str, Sequence[int]]) -> Group:
-        """Return a group as it would be if what is masked were gone: fewer layers, narrower branches."""
-        if group.modules:
-            modules = tuple(module for module, there in zip(group.modules, self.alive[group.name]) if there)
-            return replace(group, modules=modules, units=max(1, len(modules)))
-        if group.kind == "branch":
-            slices = [replace(part, per_unit=shapes[part.parameter][part.dim]) for part in group.slices]
-            return replace(group, slices=tuple(slices))
-        return group
-
-    def _select_alone(self, i: int, scores: Mapping[str, Tensor]) -> None:
-        """One pruner's own sparsity, counted in units."""
-        pruner = self.pruners[i]
-        assert pruner.sparsity is not None
-        groups = {group.name: group for group in self._live(self.chosen[i])}
-        costs = dict.fromkeys(groups, 1.0)
-        fraction = (pruner.schedule or self.schedule).fraction(self.steps, self.total_steps)
-        now = sum(int(self.alive[name].sum()) for name in groups)
-        excess = now - (1 - pruner.sparsity * fraction) * sum(
-            self.dense_units[name] for names in self.counted[str(i)].values() for name in names
-        )
-        values = pruner.allocate()({name: scores[name] for name in groups}, costs)
-        last = self.steps >= max(self.changes[i])
-        self._select(groups, values, costs, round(excess), self._limits(i, self.chosen[i]), last)
-
-    def _limits(self, i: int, chosen: Sequence[Group]) -> dict[str, tuple[int, int]]:
-        """Return for each group how many units stay in a part at least, and of what their number is a multiple."""
-        pruner = self.pruners[i]
-        return {g.name: (pruner.floor(g), math.lcm(pruner.multiple_of, g.multiple)) for g in chosen}
-
-    def _select(
-        self,
-        groups: Mapping[str, Group],
-        values: Mapping[str, Tensor],
-        costs: Mapping[str, float],
-        excess: float,
-        limits: Mapping[str, tuple[int, int]],
-        last: bool,
-    ) -> None:
-        alive = {name: self.alive[name] for name in groups}
-        floors, multiples = ({name: limit[k] for name, limit in limits.items()} for k in (0, 1))
-        chosen = select_units(groups, values, alive, costs, excess, min_kept=floors, multiple_of=multiples, last=last)
-        live = {name: mask.nonzero().view(-1).tolist() for name, mask in chosen.items()}
-        check_depth(self.model, self.groups, live)
-        for name, units in close_kept(self.groups, {**self._live_kept(), **live}).items():
+    def _set_alive(self, live: Mapping[str, Sequence[int]]) -> None:
+        """Keep these units of these groups."""
+        for name, units in live.items():
             self.alive[name] = torch.zeros_like(self.alive[name])
-            self.alive[name][units] = True
+            self.alive[name][list(units)] = True
 
     def _select_weights(self, i: int) -> None:
         pruner, names = self.pruners[i], self.weights[i]
         assert isinstance(pruner, WeightPruner)
-        if not self._weight_scores.keys() >= set(names):
-            self._weight_scores.update(self.scorer.weights(self._score(i), names))
-        scores = {name: self._weight_scores.pop(name) for name in names}
+        scores = self.scorer.take_weights(self._score(i), names)
         fraction = (pruner.schedule or self.schedule).fraction(self.steps, self.total_steps)
-        tensors = named_tensors(self.model)
-        masks, self._thresholds[names[0]] = mask_weights(pruner, scores, self.masks, tensors, fraction)
+        held, tensors = self.given if i in self.reviving else self.masks, named_tensors(self.model)
+        masks, self._thresholds[names[0]] = mask_weights(pruner, scores, held, tensors, fraction)
         self.masks.update(masks)
+
+    # what may come back
+    @property
+    def follows_weights(self) -> bool:
+        """Whether a run needs more of the past than zeros tell: values of what is masked, or how weights moved."""
+        return bool(self.reviving) or any("movement" in self._score(i).needs for i in self.weights)
+
+    def _settle(self) -> None:
+        """See to the gates; once nothing changes any more, stop watching and give back what was kept for it."""
+        if self.finished:
+            self.shadows.clear()
+            self.scorer.movement.clear()
+            self.reviving = set()
+            if self.watcher is not None:
+                self.watcher.stop()
+        if self.watcher is not None:
+            names = {group.name for i in self.reviving & {*self.chosen} for group in self.chosen[i]}
+            masked = {name: ~self.alive[name] for name in names & self.watcher.means["gate"].keys()}
+            self.watcher.shut = {name: gone for name, gone in masked.items() if gone.any()}
 
     # scores
     def _watch(self) -> GateWatcher | None:
         needing = [
-            i for i, chosen in self.chosen.items() if any(need.startswith("gate_") for need in self._score(i).needs)
+            i for i, chosen in self.chosen.items() if any(need.startswith("gate") for need in self._score(i).needs)
         ]
         if not needing:
             return None
@@ -356,29 +317,13 @@ class Pruning:
         if self.watcher is not None and self.data is None:
             self.watcher.active = self._reads(self.steps + 1)
 
-    def _calibrate(self) -> None:
-        """Take gate statistics and gradients of weights from the calibration data."""
-        assert self.data is not None
-        saved = {parameter: parameter.grad for parameter in self.model.parameters()}
-        self.model.zero_grad(set_to_none=True)
-        if self.watcher is not None:
-            for means in (self.watcher.square, self.watcher.absolute):
-                for mean in means.values():
-                    mean.zero_()
-            self.watcher.start()
-        backward_all(self.model, self.data, self.loss)
-        if self.watcher is not None:
-            self.watcher.stop()
-        for i in self.weights:
-            self._weight_scores.update(self.scorer.weights(self._score(i), self.weights[i]))
-        for parameter, gradient in saved.items():
-            parameter.grad = gradient
-
     def _unit_scores(self, due: Sequence[int]) -> dict[str, Tensor]:
         """Return ``(units,)`` scores of every group of the pruners that are due, checked to be finite."""
         needs = {need for i in due for need in self._score(i).needs}
         if self.data is not None and needs - {"noise"}:
-            self._calibrate()
+            compute_masked(self)
+            self.scorer.calibrate(self.data, self.loss, [(self._score(i), names) for i, names in self.weights.items()])
+            hide_masked(self)
         if self.watcher is not None:
             self.watcher.synchronize()
         scores: dict[str, Tensor] = {}

@@ -39,6 +39,10 @@ def recover(pruning: Pruning, steps: int) -> None:
         raise CheckpointError(f"masks of kind {', '.join(sorted(strange))} are more than zeros")
     if pruning.watcher is not None and pruning.data is None and steps < pruning.last_change:
         raise CheckpointError(f"running means of scores are lost, and changes are due until step {pruning.last_change}")
+    if pruning.follows_weights and steps < pruning.last_change:
+        raise CheckpointError(
+            f"values of masked weights are lost, and changes are due until step {pruning.last_change}"
+        )
     fresh, masks = pruning.state_dict(), _weight_masks(pruning, steps)
     pruning.load_state_dict({**fresh, "steps": steps, "unchecked": True, "alive": _alive(pruning), "masks": masks})
     _check_units(pruning)

@@ -3,31 +3,77 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..calibration import GateWatcher
+from ..calibration import GateWatcher, Loss, backward_all
 from ..errors import PruningError
 from ..removal import named_tensors
 from ..scores import Score
-from ..sharding import part_of, whole
+from ..sharding import join, local, part_of, whole
 from ..skipping import is_skipped
 from ..structure import Group
+from .shadows import Shadows
 
 
 class Scorer:
-    """Scores of a live model.
+    """Scores of a live model, and what they are made from.
 
     Args:
         model: The live model.
         watcher: Where gate statistics come from; ``None`` where no score needs them.
+        shadows: What masked weights would be if they came back.
         seed: For scores that draw numbers.
+
+    Attributes:
+        movement: Of parameters whose score needs it: the sum of ``-w * dL/dw``, of the part that lies here.
     """
 
-    def __init__(self, model: nn.Module, watcher: GateWatcher | None, seed: int) -> None:
-        self.model, self.watcher, self.seed = model, watcher, seed
+    def __init__(self, model: nn.Module, watcher: GateWatcher | None, shadows: Shadows, seed: int) -> None:
+        self.model, self.watcher, self.shadows, self.seed = model, watcher, shadows, seed
+        self.movement: dict[str, Tensor] = {}
+        self._read: dict[str, Tensor] = {}
+
+    def calibrate(
+        self, data: Iterable[Mapping[str, Any]], loss: Loss | None, wanted: Iterable[tuple[Score, Sequence[str]]]
+    ) -> None:
+        """Take gate statistics, and scores of weights, from calibration data; gradients stay as they are."""
+        saved = {parameter: parameter.grad for parameter in self.model.parameters()}
+        self.model.zero_grad(set_to_none=True)
+        if self.watcher is not None:
+            self.watcher.clear()
+            self.watcher.start()
+        backward_all(self.model, data, loss)
+        if self.watcher is not None:
+            self.watcher.stop()
+        for score, names in wanted:
+            self.add_movement(score, names)
+            self.read_weights(score, names)
+        for parameter, gradient in saved.items():
+            parameter.grad = gradient
+
+    @torch.no_grad()
+    def add_movement(self, score: Score, names: Sequence[str]) -> None:
+        """Follow where these gradients move weights, if the score needs it."""
+        tensors = named_tensors(self.model)
+        for name in names if "movement" in score.needs else ():
+            full, gradient = self.shadows.full(name, tensors[name]), local(self._gradient(score, name, tensors[name]))
+            if name not in self.movement:
+                self.movement[name] = torch.zeros_like(full, dtype=torch.float32)
+            self.movement[name].addcmul_(full.float(), gradient.float(), value=-1)
+
+    def read_weights(self, score: Score, names: Sequence[str]) -> None:
+        """Hold the scores of these weights until they are taken: gradients will be gone by then."""
+        self._read.update(self.weights(score, names))
+
+    def take_weights(self, score: Score, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return the scores that were read, or those of now."""
+        if not self._read.keys() >= set(names):
+            self.read_weights(score, names)
+        return {name: self._read.pop(name) for name in names}
 
     def units(self, score: Score, group: Group) -> Tensor:
         """Return one score for each unit of a group, ``(units,)``.
@@ -68,23 +114,34 @@ class Scorer:
         if need == "noise":
             return torch.rand(group.units, generator=self._generator(group.name))
         assert self.watcher is not None
-        return (self.watcher.square if need == "gate_square" else self.watcher.absolute)[group.name]
+        return self.watcher.means[need][group.name]
 
     @torch.no_grad()
     def _weight(self, score: Score, name: str, weight: Tensor) -> Tensor:
         """Return the scores of one tensor: whole in every process, as a score may compare weights with each other."""
         given: dict[str, Tensor] = {}
         if "gradient" in score.needs:
-            if weight.grad is None and not self._skipped(name):
-                raise PruningError(
-                    f"Score '{score.name}' needs the gradient of '{name}', which is None: call after_backward() "
-                    "between "
-                    "backward() and optimizer.step(), or pass data=."
-                )
-            given["gradient"] = whole(torch.zeros_like(weight) if weight.grad is None else weight.grad).float()
+            given["gradient"] = whole(self._gradient(score, name, weight)).float()
+        if "movement" in score.needs:
+            if name not in self.movement:
+                self._gradient(score, name, weight)
+            given["movement"] = join(self.movement[name], weight)
         if "noise" in score.needs:
             given["noise"] = torch.rand(weight.shape, generator=self._generator(name)).to(weight.device)
-        return score.function(whole(weight.detach()).float(), **given)
+        return score.function(join(self.shadows.full(name, weight), weight).float(), **given)
+
+    def _gradient(self, score: Score, name: str, weight: Tensor) -> Tensor:
+        """Return the gradient of a parameter; zeros where no forward reaches it.
+
+        Raises:
+            PruningError: There is none.
+        """
+        if weight.grad is None and not self._skipped(name):
+            raise PruningError(
+                f"Score '{score.name}' needs the gradient of '{name}', which is None: call after_backward() between "
+                "backward() and optimizer.step(), or pass data=."
+            )
+        return torch.zeros_like(weight) if weight.grad is None else weight.grad
 
     def _skipped(self, name: str) -> bool:
         """Whether a parameter lies in a module that no forward reaches: a masked layer."""

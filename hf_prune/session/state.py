@@ -13,9 +13,10 @@ from ..masks import local_masks, whole_masks
 from ..plan import Record
 from ..removal import named_tensors, skip_removed
 from ..report import Measurement
-from ..sharding import any_sharded, whole_copy
+from ..sharding import any_sharded, join, whole_copy
 from ..stock import write_record
 from .counting import count_zeros
+from .reviving import kept_entries
 
 if TYPE_CHECKING:
     from .pruning import Pruning
@@ -29,13 +30,18 @@ def state_of(pruning: Pruning) -> dict[str, Any]:
         "steps": pruning.steps,
         "leaky": pruning._leaky,
         "unchecked": pruning._unchecked,
+        "most_bytes": pruning.most_bytes,
         "record": {name: list(entry) for name, entry in pruning.record.items()},
         "dense": [pruning.dense_units, pruning.dense_macs, asdict(pruning.dense), pruning.counted],
         "alive": dict(pruning.alive),
         "masks": whole_masks(named_tensors(pruning.model), pruning.masks),
     }
     if pruning.watcher is not None:
-        state["square"], state["absolute"] = dict(pruning.watcher.square), dict(pruning.watcher.absolute)
+        state |= {f"mean_{need}": dict(means) for need, means in pruning.watcher.means.items()}
+    if pruning.shadows.keep or pruning.scorer.movement:
+        tensors = named_tensors(pruning.model)
+        state["shadows"] = pruning.shadows.state(tensors)
+        state["movement"] = {name: join(one, tensors[name]).cpu() for name, one in pruning.scorer.movement.items()}
     return state
 
 
@@ -50,6 +56,7 @@ def restore(pruning: Pruning, state: Mapping[str, Any]) -> None:
             f"The pruning state must be of this model and these pruners. Received: {sorted(state['alive'])[:4]}"
         )
     pruning.steps, pruning._leaky, pruning._unchecked = state["steps"], state["leaky"], state["unchecked"]
+    pruning.most_bytes = state.get("most_bytes", 0)
     pruning.record = Record({name: (list(kept), dense) for name, (kept, dense) in state["record"].items()})
     pruning.dense_units, pruning.dense_macs, dense, pruning.counted = state["dense"]
     pruning.dense = Measurement(**dense)
@@ -63,10 +70,14 @@ def restore(pruning: Pruning, state: Mapping[str, Any]) -> None:
     write_record(pruning.model, pruning.record)
     pruning.alive = {name: mask.clone() for name, mask in state["alive"].items()}
     pruning.masks = local_masks(named_tensors(pruning.model), state["masks"])
-    if pruning.watcher is not None and "square" in state:
+    tensors = named_tensors(pruning.model)
+    pruning.shadows.load(state.get("shadows", {}), tensors, kept_entries(pruning, tensors))
+    pruning.scorer.movement = local_masks(tensors, state.get("movement", {}))
+    pruning._settle()
+    if pruning.watcher is not None and "mean_gate" in state:
         pruning.watcher.stop()
-        pruning.watcher.groups = [group for group in pruning.groups if group.name in pruning.watcher.square]
-        pruning.watcher.square, pruning.watcher.absolute = dict(state["square"]), dict(state["absolute"])
+        pruning.watcher.means = {need: dict(state[f"mean_{need}"]) for need in pruning.watcher.means}
+        pruning.watcher.groups = [group for group in pruning.groups if group.name in pruning.watcher.means["gate"]]
         if not pruning.finished and pruning.data is None:
             pruning.watcher.start()
     pruning._read_next()

@@ -23,12 +23,12 @@ def mask_weights(
     tensors: Mapping[str, Any],
     fraction: float,
 ) -> tuple[Masks, int]:
-    """Mask the weights that are worth least, over all of a pruner's tensors; what is masked stays masked.
+    """Mask the weights that are worth least, over all of a pruner's tensors.
 
     Args:
         pruner: How many, by which allocation.
         scores: Of each weight, by parameter; under FSDP of the local shards.
-        masks: What is masked already.
+        masks: What is masked already, and stays so.
         tensors: The live tensors by name.
         fraction: How much of the pruner's sparsity is due, in [0, 1].
 
