@@ -21,7 +21,7 @@ _GATE: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class GateWatcher:
-    """Running means of gate gradients, from hooks on the inputs of output projections.
+    """Means of gate gradients, summed over batches, from hooks on the inputs of output projections.
 
     A gate multiplies everything that a unit hands to its output projection. Its gradient is the sum over tokens of
     activation times gradient: for each sample one number a unit. It needs no gradient of any weight.
@@ -29,7 +29,6 @@ class GateWatcher:
     Args:
         model: The live model, not wrapped.
         groups: The groups to watch.
-        decay: What a batch leaves of the means before it, in (0, 1]; 1 sums up.
 
     Attributes:
         means: What scores need (`scores.NEEDS`) -> group -> ``(units,)``.
@@ -37,8 +36,8 @@ class GateWatcher:
             computed and hands on zeros, so that what it would bring is seen.
     """
 
-    def __init__(self, model: nn.Module, groups: Sequence[Group], decay: float) -> None:
-        self.model, self.groups, self.decay = model, list(groups), decay
+    def __init__(self, model: nn.Module, groups: Sequence[Group]) -> None:
+        self.model, self.groups = model, list(groups)
         self.means = {need: {group.name: torch.zeros(group.units) for group in groups} for need in _GATE}
         self.active = True  # hooks that stay on a model, and read nothing, cost nothing
         self.shut: dict[str, Tensor] = {}
@@ -91,11 +90,11 @@ class GateWatcher:
             for name, mean in means.items():
                 means[name] = average_over_processes(mean.to(device)).cpu()
 
-    def clear(self) -> None:
-        """Begin again with means of zero."""
+    def fade(self, left: float) -> None:
+        """Leave of the means only a part, in [0, 1]: by steps of an optimizer, however many batches are in one."""
         for means in self.means.values():
             for mean in means.values():
-                mean.zero_()
+                mean.mul_(left)
 
     def _hook(self, read: list[tuple[Group, Slice]]) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
         def before_forward(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -157,10 +156,10 @@ class GateWatcher:
 
     @torch.no_grad()
     def _add(self, group: Group, units: slice, gate: Tensor) -> None:
-        """Add the gate gradients of one batch, ``(samples, units)``, to the running means."""
+        """Add the gate gradients of one batch, ``(samples, units)``."""
         for need, of in _GATE.items():
             mean = self.means[need][group.name]
-            mean[units] = mean[units].mul(self.decay).add(of(gate).mean(0).cpu())
+            mean[units] += of(gate).mean(0).cpu()
 
 
 def _by_sample(module: nn.Module, product: Tensor, rows: Tensor | None) -> Tensor:

@@ -56,13 +56,14 @@ def contents(folder: Path) -> tuple[list[str], list[str], list[str]]:
     return files, sorted(config), sorted(config["pruning_config"])
 
 
-def train(name: str, folder: Path, **changes: Any) -> tuple[Any, PruningCallback]:
-    """Train on 16 rows a step, however many processes share them."""
-    rows, processes = 16, int(os.environ.get("WORLD_SIZE", "1"))
+def train(name: str, folder: Path, parts: int = 1, **changes: Any) -> tuple[Any, PruningCallback]:
+    """Train on 16 rows a step, however many processes share them, or into how many parts they are cut."""
+    rows, shares = 16, int(os.environ.get("WORLD_SIZE", "1")) * parts
     model = BUILD[name](attn_implementation="eager")
     teacher = BUILD[name](seed=1, hidden_size=32, attn_implementation="eager")
     settings = {"max_steps": 6, "learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 3, "max_grad_norm": 1e9}
-    arguments = training_arguments(folder, per_device_train_batch_size=rows // processes, **settings)
+    settings |= {"per_device_train_batch_size": rows // shares, "gradient_accumulation_steps": parts}
+    arguments = training_arguments(folder, **settings)
     callback = PruningCallback(
         [HeadPruner(), NeuronPruner()], Schedule(begin=2, end=5, frequency=3), target=Target(macs=0.5)
     )
@@ -84,6 +85,13 @@ def state_of(trainer: Any, callback: PruningCallback) -> list[torch.Tensor]:
     return [*learned, *(means[name] for name in sorted(means))]
 
 
+def facts_of(trainer: Any, callback: PruningCallback) -> dict[str, Any]:
+    """Return what has to be the same however a step's rows are shared."""
+    norms = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
+    beside = trainer.lesson.projections["layers"].weight.sum().item()
+    return {"norms": norms, "kept": callback.report.kept, "beside": beside}
+
+
 def work(folder: Path) -> None:
     """Train, then resume in mid-schedule; write what this process saw."""
     seen = {}
@@ -91,9 +99,9 @@ def work(folder: Path) -> None:
         whole, callback = train(name, folder / name)
         if whole.is_world_process_zero():
             save_pruned(whole.model, folder / name / "final")
-        norms = [entry["grad_norm"] for entry in whole.state.log_history if "grad_norm" in entry]
-        beside = whole.lesson.projections["layers"].weight.sum().item()
-        seen[name] = {"norms": norms, "kept": callback.report.kept, "beside": beside}
+        seen[name] = facts_of(whole, callback)
+        if "RANK" not in os.environ:
+            seen[f"{name} in parts"] = facts_of(*train(name, folder / f"{name}-parts", parts=4))
         if RESUMES or "RANK" not in os.environ:
             resumed = train(name, folder / name, resume_from_checkpoint=str(folder / name / "checkpoint-3"))
             pairs = zip(state_of(whole, callback), state_of(*resumed), strict=True)
@@ -127,6 +135,15 @@ def test_two_processes_are_one_of_twice_the_batch(name, seen):
     assert first["norms"] == pytest.approx(one["norms"], rel=1e-3)
     assert first["beside"] == second["beside"] == pytest.approx(one["beside"], rel=1e-3)
     assert len(one["norms"]) == 6
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_four_times_four_is_sixteen(name, seen):
+    """Accumulated batches of unevenly long texts, with distillation: the same gradients, and the same units leave."""
+    whole, parts = seen[0][name], seen[0][f"{name} in parts"]
+    assert parts["kept"] == whole["kept"]
+    assert parts["norms"] == pytest.approx(whole["norms"], rel=1e-3)
+    assert parts["beside"] == pytest.approx(whole["beside"], rel=1e-3)
 
 
 @pytest.mark.skipif(not RESUMES, reason="Trainer of transformers 4 cannot load optimizers on a CPU in two processes")

@@ -203,7 +203,7 @@ def gates(model: nn.Module, group: Group, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", ["cnn", "lstm", "gru"])
 def test_gate_gradients_are_those_of_real_gates(name):
     model, x = draw(BUILD[name]()), inputs_of(name)
-    watcher = GateWatcher(model, find_groups(model), decay=1.0)
+    watcher = GateWatcher(model, find_groups(model))
     watcher.start()
     squared(model, {"x": x}).backward()
     watcher.stop()
@@ -220,7 +220,7 @@ def test_gate_gradients_are_by_sample_in_every_layout(layout):
     plain.load_state_dict(model.state_dict())
     x, found = inputs_of("lstm"), []
     for one, given in ((plain, x), (model, pack_sequence([*x]) if layout == "packed" else x.transpose(0, 1))):
-        watcher = GateWatcher(one, find_groups(one)[:1], decay=1.0)
+        watcher = GateWatcher(one, find_groups(one)[:1])
         watcher.start()
         states, _ = one.second(one.first(given)[0])
         (states.data if layout == "packed" and one is model else states).square().sum().backward()

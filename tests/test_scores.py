@@ -88,21 +88,21 @@ def layer_gate_of(model: Any, path: str, batch: dict[str, Tensor]) -> Tensor:
 def test_gate_gradients_are_those_of_real_gates(name):
     model = BUILD[name]()
     groups, batches = find_groups(model), [draw_batch(model, seed=seed) for seed in (1, 2)]
-    watcher = GateWatcher(model, groups, decay=0.5)
+    watcher = GateWatcher(model, groups)
     watcher.start()
     backward_all(model, batches)
     watcher.stop()
     for group in groups:
         first, second = (gates_of(model, group, batch) for batch in batches)
-        square = 0.5 * first.square().mean(0) + second.square().mean(0)
+        square = first.square().mean(0) + second.square().mean(0)
         torch.testing.assert_close(watcher.means["gate_square"][group.name], square, rtol=1e-3, atol=1e-7)
-        absolute = 0.5 * first.abs().mean(0) + second.abs().mean(0)
+        absolute = first.abs().mean(0) + second.abs().mean(0)
         torch.testing.assert_close(watcher.means["gate_absolute"][group.name], absolute, rtol=1e-3, atol=1e-6)
 
 
 def test_watching_neither_keeps_hooks_nor_changes_gradients():
     model, twin = build_bert(), build_bert()
-    watcher = GateWatcher(model, find_groups(model), decay=1.0)
+    watcher = GateWatcher(model, find_groups(model))
     watcher.start()
     for one in (model, twin):
         one(**draw_batch(one)).loss.backward()
@@ -115,7 +115,7 @@ def test_watching_neither_keeps_hooks_nor_changes_gradients():
 
 def test_evaluation_leaves_the_means_alone():
     model = build_bert()
-    watcher = GateWatcher(model, find_groups(model), decay=0.5)
+    watcher = GateWatcher(model, find_groups(model))
     watcher.start()
     with torch.no_grad():
         model(**draw_batch(model))

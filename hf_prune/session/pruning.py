@@ -36,7 +36,7 @@ from .state import gather, restore, state_of
 from .weights import mask_weights
 
 logger = logging.getLogger(__name__)
-DECAY = 0.95  # of the running means of scores: about the last 20 batches that were read
+DECAY = 0.95  # of the running means of scores: about the last 20 steps that were read
 READ_FIRST, READ_EVERY = 16, 4  # scores are read from the first steps' batches, and then from one step's of four
 
 
@@ -148,6 +148,8 @@ class Pruning:
             self._change(due)
         elif self.masks or self._leaky:
             self.hold()
+        if self.watcher is not None and self.watcher.active and self.data is None:
+            self.watcher.fade(DECAY)
         self._read_next()
         return bool(due)
 
@@ -303,7 +305,7 @@ class Pruning:
         if not needing:
             return None
         groups = [group for i in needing for group in self.chosen[i]]
-        watcher = GateWatcher(self.model, groups, DECAY if self.data is None else 1.0)
+        watcher = GateWatcher(self.model, groups)
         if self.data is None:
             watcher.start()
         return watcher

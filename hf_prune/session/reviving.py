@@ -71,6 +71,6 @@ def hook_model(pruning: Pruning) -> list[Any]:
     def before_saving(module: nn.Module, prefix: str, keep_vars: bool) -> None:
         hide_masked(pruning)
 
+    model: Any = pruning.model
     hook = torch.compiler.disable(before_forward)  # type: ignore[no-untyped-call]
-    model = pruning.model
     return [model.register_forward_pre_hook(hook, prepend=True), model.register_state_dict_pre_hook(before_saving)]

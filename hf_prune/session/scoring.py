@@ -44,7 +44,7 @@ class Scorer:
         saved = {parameter: parameter.grad for parameter in self.model.parameters()}
         self.model.zero_grad(set_to_none=True)
         if self.watcher is not None:
-            self.watcher.clear()
+            self.watcher.fade(0.0)
             self.watcher.start()
         backward_all(self.model, data, loss)
         if self.watcher is not None:
