@@ -68,7 +68,13 @@ class PruningArguments:
     )
     prune_frequency: int = field(default=50, metadata={"help": "Optimizer steps between two changes, at least 1."})
     prune_schedule: str = field(default="cubic", metadata={"help": "cubic, linear, oneshot or a registered schedule."})
-    prune_score: str = field(default="taylor", metadata={"help": "A registered score, such as taylor, l1 or random."})
+    prune_score: str = field(
+        default="taylor", metadata={"help": "A registered score, such as taylor, movement, l1 or random."}
+    )
+    prune_reversible: bool | None = field(
+        default=None,
+        metadata={"help": "Whether what was masked may come back, for memory; left out, as the score is registered."},
+    )
     prune_multiple_of: int = field(default=1, metadata={"help": "Units that stay are a multiple of this, at least 1."})
     prune_min_kept: int = field(default=1, metadata={"help": "Units that stay in every place at least, 0 or more."})
     prune_shrink_at_end: bool = field(default=True, metadata={"help": "Remove units physically when training ends."})
@@ -101,7 +107,8 @@ class PruningArguments:
             {} if made is WeightPruner else {"multiple_of": self.prune_multiple_of, "min_kept": self.prune_min_kept}
         )
         sparsity = self.prune_sparsity if own else None
-        pruner: Pruner = _named(made, sparsity=sparsity, score=self.prune_score, **units, **settings)
+        own_settings = {"score": self.prune_score, "reversible": self.prune_reversible, **units, **settings}
+        pruner: Pruner = _named(made, sparsity=sparsity, **own_settings)
         _named(pruner.resolve_score, key="score")
         return pruner
 

@@ -29,6 +29,15 @@ def test_a_command_line_becomes_a_callback():
     assert (callback.shrink_at_end, callback.seed) == (False, 3)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("", False), ("--prune_reversible true", True), ("--prune_score movement", True)],
+)
+def test_masks_may_come_back(text, expected):
+    callback = parse(f"--target_macs 0.5 {text}").callback()
+    assert [pruner.may_revive() for pruner in callback.pruners] == [expected] * 2
+
+
 def test_defaults_are_those_of_the_parts():
     callback = parse("--target_macs 0.5").callback()
     assert callback.pruners == [HeadPruner(), NeuronPruner()]
