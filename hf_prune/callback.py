@@ -142,13 +142,13 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the pruning state into the checkpoint that was just saved, where it is not there yet."""
-        if args.world_size > 1:  # one file is written, and every process resumes from it
+        if args.world_size > 1:  # every process resumes from what one has written
             if self._session.watcher is not None:
                 self._session.watcher.synchronize()
             torch.distributed.barrier()  # until every process has saved its part
         held = self._session.state_dict()  # in every process: shards are gathered
         folder, self._saving = self._saving, None
-        if state.is_world_process_zero and (args.world_size > 1 or folder is None):
+        if args.should_save and (args.world_size > 1 or folder is None):  # once, or once on each node
             self._write(held, folder or Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:

@@ -360,7 +360,7 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write them into the checkpoint that was just saved."""
-        if len(self.lesson.projections) and state.is_world_process_zero:
+        if len(self.lesson.projections) and args.should_save:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             save_file(self.lesson.projections.state_dict(), folder / PROJECTIONS)
 
