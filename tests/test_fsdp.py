@@ -82,6 +82,9 @@ CASES: dict[str, tuple[str, Callable[[], Any], Target | None]] = {
 }
 
 
+RESUMED = ("uniform, and neurons", "weights by movement", "units that come back")
+
+
 def build(name: str, kind: str) -> tuple[Any, Any]:
     """Return a model, and what to call: itself, sharded or not, or what DDP makes of it."""
     model = (build_bert(**ODD) if name == "bert" else BUILD[name]()).double()
@@ -222,10 +225,10 @@ def selected(rank: int) -> dict[str, Any]:
     return {"same": all(same), "compared": len(same)}
 
 
-def resume() -> bool:
+def resume(case: str) -> bool:
     """Whether a run that goes on from another's state, both sharded, ends with its masks and weights."""
-    first = Run("uniform, and neurons", "fsdp").go(3)
-    second = Run("uniform, and neurons", "fsdp")
+    first = Run(case, "fsdp").go(3)
+    second = Run(case, "fsdp")
     with torch.no_grad():
         for mine, theirs in zip(second.model.parameters(), first.model.parameters(), strict=True):
             mine.to_local().copy_(theirs.to_local())
@@ -236,7 +239,11 @@ def resume() -> bool:
     return all(
         torch.equal(mine.to_local(), theirs.to_local())
         for mine, theirs in zip(first.model.parameters(), second.model.parameters(), strict=True)
-    ) and all(torch.equal(mask, second.pruning.masks[name]) for name, mask in first.pruning.masks.items())
+    ) and all(
+        torch.equal(mask, held[name])
+        for kept, held in ((first.pruning.masks, second.pruning.masks), (first.pruning.alive, second.pruning.alive))
+        for name, mask in kept.items()
+    )
 
 
 def work(folder: Path) -> None:
@@ -245,7 +252,7 @@ def work(folder: Path) -> None:
     rank = torch.distributed.get_rank()
     pairs = [(case, kind) for case in CASES for kind in KINDS]
     seen: dict[str, Any] = {f"{case}, {kind}": Run(case, kind).go().facts() for case, kind in pairs}
-    seen["disagree"], seen["refusals"], seen["resume"] = disagree(rank), refusals(), resume()
+    seen["disagree"], seen["refusals"], seen["resume"] = disagree(rank), refusals(), [resume(case) for case in RESUMED]
     seen["selected"] = selected(rank)
     run = Run("units by taylor", "fsdp").go()
     run.pruning.finish()
@@ -306,7 +313,7 @@ def test_equal_values_are_kept_in_the_order_of_one_process(seen):
 
 
 def test_a_sharded_run_goes_on_bitwise(seen):
-    assert [entry["resume"] for entry in seen] == [True, True]
+    assert [entry["resume"] for entry in seen] == [[True] * len(RESUMED)] * 2
 
 
 def test_a_gathered_model_is_that_of_one_process(folder):
