@@ -107,7 +107,7 @@ class Pruning:
         self.changes = {i: (p.schedule or self.schedule).change_steps(total_steps) for i, p in enumerate(self.pruners)}
         self.alive = {group.name: torch.ones(group.units, dtype=torch.bool) for group in self.groups}
         self.masks: Masks = check_masks(named_tensors(self.model), masks or {})
-        self.given = dict(self.masks)
+        self.given = dict(self.masks) if self.reviving else {}  # these stay
         self.dense_units = {group.name: group.units for group in self.groups}
         self.counted = {str(i): by_kind(chosen) for i, chosen in self.chosen.items()}
         self.dense_macs = matrix_entries(self.groups, live_shapes(self.model))
@@ -215,6 +215,8 @@ class Pruning:
         """Return what a log should show: sparsity in all and by kind, and the share of MACs left.
 
         `sparsity` is the share of zeros in all matrices that units can be cut from or that single weights may leave.
+        `reversible_mb` is the most memory, in 10^6 bytes of this process, that masks which may come back and scores that
+        follow single weights have taken; it is missing where there are none.
         """
         return numbers_of(self)
 
