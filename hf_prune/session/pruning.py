@@ -215,8 +215,8 @@ class Pruning:
         """Return what a log should show: sparsity in all and by kind, and the share of MACs left.
 
         `sparsity` is the share of zeros in all matrices that units can be cut from or that single weights may leave.
-        `reversible_mb` is the most memory, in 10^6 bytes of this process, that masks which may come back and scores that
-        follow single weights have taken; it is missing where there are none.
+        `reversible_mb` is the most memory, in 10^6 bytes of this process, that masks which may be taken back and scores
+        that follow single weights have needed; it is missing where there are none.
         """
         return numbers_of(self)
 
