@@ -25,6 +25,7 @@ NAME = "reversible"
 KEY = ("method", "amount", "seed")
 WEIGHTS = {"l1": {"score": "l1"}, "l1 reversible": {"score": "l1", "reversible": True}}
 WEIGHTS |= {"taylor": {"score": "taylor"}, "movement": {"score": "movement"}}
+WEIGHTS |= {f"{name} in each matrix": {**WEIGHTS[name], "allocation": "uniform"} for name in ("l1", "movement")}
 UNITS: dict[str, dict[str, Any]] = {"taylor": {}, "taylor reversible": {"reversible": True}}
 UNITS |= {"movement": {"score": "movement"}}
 

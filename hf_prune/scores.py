@@ -123,7 +123,10 @@ def gate_absolute(gate_absolute: Tensor) -> Tensor:
 
 @register_score("movement", needs=("movement",), reversible=True, paper="Sanh, Wolf and Rush 2020, arXiv:2005.07683")
 def movement(weight: Tensor, movement: Tensor) -> Tensor:
-    """How far training has moved the weight away from zero: what the straight-through gradient to a mask sums up to."""
+    """How far training has moved the weight away from zero: what the straight-through gradient to a mask sums up to.
+
+    It says nothing before a model has moved: it is for long fine-tuning of a pre-trained model, and late changes.
+    """
     return movement
 
 
