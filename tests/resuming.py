@@ -103,7 +103,7 @@ def everything(trainer: Trainer, callback: PruningCallback) -> dict[str, torch.T
     """Return all that a run ends with: weights, moments, masks, running means, kept units, where it stands."""
     state = callback.pruning.state_dict()
     kinds = {"weight": trainer.model.state_dict(), **{key: state[key] for key in ("alive", "masks")}}
-    kinds |= {key: state[key] for key in ("square", "absolute") if key in state}
+    kinds |= {key: means for key, means in state.items() if key.startswith("mean_")}
     found = {f"{kind}/{name}": one.clone() for kind, named in kinds.items() for name, one in named.items()}
     for i, entry in trainer.optimizer.state_dict()["state"].items():
         found |= {f"optimizer/{i}/{key}": torch.as_tensor(value).clone() for key, value in entry.items()}

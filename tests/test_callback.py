@@ -221,7 +221,7 @@ def test_state_goes_to_a_file_and_back(tmp_path):
     write_state(state, tmp_path / STATE)
     read = read_state(tmp_path / STATE)
     assert read.keys() == state.keys()
-    for key in ("alive", "masks", "square", "absolute"):
+    for key in ("alive", "masks", "mean_gate", "mean_gate_square", "mean_gate_absolute"):
         assert read[key].keys() == state[key].keys()
         assert all(torch.equal(read[key][name], tensor) for name, tensor in state[key].items())
     assert {key: read[key] for key in ("steps", "leaky", "unchecked")} == {
