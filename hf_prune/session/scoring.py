@@ -124,7 +124,7 @@ class Scorer:
             given["gradient"] = whole(self._gradient(score, name, weight)).float()
         if "movement" in score.needs:
             if name not in self.movement:
-                self._gradient(score, name, weight)
+                self.add_movement(score, [name])
             given["movement"] = join(self.movement[name], weight)
         if "noise" in score.needs:
             given["noise"] = torch.rand(weight.shape, generator=self._generator(name)).to(weight.device)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from ..architectures import find_groups
 from ..errors import PruningError
 from ..masks import local_masks, whole_masks
@@ -37,12 +39,17 @@ def state_of(pruning: Pruning) -> dict[str, Any]:
         "masks": whole_masks(named_tensors(pruning.model), pruning.masks),
     }
     if pruning.watcher is not None:
-        state |= {f"mean_{need}": dict(means) for need, means in pruning.watcher.means.items()}
+        state |= {f"mean_{need}": _copies(means) for need, means in pruning.watcher.means.items()}
     if pruning.shadows.keep or pruning.scorer.movement:
         tensors = named_tensors(pruning.model)
         state["shadows"] = pruning.shadows.state(tensors)
-        state["movement"] = {name: join(one, tensors[name]).cpu() for name, one in pruning.scorer.movement.items()}
+        state["movement"] = _copies({name: join(one, tensors[name]) for name, one in pruning.scorer.movement.items()})
     return state
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies on the CPU: a session goes on summing up in place."""
+    return {name: one.detach().to("cpu", copy=True) for name, one in tensors.items()}
 
 
 def restore(pruning: Pruning, state: Mapping[str, Any]) -> None:
@@ -76,7 +83,7 @@ def restore(pruning: Pruning, state: Mapping[str, Any]) -> None:
     pruning._settle()
     if pruning.watcher is not None and "mean_gate" in state:
         pruning.watcher.stop()
-        pruning.watcher.means = {need: dict(state[f"mean_{need}"]) for need in pruning.watcher.means}
+        pruning.watcher.means = {need: _copies(state[f"mean_{need}"]) for need in pruning.watcher.means}
         pruning.watcher.groups = [group for group in pruning.groups if group.name in pruning.watcher.means["gate"]]
         if not pruning.finished and pruning.data is None:
             pruning.watcher.start()
