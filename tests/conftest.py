@@ -27,3 +27,13 @@ torch.set_num_threads(1)
 def lane() -> str:
     """Return `"optimum"` (transformers 4.57) or `"v5"` (transformers 5)."""
     return LANE
+
+
+@pytest.fixture(autouse=True)
+def _environment_of_accelerate():
+    """TrainingArguments write how to compile, and in which precision, into the environment of all tests that follow."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE_")}
+    yield
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+        del os.environ[name]
+    os.environ.update(before)
