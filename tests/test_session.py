@@ -329,6 +329,9 @@ def test_state_of_another_model_is_refused():
     other = Pruning(build_llama(), NeuronPruner(sparsity=0.5), total_steps=10)
     with pytest.raises(PruningError, match="must be of this model and these pruners"):
         other.load_state_dict(state)
+    of_magnitudes = Pruning(build_bert(), NeuronPruner(sparsity=0.5, score="l1"), total_steps=10).state_dict()
+    with pytest.raises(PruningError, match="must be of this model and these pruners"):
+        Pruning(build_bert(), NeuronPruner(sparsity=0.5), total_steps=10).load_state_dict(of_magnitudes)
     small = shrink(build_bert(), {"layers.0.mlp.neurons": range(8)})
     with pytest.raises(PruningError, match="'layers.0.mlp.neurons' must have the model's 8 units. Received: 24"):
         Pruning(small, NeuronPruner(sparsity=0.5), total_steps=10).load_state_dict(state)

@@ -18,7 +18,7 @@ from ..report import Measurement
 from ..sharding import any_sharded, join, whole_copy
 from ..stock import write_record
 from .counting import count_zeros
-from .reviving import kept_entries
+from .reviving import keep_masks
 
 if TYPE_CHECKING:
     from .pruning import Pruning
@@ -58,7 +58,8 @@ def restore(pruning: Pruning, state: Mapping[str, Any]) -> None:
     Raises:
         PruningError: The state is of another model or of other pruners.
     """
-    if set(state["alive"]) != set(pruning.alive):
+    means = pruning.watcher.means if pruning.watcher is not None else {}
+    if set(state["alive"]) != set(pruning.alive) or any(f"mean_{need}" not in state for need in means):
         raise PruningError(
             f"The pruning state must be of this model and these pruners. Received: {sorted(state['alive'])[:4]}"
         )
@@ -76,14 +77,14 @@ def restore(pruning: Pruning, state: Mapping[str, Any]) -> None:
             )
     write_record(pruning.model, pruning.record)
     pruning.alive = {name: mask.clone() for name, mask in state["alive"].items()}
-    pruning.masks = local_masks(named_tensors(pruning.model), state["masks"])
     tensors = named_tensors(pruning.model)
-    pruning.shadows.load(state.get("shadows", {}), tensors, kept_entries(pruning, tensors))
+    pruning.masks = local_masks(tensors, state["masks"])
+    pruning.shadows.load(state.get("shadows", {}), tensors, keep_masks(pruning, tensors))
     pruning.scorer.movement = local_masks(tensors, state.get("movement", {}))
     pruning._settle()
-    if pruning.watcher is not None and "mean_gate" in state:
+    if pruning.watcher is not None:
         pruning.watcher.stop()
-        pruning.watcher.means = {need: _copies(state[f"mean_{need}"]) for need in pruning.watcher.means}
+        pruning.watcher.means = {need: _copies(state[f"mean_{need}"]) for need in means}
         pruning.watcher.groups = [group for group in pruning.groups if group.name in pruning.watcher.means["gate"]]
         if not pruning.finished and pruning.data is None:
             pruning.watcher.start()
