@@ -107,8 +107,8 @@ class PruningArguments:
             {} if made is WeightPruner else {"multiple_of": self.prune_multiple_of, "min_kept": self.prune_min_kept}
         )
         sparsity = self.prune_sparsity if own else None
-        own_settings = {"score": self.prune_score, "reversible": self.prune_reversible, **units, **settings}
-        pruner: Pruner = _named(made, sparsity=sparsity, **own_settings)
+        common = {"score": self.prune_score, "reversible": self.prune_reversible, **units, **settings}
+        pruner: Pruner = _named(made, sparsity=sparsity, **common)
         _named(pruner.resolve_score, key="score")
         return pruner
 

@@ -104,34 +104,36 @@ def entries_left(
     names: Iterable[str], tensors: Mapping[str, Tensor], vectors: KeepVectors, masks: Mapping[str, Tensor]
 ) -> int:
     """Count the entries of these tensors that are neither masked nor of removed units, over all shards."""
-    kept: dict[str, dict[int, Tensor]] = {}
-    for (name, dim), vector in vectors.items():
-        kept.setdefault(name, {})[dim] = vector
+    by_tensor = vectors_by_tensor(vectors)
     left, in_shards = 0, dict[str, int]()
     for name in names:
-        tensor, stays = tensors[name], kept.get(name, {})
+        tensor, stays = tensors[name], by_tensor.get(name, {})
         if name not in masks:
             left += math.prod(int(stays[dim].sum()) if dim in stays else n for dim, n in enumerate(tensor.shape))
             continue
-        mask = masks[name]
-        for dim, vector in stays.items():
-            mask = mask.index_select(dim, own_entries(tensor, dim, vector.nonzero().view(-1)))
-        in_shards[name] = int(mask.sum())
+        in_shards[name] = int(keep_entries(tensor, stays, masks[name]).sum())
     whole_ones = [name for name in in_shards if bounds(tensors[name]) is None]
     left += sum(in_shards.pop(name) for name in whole_ones)
     return left + (total_of(sum(in_shards.values()), tensors[min(in_shards)]) if in_shards else 0)
 
 
-def keep_entries(name: str, tensor: Any, vectors: KeepVectors, masks: Mapping[str, Tensor]) -> Tensor:
+def vectors_by_tensor(vectors: KeepVectors) -> dict[str, dict[int, Tensor]]:
+    """Return tensor name -> axis -> which entries of that axis stay."""
+    found: dict[str, dict[int, Tensor]] = {}
+    for (name, dim), vector in vectors.items():
+        found.setdefault(name, {})[dim] = vector
+    return found
+
+
+def keep_entries(tensor: Any, stays: Mapping[int, Tensor], mask: Tensor | None) -> Tensor:
     """Return which entries of a tensor are neither masked nor of removed units: of the part that lies here.
 
     Where no unit is removed, this is the mask itself and no copy.
     """
-    mine = {dim: vector for (owner, dim), vector in vectors.items() if owner == name}
-    if name in masks and not mine:
-        return masks[name]
-    keep = masks[name].clone() if name in masks else torch.ones_like(local(tensor), dtype=torch.bool)
-    for dim, vector in mine.items():
+    if mask is not None and not stays:
+        return mask
+    keep = torch.ones_like(local(tensor), dtype=torch.bool) if mask is None else mask.clone()
+    for dim, vector in stays.items():
         keep.index_fill_(dim, own_entries(tensor, dim, (~vector).nonzero().view(-1)), False)
     return keep
 

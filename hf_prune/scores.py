@@ -125,7 +125,7 @@ def gate_absolute(gate_absolute: Tensor) -> Tensor:
 def movement(weight: Tensor, movement: Tensor) -> Tensor:
     """How far training has moved the weight away from zero: what the straight-through gradient to a mask sums up to.
 
-    It says nothing before a model has moved: it is for long fine-tuning of a pre-trained model, and late changes.
+    It says nothing before a model has moved: its paper fine-tunes a pre-trained model for many epochs.
     """
     return movement
 

@@ -403,23 +403,25 @@ def test_movement_at_once_with_data():
     assert torch.equal(model.get_parameter(MATRIX).flatten() != 0, moved >= moved.median().nextafter(torch.tensor(9.0)))
 
 
-def test_a_lost_state_is_refused_while_values_are_needed():
-    model = build_bert()
-    _, _, step = start(model, WeightPruner(sparsity=0.5, score="l1", reversible=True), EARLY, steps=8)
-    for seed in range(4):
+def lose_state(steps: int) -> tuple[Pruning, Pruning]:
+    """Return a session after so many steps, and a fresh one of a copy of its model."""
+    model, pruner = build_bert(), WeightPruner(sparsity=0.5, score="l1", reversible=True)
+    _, pruning, step = start(model, pruner, EARLY, steps=8)
+    for seed in range(steps):
         step(seed)
-    fresh = Pruning(copy.deepcopy(model), WeightPruner(sparsity=0.5, score="l1", reversible=True), EARLY, total_steps=8)
+    return pruning, Pruning(copy.deepcopy(model), pruner, EARLY, total_steps=8)
+
+
+def test_a_lost_state_is_refused_while_values_are_needed():
+    _, fresh = lose_state(4)
     with pytest.raises(CheckpointError, match="values of masked weights are lost, and changes are due until step 7"):
         recover(fresh, 4)
 
 
 def test_a_lost_state_is_recovered_once_nothing_changes():
-    model = build_bert()
-    _, pruning, step = start(model, WeightPruner(sparsity=0.5, score="l1", reversible=True), EARLY, steps=8)
-    for seed in range(8):
-        step(seed)
-    fresh = Pruning(copy.deepcopy(model), WeightPruner(sparsity=0.5, score="l1", reversible=True), EARLY, total_steps=8)
+    pruning, fresh = lose_state(8)
     recover(fresh, 8)
+    assert pruning.masks
     assert all(torch.equal(fresh.masks[name], mask) for name, mask in pruning.masks.items())
 
 

@@ -11,12 +11,7 @@ from torch import Tensor, nn
 
 from ..architectures import find_groups, live_shapes
 from ..calibration import GateWatcher, Loss
-from ..masks import (
-    Masks,
-    apply_masks,
-    check_masks,
-    check_ranks_agree,
-)
+from ..masks import Masks, apply_masks, check_masks, check_ranks_agree
 from ..plan import annotate, close_kept, read_record
 from ..pruners import Pruner, Target, UnitPruner, WeightPruner
 from ..removal import cut, named_tensors, skip_removed, zero_removed
@@ -28,7 +23,7 @@ from ..stock import write_record
 from ..structure import Group, keep_vectors, matrix_entries
 from .checks import check_disjoint, check_finds_unused, check_model, check_reversible, check_settings
 from .counting import by_kind, bytes_of, count_zeros, numbers_of
-from .reviving import compute_masked, hide_masked, hook_model, kept_entries, reopen
+from .reviving import compute_masked, hide_masked, hook_model, keep_masks, reopen
 from .scoring import Scorer
 from .selection import select_alone, select_together
 from .shadows import Shadows
@@ -254,7 +249,7 @@ class Pruning:
                 self._select_weights(i)
         tensors = named_tensors(self.model)
         check_ranks_agree({**self.alive, **self.masks}, tensors, self._thresholds)
-        self.shadows.move(tensors, kept_entries(self, tensors), self.optimizer)
+        self.shadows.move(tensors, keep_masks(self, tensors), self.optimizer)
         apply_masks(tensors, self.masks, self.optimizer)
         zero_removed(tensors, self._vectors(), self.optimizer)
         skip_removed(self.model, self.groups, self._live_kept())

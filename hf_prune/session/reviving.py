@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..architectures import live_shapes
-from ..masks import Masks, apply_masks, keep_entries
+from ..masks import Masks, apply_masks, keep_entries, vectors_by_tensor
 from ..plan import close_kept
 from ..removal import named_tensors, zero_removed
 from ..structure import keep_vectors
@@ -33,13 +33,13 @@ def _kept_but(pruning: Pruning, pruners: set[int]) -> dict[str, list[int]]:
     return close_kept(pruning.groups, {name: units for name, units in pruning._live_kept().items() if name in fixed})
 
 
-def kept_entries(pruning: Pruning, tensors: Mapping[str, Tensor]) -> Masks:
+def keep_masks(pruning: Pruning, tensors: Mapping[str, Tensor]) -> Masks:
     """Return what is kept of all tensors in which something may come back."""
     names = dict.fromkeys(name for i in pruning.reviving for name in pruning.weights.get(i, ()))
     groups = [group for i in pruning.reviving for group in pruning.chosen.get(i, ())]
     names |= dict.fromkeys(part.parameter for group in groups for part in group.slices)
-    vectors = pruning._vectors()
-    return {name: keep_entries(name, tensors[name], vectors, pruning.masks) for name in names}
+    stays = vectors_by_tensor(pruning._vectors())
+    return {name: keep_entries(tensors[name], stays.get(name, {}), pruning.masks.get(name)) for name in names}
 
 
 def compute_masked(pruning: Pruning) -> None:

@@ -57,8 +57,8 @@ class Shadows:
         """Return the values of whole tensors; under FSDP all processes call it."""
         found = {}
         for name, keep in self.keep.items():
-            full = self.full(name, tensors[name]) * ~keep  # only what is masked: the rest is the model's
-            found[name] = join(full, tensors[name])[~join(keep, tensors[name])].cpu()
+            gone = ~join(keep, tensors[name])
+            found[name] = join(self.full(name, tensors[name]), tensors[name])[gone].cpu()
         return found
 
     def load(self, state: Mapping[str, Tensor], tensors: Mapping[str, Any], keep: Mapping[str, Tensor]) -> None:
