@@ -66,7 +66,10 @@ class PruningArguments:
     prune_end: float = field(
         default=0.7, metadata={"help": "Last change: up to 1 a fraction of all steps, above 1 a step."}
     )
-    prune_frequency: int = field(default=50, metadata={"help": "Optimizer steps between two changes, at least 1."})
+    prune_frequency: int | None = field(
+        default=None,
+        metadata={"help": "Optimizer steps between two changes, at least 1; left out, 50, or fewer in a short run."},
+    )
     prune_schedule: str = field(default="cubic", metadata={"help": "cubic, linear, oneshot or a registered schedule."})
     prune_score: str = field(
         default="taylor", metadata={"help": "A registered score, such as taylor, movement, l1 or random."}

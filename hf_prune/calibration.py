@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from .sharding import is_sharded
 from .structure import Group, Slice
 
 Loss = Callable[[nn.Module, Mapping[str, Any]], Tensor]
+_LARGEST_SCALE, _SMALLEST_SCALE = 2.0**15, 2.0**-14  # of a float16 model's loss
 _GATE: dict[str, Callable[[Tensor], Tensor]] = {
     "gate": lambda gate: gate,
     "gate_square": torch.square,
@@ -30,6 +32,8 @@ class GateWatcher:
         model: The live model, not wrapped.
         groups: The groups to watch.
 
+    What batches bring is pending until `commit`: a step that a GradScaler leaves out counts for nothing.
+
     Attributes:
         means: What scores need (`scores.NEEDS`) -> group -> ``(units,)``.
         shut: Group -> which of its units' gates are shut while `gating`, ``(units,)`` boolean, True = shut: the unit is
@@ -39,6 +43,7 @@ class GateWatcher:
     def __init__(self, model: nn.Module, groups: Sequence[Group]) -> None:
         self.model, self.groups = model, list(groups)
         self.means = {need: {group.name: torch.zeros(group.units) for group in groups} for need in _GATE}
+        self._pending: dict[str, dict[str, Tensor]] = {need: {} for need in _GATE}
         self.active = True  # hooks that stay on a model, and read nothing, cost nothing
         self.shut: dict[str, Tensor] = {}
         self.gating = False
@@ -75,6 +80,7 @@ class GateWatcher:
     def regroup(self, groups: Sequence[Group], kept: Mapping[str, Sequence[int]]) -> None:
         """Go on with groups that have lost units; `kept` are the live numbers that stayed."""
         left = {group.name for group in groups}
+        self.discard()
         self.groups = [group for group in groups if group.name in self.means["gate"]]
         for means in self.means.values():
             for name in [name for name in means if name not in left]:
@@ -90,11 +96,33 @@ class GateWatcher:
             for name, mean in means.items():
                 means[name] = average_over_processes(mean.to(device)).cpu()
 
+    def commit(self, scale: float = 1.0, *, may_overflow: bool = False) -> None:
+        """Let what is pending count: it is of a step that was taken.
+
+        Args:
+            scale: What the loss was multiplied by, as a GradScaler does.
+            may_overflow: Whether numbers that are not finite tell of a scale that is too large, and are left out.
+        """
+        sound = not may_overflow or self.is_finite()
+        for need, pending in self._pending.items() if sound else ():
+            factor = scale ** (2 if need == "gate_square" else 1)
+            for name, value in pending.items():
+                self.means[need][name] = self.means[need][name].to(value.device) + value / factor
+        self.discard()
+
     def fade(self, left: float) -> None:
         """Leave of the means only a part, in [0, 1]: by steps of an optimizer, however many batches are in one."""
         for means in self.means.values():
             for mean in means.values():
                 mean.mul_(left)
+
+    def discard(self) -> None:
+        """Forget what is pending."""
+        self._pending = {need: {} for need in _GATE}
+
+    def is_finite(self) -> bool:
+        """Whether all that is pending is finite."""
+        return all(bool(one.isfinite().all()) for pending in self._pending.values() for one in pending.values())
 
     def _hook(self, read: list[tuple[Group, Slice]]) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
         def before_forward(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -110,7 +138,7 @@ class GateWatcher:
             seen, gated = inputs.detach(), self._gated(read, inputs)
 
             def see(gradient: Tensor) -> None:
-                self._see(read, _by_sample(module, seen * gradient, rows))
+                self._see(read, _by_sample(module, seen.float() * gradient.float(), rows))
 
             if watching:
                 gated.register_hook(see)  # type: ignore[no-untyped-call]
@@ -141,7 +169,8 @@ class GateWatcher:
                 seen = seen - given.detach()
 
             def see(gradient: Tensor) -> None:
-                self._add(group, slice(unit, unit + 1), (seen * gradient).float().flatten(1).sum(1, keepdim=True))
+                product = seen.float() * gradient.float()  # in half precision it would underflow
+                self._add(group, slice(unit, unit + 1), product.flatten(1).sum(1, keepdim=True))
 
             value.register_hook(see)  # type: ignore[no-untyped-call]
 
@@ -158,8 +187,10 @@ class GateWatcher:
     def _add(self, group: Group, units: slice, gate: Tensor) -> None:
         """Add the gate gradients of one batch, ``(samples, units)``."""
         for need, of in _GATE.items():
-            mean = self.means[need][group.name]
-            mean[units] += of(gate).mean(0).cpu()
+            pending = self._pending[need]
+            if group.name not in pending:  # where the gates are: a copy to the CPU would wait for a GPU
+                pending[group.name] = torch.zeros(group.units, device=gate.device)
+            pending[group.name][units] += of(gate).mean(0)
 
 
 def _by_sample(module: nn.Module, product: Tensor, rows: Tensor | None) -> Tensor:
@@ -167,10 +198,10 @@ def _by_sample(module: nn.Module, product: Tensor, rows: Tensor | None) -> Tenso
 
     Args:
         module: The reader; it says which axis is which.
-        product: Activation times gradient: ``(samples, …, width)``, for convolutions ``(samples, width, …)``.
+        product: Activation times gradient: ``(samples, …, width)``, for convolutions ``(samples, width, …)``; float32.
         rows: Of a packed sequence: the sample that each token belongs to.
     """
-    gates = product.float()
+    gates = product
     if rows is not None:
         return gates.new_zeros(int(rows.max()) + 1, gates.shape[-1]).index_add(0, rows.to(gates.device), gates)
     if isinstance(module, nn.RNNBase) and not module.batch_first:
@@ -194,27 +225,97 @@ def model_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     return loss  # type: ignore[no-any-return]
 
 
-def backward_all(model: nn.Module, data: Iterable[Mapping[str, Any]], loss: Loss | None = None) -> int:
-    """Run every batch forward and backward in evaluation mode, gradients summing up; return the number of batches.
+def backward_all(
+    model: nn.Module, data: Iterable[Mapping[str, Any]], loss: Loss | None = None, watcher: GateWatcher | None = None
+) -> float:
+    """Run every batch forward and backward in evaluation mode, gradients summing up.
+
+    Args:
+        model: The live model, not wrapped.
+        data: Batches.
+        loss: From (model, batch) to a loss; ``None``: the model's own.
+        watcher: What it sees of the batches counts.
+
+    Returns:
+        The factor that the gradients still have. Those of a float16 model would vanish, or overflow: its loss is
+        multiplied by as much as it takes (Micikevicius et al. 2018, arXiv:1710.03740).
 
     Raises:
         PruningError: There is no batch.
     """
     from transformers.utils import logging  # a well-kept progress bar that honours transformers' switches
 
-    device, was_training, count = next(model.parameters()).device, model.training, 0
+    parameters = list(model.parameters())
+    device = parameters[0].device
+    half = any(one.dtype == torch.float16 for one in parameters) and not any(map(is_sharded, parameters))
+    scale, count, modes = _LARGEST_SCALE if half else 1.0, 0, [(one, one.training) for one in model.modules()]
     model.eval()
-    for batch in logging.tqdm(data, desc="Calibrating", leave=False):
-        moved = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
-        (loss or model_loss)(model, moved).backward()  # type: ignore[no-untyped-call]
-        count += 1
-    model.train(was_training)
+    try:
+        for batch in logging.tqdm(data, desc="Calibrating", leave=False):
+            moved = {key: one.to(device) if torch.is_tensor(one) else one for key, one in batch.items()}
+            scale = _backward(functools.partial(loss or model_loss, model, moved), parameters, watcher, scale)
+            count += 1
+    finally:
+        for module, training in modes:
+            module.training = training
     if not count:
         raise PruningError("data must hold at least one batch. Received: none")
-    for parameter in model.parameters():
-        if parameter.grad is not None and not is_sharded(parameter):  # FSDP has averaged its own
-            parameter.grad = average_over_processes(parameter.grad)
-    return count
+    return _average_gradients(parameters, scale)
+
+
+def _backward(
+    compute: Callable[[], Tensor], parameters: Sequence[Tensor], watcher: GateWatcher | None, scale: float
+) -> float:
+    """Add one batch to the gradients; return the scale that they have now, smaller where this batch has overflowed."""
+    if scale == 1.0:
+        compute().backward()  # type: ignore[no-untyped-call]
+    else:
+        scale = _backward_scaled(compute, parameters, watcher, scale)
+    if watcher is not None:
+        watcher.commit(scale)
+    return scale
+
+
+def _backward_scaled(
+    compute: Callable[[], Tensor], parameters: Sequence[Tensor], watcher: GateWatcher | None, scale: float
+) -> float:
+    before = [one.grad for one in parameters]
+    while True:
+        for one in parameters:
+            one.grad = None
+        (compute().float() * scale).backward()  # type: ignore[no-untyped-call]
+        seen = [one.grad for one in parameters if one.grad is not None]
+        if all(bool(one.isfinite().all()) for one in seen) and (watcher is None or watcher.is_finite()):
+            break
+        if scale < _SMALLEST_SCALE:  # it is not the scale: whoever reads scores says which are not finite
+            break
+        scale /= 4
+        before = [None if one is None else one / 4 for one in before]
+        if watcher is not None:
+            watcher.discard()
+    for one, old in zip(parameters, before):
+        if old is not None:
+            one.grad = old if one.grad is None else old + one.grad
+    return scale
+
+
+def _average_gradients(parameters: Sequence[Tensor], scale: float) -> float:
+    """Average gradients over processes, under the smallest of their scales; return that one."""
+    common = -max_over_processes(-scale)
+    for one in parameters:
+        if one.grad is not None and not is_sharded(one):  # FSDP has averaged its own
+            one.grad = average_over_processes(one.grad * (common / scale) if common != scale else one.grad)
+    return common
+
+
+def max_over_processes(number: float) -> float:
+    """Return the largest of all processes' numbers."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return number
+    everyone: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(everyone, number)
+    return float(max(everyone))
 
 
 def average_over_processes(tensor: Tensor) -> Tensor:

@@ -193,8 +193,9 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         except CheckpointError as lost:
             self._recover(folder, step, lost)
             return
-        if state["steps"] != step:
-            raise CheckpointError(f"{folder} is of step {step}, and its pruning state of step {state['steps']}.")
+        told = state["steps"] + state.get("skipped", 0)
+        if told != step:
+            raise CheckpointError(f"{folder} is of step {step}, and its pruning state of step {told}.")
         self._session.load_state_dict(state)
 
     def _recover(self, folder: Path, step: int, lost: CheckpointError) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from .errors import PruningError, did_you_mean
+from .optimizers import moments
 from .sharding import bounds, is_sharded, join, local, own_entries, part_of, total_of
 from .structure import KeepVectors
 
@@ -28,12 +29,6 @@ def apply_masks(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor], opti
         keep += [mask] * len(held)
     if values:
         torch._foreach_mul_(values, keep)
-
-
-def moments(optimizer: Any, parameter: Tensor) -> list[Tensor]:
-    """Return the optimizer's state tensors that have the parameter's shape."""
-    state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
-    return [value for value in state.values() if torch.is_tensor(value) and value.shape == parameter.shape]
 
 
 def adopt_torch_masks(model: nn.Module) -> Masks:

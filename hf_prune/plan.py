@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -23,6 +24,7 @@ _TYPES: dict[str, type] = {
     "base_model": str,
     "standalone": dict,
     "weights": dict,
+    "dense": dict,
 }
 _PLACES = 4  # of how many groups a tensor's axis is at most: heads, their KV groups, the branch, the layer
 _TEXT = re.compile(r"(\d{1,7}(-\d{1,7})?(,\d{1,7}(-\d{1,7})?)*)? ?of (\d{1,7})")  # 7 digits: no text asks for gigabytes
@@ -89,6 +91,21 @@ class Record(dict[str, tuple[list[int], int]]):
             return self[group.name][1]
         parent = parent_name(group)
         return self[parent][1] * group.per_part if group.parts > 1 and parent in self else group.units
+
+    def dense_groups(self, groups: Sequence[Group]) -> list[Group]:
+        """Return the dense model's groups, to be counted and chosen from by name.
+
+        Those of a removed layer are taken to be as those of the nearest that is left.
+        """
+        found = [replace(group, units=self.dense_units(group)) for group in groups]
+        for layers in [group for group in found if group.kind == "layer" and group.name in self]:
+            left = self[layers.name][0]
+            for gone in (number for number in range(layers.units) if number not in set(left)):
+                like = f"{layers.name}.{min(left, key=lambda number: abs(number - gone))}."
+                mine = [group for group in found if group.name.startswith(like)]
+                names = [f"{layers.name}.{gone}.{group.name.removeprefix(like)}" for group in mine]
+                found += [replace(group, name=name) for group, name in zip(mine, names)]
+        return found
 
     def to_live(self, groups: Sequence[Group], kept: Kept) -> dict[str, list[int]]:
         """Turn kept units from dense into live numbering; groups that lose nothing are left out.
@@ -201,8 +218,8 @@ def read_record(model: nn.Module) -> Record:
         CheckpointError: The block is malformed, newer than this library, or speaks of more units than this model has
             room for; nothing of their size is allocated before that is known.
     """
-    block = getattr(_holder(model), BLOCK, None)
-    if block is None:
+    block = read_block(model)
+    if not block:
         return Record()
     check_block(block)
     kept = block.get("kept", {})
@@ -211,6 +228,12 @@ def read_record(model: nn.Module) -> Record:
     if told > room:
         raise CheckpointError(f"{BLOCK}.kept must keep units that {type(model).__name__} has. Received: {told} units")
     return Record({name: decode_units(name, text) for name, text in kept.items()})
+
+
+def read_block(model: nn.Module) -> dict[str, Any]:
+    """Return the block that a model carries, unchecked; empty where it carries none."""
+    block = getattr(_holder(model), BLOCK, None)
+    return {} if block is None else block
 
 
 def check_block(block: Any) -> None:

@@ -109,7 +109,7 @@ class HeadPruner(UnitPruner):
 
     Args:
         unit: ``"head"``: query heads (under grouped queries equally many in each KV group); ``"kv_group"``: a key/value
-            head with all its query heads; ``"auto"``: KV groups where the model has them, heads elsewhere.
+            head with all its query heads; ``"auto"``: KV groups where an attention has several, heads elsewhere.
         **settings: As in `Pruner`.
 
     Example:
@@ -119,10 +119,16 @@ class HeadPruner(UnitPruner):
 
     unit: Literal["auto", "head", "kv_group"] = "auto"
 
+    def choose(self, groups: Sequence[Group]) -> list[Group]:
+        """Return KV groups or heads; where there is one KV group alone, the heads inside it."""
+        chosen = super().choose(groups)
+        several = {group.place for group in chosen if group.kind == "kv_group" and group.units > 1}
+        fits = {"kv_group": lambda group: group.place in several, "head": lambda group: group.place not in several}
+        return [group for group in chosen if self.unit != "auto" or fits[group.kind](group)]
+
     def kinds(self, groups: Sequence[Group]) -> tuple[Kind, ...]:
-        """Return heads, or KV groups where there are any and `unit` lets them."""
-        grouped = any(group.kind == "kv_group" for group in groups)
-        return ("kv_group",) if self.unit == "kv_group" or (self.unit == "auto" and grouped) else ("head",)
+        """Return the kind that `unit` names; both where each attention decides."""
+        return ("kv_group", "head") if self.unit == "auto" else (self.unit,)
 
 
 @settings()

@@ -11,8 +11,9 @@ from torch import nn
 
 from .adapters import is_adapted, sync_adapter
 from .architectures import find_groups, live_shapes
+from .dense import note_dense
 from .depth import check_depth, drop_modules
-from .masks import moments
+from .optimizers import cut_moments, moments_along
 from .plan import close_kept, read_record
 from .sharding import check_whole, fill, whole
 from .skipping import (
@@ -84,6 +85,7 @@ def shrink(model: Model, kept: Kept | None = None, *, optimizer: Any = None) -> 
     live = unmasked_units(model, groups) if kept is None else record.to_live(groups, kept)
     live = close_kept(groups, live)
     check_depth(model, groups, live)
+    note_dense(model, groups, record)
     record = record.after(groups, live)
     cut(model, groups, live, optimizer=optimizer)
     write_record(model, record)
@@ -226,8 +228,8 @@ def zero_removed(tensors: dict[str, torch.Tensor], vectors: KeepVectors, optimiz
     with torch.no_grad():
         for (name, dim), vector in vectors.items():
             gone = (~vector).nonzero().view(-1)
-            for tensor in (tensors[name], *moments(optimizer, tensors[name])):
-                fill(tensor, dim, gone, 0)
+            for tensor, axis in ((tensors[name], dim), *moments_along(optimizer, tensors[name], dim)):
+                fill(tensor, axis, gone, 0)
 
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -254,11 +256,7 @@ def _even_parts(used: torch.Tensor, least: int) -> torch.Tensor:
 def _take(tensor: torch.Tensor, dim: int, vector: torch.Tensor, optimizer: Any) -> None:
     """Keep these entries of a tensor, of its gradient and of the optimizer's moments."""
     index = vector.nonzero().view(-1).to(tensor.device)
-    old = tensor.shape
-    state = optimizer.state.get(tensor, {}) if optimizer is not None else {}
-    for key, value in state.items():
-        if torch.is_tensor(value) and value.shape == old:
-            state[key] = _select(value, dim, index)
+    cut_moments(optimizer, tensor, dim, index, _select)
     gradient, tensor.grad = tensor.grad, None
     tensor.data = _select(tensor.data, dim, index)
     tensor.grad = None if gradient is None else _select(gradient, dim, index)

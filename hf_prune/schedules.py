@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from itertools import pairwise
 
 from pydantic import Field
 
@@ -10,6 +12,9 @@ from .errors import PruningError
 from .registry import Registry
 from .settings import settings
 
+logger = logging.getLogger(__name__)
+_EVERY, _CHANGES = 50, 10  # steps between changes where nothing is said, and how many changes a short run has at least
+_FEW = 4  # changes that remove anything, below which a schedule is hardly gradual
 ScheduleFunction = Callable[[float], float]
 SCHEDULES: Registry[ScheduleFunction] = Registry("schedule")
 
@@ -52,7 +57,8 @@ class Schedule:
         begin: First change: a float is a fraction of all steps in [0, 1], an int a step. The earliest change comes
             after the first step.
         end: Last change, likewise, not before `begin`.
-        frequency: Optimizer steps between changes, at least 1.
+        frequency: Optimizer steps between changes, at least 1. ``None``: 50, and fewer where a short run would have
+            less than ten changes.
         initial: Sparsity at the first change, in [0, 1), in units of the final one.
 
     Example:
@@ -63,7 +69,7 @@ class Schedule:
     kind: str = "cubic"
     begin: int | float = Field(default=0.1, ge=0)
     end: int | float = Field(default=0.7, ge=0)
-    frequency: int = Field(default=50, ge=1)
+    frequency: int | None = Field(default=None, ge=1)
     initial: float = Field(default=0.0, ge=0, lt=1)
 
     def bounds(self, total_steps: int) -> tuple[int, int]:
@@ -90,7 +96,21 @@ class Schedule:
         """Return the optimizer steps after which masks change."""
         SCHEDULES[self.kind]
         begin, end = self.bounds(total_steps)
-        return [begin] if self.kind == "oneshot" else sorted({*range(begin, end, self.frequency), end})
+        every = self.frequency or max(1, min(_EVERY, (end - begin) // _CHANGES))
+        return [begin] if self.kind == "oneshot" else sorted({*range(begin, end, every), end})
+
+    def warn_of_few(self, total_steps: int) -> None:
+        """Say where a schedule that is meant to be gradual has hardly any changes."""
+        if self.kind == "oneshot":
+            return
+        jumps = [0.0, *(self.fraction(step, total_steps) for step in self.change_steps(total_steps))]
+        removing = sum(after > before for before, after in pairwise(jumps))
+        if removing < _FEW:
+            logger.warning(
+                f"Schedule '{self.kind}' removes units at {removing} steps of {total_steps} only: a smaller frequency, "
+                f"or longer training, is gentler. Received: begin={self.begin}, end={self.end}, "
+                f"frequency={self.frequency}"
+            )
 
     def fraction(self, step: int, total_steps: int) -> float:
         """Return how much of the way to the final sparsity is gone after this step, in [0, 1]."""

@@ -15,6 +15,14 @@ from torch import Tensor, nn
 from .errors import PruningError
 
 
+def unwrap(model: nn.Module, accelerator: Any = None) -> nn.Module:
+    """Return the model inside DDP, torch.compile or accelerate's wrappers."""
+    if accelerator is not None:
+        model = accelerator.unwrap_model(model)
+    model = getattr(model, "_orig_mod", model)
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
 def is_sharded(tensor: Any) -> bool:
     """Whether a tensor is a DTensor, without importing what only sharded training needs."""
     return hasattr(tensor, "placements")

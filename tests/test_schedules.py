@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from hf_prune import PruningError, Schedule, register_schedule
@@ -104,3 +106,31 @@ def test_own_schedule_is_one_function():
         )
     finally:
         del SCHEDULES._entries["square_root_of_progress"]
+
+
+@pytest.mark.parametrize("total_steps", [12, 40, 100, 2000])
+def test_a_short_run_has_ten_changes_where_it_can(total_steps):
+    steps = Schedule().change_steps(total_steps)
+    begin, end = Schedule().bounds(total_steps)
+    assert (steps[0], steps[-1]) == (begin, end)
+    assert len(steps) >= min(10, end - begin + 1)
+    assert max(after - before for before, after in pairwise(steps)) <= 50
+
+
+def test_a_long_run_changes_every_fifty_steps():
+    assert Schedule().change_steps(1000) == [*range(100, 700, 50), 700]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "total_steps", "warns"),
+    [
+        (Schedule(frequency=50), 40, True),  # steps 4 and 28: all leaves at the second
+        (Schedule(frequency=50), 100, True),
+        (Schedule(), 40, False),
+        (Schedule("oneshot", begin=1, end=1), 1, False),
+        (Schedule(begin=1, end=3, frequency=1), 8, True),
+    ],
+)
+def test_too_few_changes_are_said(schedule, total_steps, warns, caplog):
+    schedule.warn_of_few(total_steps)
+    assert [f"of {total_steps} only" in one.getMessage() for one in caplog.records] == [True] * warns

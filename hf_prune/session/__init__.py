@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from ..sharding import unwrap
 from .checks import check_finds_unused
 from .oneshot import prune
-from .pruning import Pruning, unwrap
+from .pruning import Pruning
 from .recovery import recover
 
 __all__ = ["Pruning", "check_finds_unused", "prune", "recover", "unwrap"]

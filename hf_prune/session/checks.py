@@ -65,7 +65,9 @@ def check_disjoint(chosen: Mapping[int, Sequence[Group]], target: Target | None)
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise PruningError(f"Two pruners choose from '{twice}': part them by include and exclude.")
-    if target is not None and {"head", "kv_group"} <= {group.kind for groups in chosen.values() for group in groups}:
+    parents = {group.place for groups in chosen.values() for group in groups if group.kind == "kv_group"}
+    inside = {group.place for groups in chosen.values() for group in groups if group.kind == "head"}
+    if target is not None and parents & inside:
         raise PruningError("A target takes KV groups or the heads inside them, not both. Received: two HeadPruners")
 
 
@@ -78,10 +80,16 @@ def check_reversible(
     chosen: Mapping[int, Sequence[Group]],
     weights: Mapping[int, Sequence[str]],
     shrink_live: bool,
+    swaps: bool,
 ) -> None:
     """What may come back is still there, and tells by its score when it should."""
     for i, pruner in enumerate(pruners):
         name, score, revives = type(pruner).__name__, pruner.resolve_score(), pruner.may_revive()
+        if swaps and revives:
+            raise PruningError(
+                "A schedule-free optimizer keeps two sets of weights, and what is masked leaves both: masks must be "
+                f"final (reversible=False). Received: {name} with score='{score.name}'"
+            )
         if shrink_live and (revives or "movement" in score.needs):
             raise PruningError(
                 "shrink_live (of a callback shrink_during_training) removes for good, so masks must not be reversible "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ from ..structure import Group
 
 if TYPE_CHECKING:
     from .pruning import Pruning
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,26 @@ def numbers_of(pruning: Pruning) -> dict[str, float]:
     if pruning.groups:
         result["macs_left"] = round(pruning.macs_left(), 6)
     return result
+
+
+def warn_of_missed(pruning: Pruning) -> None:
+    """Say where a target or a sparsity was not reached."""
+    why = "min_kept, multiple_of, include, exclude and what a model needs at least let no more units go."
+    if pruning.target is not None:
+        if pruning.macs_left() > pruning.target.macs:
+            logger.warning(
+                f"target.macs={pruning.target.macs:g} was not reached, {pruning.macs_left():.3f} is left: {why}"
+            )
+        return
+    for i, by_kind in pruning.counted.items():
+        pruner, names = pruning.pruners[int(i)], [name for names in by_kind.values() for name in names]
+        total = sum(pruning.dense_units[name] for name in names)
+        gone = total - sum(int(pruning.alive[name].sum()) for name in names if name in pruning.alive)
+        if gone < round((pruner.sparsity or 0.0) * total):
+            logger.warning(
+                f"sparsity={pruner.sparsity:g} of {type(pruner).__name__} was not reached, {gone} of {total} units of "
+                f"kind {' or '.join(by_kind)} are gone: {why}"
+            )
 
 
 def by_kind(groups: Sequence[Group]) -> dict[str, list[str]]:

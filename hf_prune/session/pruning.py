@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,23 +13,26 @@ from torch import Tensor, nn
 
 from ..architectures import find_groups, live_shapes
 from ..calibration import GateWatcher, Loss
+from ..dense import dense_macs, dense_note, note_dense
 from ..masks import Masks, apply_masks, check_masks, check_ranks_agree
+from ..optimizers import StepWatch, swaps_weights
 from ..plan import annotate, close_kept, read_record
 from ..pruners import Pruner, Target, UnitPruner, WeightPruner
 from ..removal import cut, named_tensors, skip_removed, zero_removed
 from ..report import Measurement, Report, count
 from ..schedules import Schedule
 from ..scores import Score
-from ..sharding import any_at
+from ..sharding import unwrap
 from ..stock import write_record
 from ..structure import Group, keep_vectors, matrix_entries
 from .checks import check_disjoint, check_finds_unused, check_model, check_reversible, check_settings
-from .counting import by_kind, bytes_of, count_zeros, numbers_of
+from .counting import by_kind, bytes_of, count_zeros, numbers_of, warn_of_missed
 from .reviving import compute_masked, hide_masked, hook_model, keep_masks, reopen
 from .scoring import Scorer
 from .selection import select_alone, select_together
 from .shadows import Shadows
 from .state import gather, restore, state_of
+from .stepping import before_step, count_batches, due_now
 from .weights import mask_weights
 
 logger = logging.getLogger(__name__)
@@ -39,15 +44,18 @@ class Pruning:
     """Gradual pruning for any training loop; the Trainer callback is a thin layer over it.
 
     Call `after_backward` before, and `step` after each optimizer step (before gradients are zeroed), then `finish`.
+    A step that the optimizer does not take, because a GradScaler has found an overflow or gradients are still being
+    accumulated, counts for nothing.
 
     Args:
         model: The model; one wrapped by accelerate, DDP or torch.compile is unwrapped.
         pruners: What to remove. Structured pruners either state a sparsity each, or leave it to `target` together.
         schedule: When; ``None`` takes `Schedule()`. A pruner's own schedule comes first.
-        target: How much is to remain over all structured pruners.
+        target: How much is to remain over all structured pruners, of the dense model: also where this one was pruned
+            before.
         total_steps: Optimizer steps of the whole run, at least 1.
-        optimizer: Its moments are zeroed where weights are.
-        accelerator: To unwrap the model.
+        optimizer: Its moments are zeroed where weights are, and it says which steps are taken.
+        accelerator: To unwrap the model, and to know when gradients are complete.
         data: Calibration batches (dicts with labels): scores are taken from them at each change, instead of from the
             training batches themselves.
         loss: From (model, batch) to the loss on `data`; ``None``: the model's own.
@@ -85,50 +93,55 @@ class Pruning:
         self.pruners = [pruners] if isinstance(pruners, Pruner) else list(pruners)
         self.schedule, self.target, self.total_steps = schedule or Schedule(), target, total_steps
         self.optimizer, self.data, self.loss, self.shrink_live = optimizer, data, loss, shrink_live
-        self.steps = 0
+        self.accelerator, self.steps, self.skipped = accelerator, 0, 0
         check_settings(self.pruners, target)
         check_model(self.model, shrink_live)
         check_finds_unused(self.pruners, getattr(model, "find_unused_parameters", True))
         structured = any(isinstance(pruner, UnitPruner) for pruner in self.pruners)
         self.groups = find_groups(self.model) if structured else []
         self.record = read_record(self.model)
-        self.chosen = {i: p.choose(self.groups) for i, p in enumerate(self.pruners) if isinstance(p, UnitPruner)}
+        dense, units = self.record.dense_groups(self.groups), dict[int, list[Group]]()
+        for i, pruner in enumerate(self.pruners):
+            if isinstance(pruner, UnitPruner):
+                units[i] = pruner.choose(dense)
+        self.chosen = {i: self._live(chosen) for i, chosen in units.items()}
         self.weights = {
             i: p.choose_weights(self.model) for i, p in enumerate(self.pruners) if isinstance(p, WeightPruner)
         }
         check_disjoint(self.chosen, target)
+        self.swaps = swaps_weights(optimizer)
         self.reviving = {i for i, pruner in enumerate(self.pruners) if pruner.may_revive()}
-        check_reversible(self.model, self.pruners, self.chosen, self.weights, shrink_live)
-        self.changes = {i: (p.schedule or self.schedule).change_steps(total_steps) for i, p in enumerate(self.pruners)}
+        check_reversible(self.model, self.pruners, self.chosen, self.weights, shrink_live, self.swaps)
+        schedules = {i: pruner.schedule or self.schedule for i, pruner in enumerate(self.pruners)}
+        self.changes = {i: one.change_steps(total_steps) for i, one in schedules.items()}
+        for one in {str(schedule): schedule for schedule in schedules.values()}.values():
+            one.warn_of_few(total_steps)
         self.alive = {group.name: torch.ones(group.units, dtype=torch.bool) for group in self.groups}
         self.masks: Masks = check_masks(named_tensors(self.model), masks or {})
         self.given = dict(self.masks) if self.reviving else {}  # these stay
-        self.dense_units = {group.name: group.units for group in self.groups}
-        self.counted = {str(i): by_kind(chosen) for i, chosen in self.chosen.items()}
-        self.dense_macs = matrix_entries(self.groups, live_shapes(self.model))
-        self.dense: Measurement = count(self.model)
+        self.dense_units = {group.name: group.units for group in dense}
+        self.counted = {str(i): by_kind(chosen) for i, chosen in units.items()}
+        self.dense_macs = dense_macs(self.model, self.groups, self.record) if self.groups else 0
+        self.dense: Measurement = replace(count(self.model), **dense_note(self.model))
         apply_masks(named_tensors(self.model), self.masks, optimizer)
         self.watcher = self._watch()
         self._hooks = hook_model(self) if self.reviving & {*self.chosen} and data is None else []
         self._read_next()
         self.shadows, self.most_bytes = Shadows(), 0
         self.scorer = Scorer(self.model, self.watcher, self.shadows, seed)
+        self._watch_steps, self._checked = StepWatch(optimizer, functools.partial(before_step, self)), False
         self._leaky, self._unchecked = False, False
         self._thresholds: dict[str, int] = {}
         self.zeros = count_zeros(self)
 
     # what a training loop calls
     def after_backward(self) -> None:
-        """Read gradients: call it when they are complete (and clipped), before the optimizer's step."""
-        watched = self.watcher is not None and self.watcher.gating
-        hide_masked(self)
-        for i, names in self.weights.items() if self.data is None else ():
-            if self.steps < max(self.changes[i]):
-                self.scorer.add_movement(self._score(i), names)
-            if self.steps + 1 in self.changes[i]:
-                self.scorer.read_weights(self._score(i), names)
-        if self._unchecked and not self._leaky and not watched:  # shut gates let no gradient through
-            self._unchecked, self._leaky = False, self._gradients_leak()
+        """Read gradients: call it when they are complete (and clipped), before the optimizer's step.
+
+        An optimizer that was handed over calls for it by itself, and only in steps that it takes.
+        """
+        if not (self._watch_steps.watching or self._accumulates()):
+            before_step(self, 1.0)
 
     def step(self) -> bool:
         """Advance by one optimizer step; change masks where the schedule says so, and hold them elsewhere.
@@ -136,14 +149,18 @@ class Pruning:
         Returns:
             Whether masks changed.
         """
+        if self._accumulates():
+            return False
         hide_masked(self)
-        self.steps += 1
-        due = [i for i, steps in self.changes.items() if self.steps in steps]
+        taken = self._watch_steps.took()
+        self.steps, self.skipped = self.steps + taken, self.skipped + (not taken)
+        count_batches(self, taken)
+        due = due_now(self, taken)
         if due:
             self._change(due)
         elif self.masks or self._leaky:
             self.hold()
-        if self.watcher is not None and self.watcher.active and self.data is None:
+        if taken and self.watcher is not None and self.watcher.active and self.data is None:
             self.watcher.fade(DECAY)
         self._read_next()
         return bool(due)
@@ -163,11 +180,8 @@ class Pruning:
                 f"Training ended at step {self.steps}, before the schedule did at {self.last_change}: the model is "
                 "denser than was asked for."
             )
-        elif self.target is not None and self.macs_left() > self.target.macs:
-            logger.warning(
-                f"target.macs={self.target.macs:g} was not reached, {self.macs_left():.3f} is left: min_kept, "
-                "multiple_of, include and exclude let no more units go."
-            )
+        else:
+            warn_of_missed(self)
         self.hold()
         if shrink and gather(self) and self.groups:
             self._cut()
@@ -184,6 +198,7 @@ class Pruning:
     def close(self) -> None:
         """Remove all hooks from the model."""
         hide_masked(self)
+        self._watch_steps.stop()
         for hook in self._hooks:
             hook.remove()
         if self.watcher is not None:
@@ -228,11 +243,16 @@ class Pruning:
         restore(self, state)
 
     def hold(self) -> None:
-        """Zero again what is masked."""
-        tensors = named_tensors(self.model)
-        apply_masks(tensors, self.masks)
+        """Zero again what is masked; also what an optimizer will put in its place when it evaluates."""
+        tensors, optimizer = named_tensors(self.model), self.optimizer if self.swaps else None
+        apply_masks(tensors, self.masks, optimizer)
         if self.groups:
-            zero_removed(tensors, self._vectors())
+            zero_removed(tensors, self._vectors(), optimizer)
+
+    # one step
+    def _accumulates(self) -> bool:
+        """Whether accelerate is still summing up gradients for one step."""
+        return self.accelerator is not None and not self.accelerator.sync_gradients
 
     # one change, from scores to zeros
     def _change(self, due: Sequence[int]) -> None:
@@ -360,6 +380,7 @@ class Pruning:
             return
         kept = close_kept(self.groups, self._live_kept())
         vectors, tensors = self._vectors(), named_tensors(self.model)
+        note_dense(self.model, self.groups, self.record)
         self.record = self.record.after(self.groups, kept)
         cut(self.model, self.groups, kept, optimizer=self.optimizer)
         write_record(self.model, self.record)
@@ -380,20 +401,3 @@ class Pruning:
             if not self.finished and self.data is None:
                 self.watcher.start()
         self._leaky = False
-
-    def _gradients_leak(self) -> bool:
-        """Whether masked entries get gradients (act(0) is not 0): then masks are held after each step."""
-        tensors = named_tensors(self.model)
-        for (name, dim), vector in self._vectors().items() if self.groups else ():
-            gradient, gone = tensors[name].grad, (~vector).nonzero().view(-1)
-            if gradient is not None and any_at(gradient, dim, gone):
-                return True
-        return False
-
-
-def unwrap(model: nn.Module, accelerator: Any = None) -> nn.Module:
-    """Return the model inside DDP, torch.compile or accelerate's wrappers."""
-    if accelerator is not None:
-        model = accelerator.unwrap_model(model)
-    model = getattr(model, "_orig_mod", model)
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model

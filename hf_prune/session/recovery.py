@@ -93,9 +93,9 @@ def _check_units(pruning: Pruning) -> None:
     if pruning.target is not None and pruning.chosen:
         _check_target(pruning, pruning.target.macs)
     for i, chosen in pruning.chosen.items():
-        masks = [pruning.alive[group.name] for group in chosen]
-        total, fraction = sum(len(mask) for mask in masks), _fraction(pruning, i, pruning.steps)
-        gone = total - sum(int(mask.sum()) for mask in masks)
+        total = sum(pruning.dense_units[name] for names in pruning.counted[str(i)].values() for name in names)
+        fraction = _fraction(pruning, i, pruning.steps)
+        gone = total - sum(int(pruning.alive[group.name].sum()) for group in chosen)
         waiting = 0 if pruning.steps >= max(pruning.changes[i]) else max(_at_once(pruning, i, one) for one in chosen)
         least = round((pruning.pruners[i].sparsity or 0.0) * fraction * total)
         if gone < least - waiting or (gone and not fraction):

@@ -30,11 +30,13 @@ class Scorer:
 
     Attributes:
         movement: Of parameters whose score needs it: the sum of ``-w * dL/dw``, of the part that lies here.
+        scale: What gradients are multiplied by now.
     """
 
     def __init__(self, model: nn.Module, watcher: GateWatcher | None, shadows: Shadows, seed: int) -> None:
         self.model, self.watcher, self.shadows, self.seed = model, watcher, shadows, seed
         self.movement: dict[str, Tensor] = {}
+        self.scale = 1.0
         self._read: dict[str, Tensor] = {}
 
     def calibrate(
@@ -46,12 +48,13 @@ class Scorer:
         if self.watcher is not None:
             self.watcher.fade(0.0)
             self.watcher.start()
-        backward_all(self.model, data, loss)
+        self.scale = backward_all(self.model, data, loss, self.watcher)
         if self.watcher is not None:
             self.watcher.stop()
         for score, names in wanted:
             self.add_movement(score, names)
             self.read_weights(score, names)
+        self.scale = 1.0
         for parameter, gradient in saved.items():
             parameter.grad = gradient
 
@@ -63,7 +66,7 @@ class Scorer:
             full, gradient = self.shadows.full(name, tensors[name]), local(self._gradient(score, name, tensors[name]))
             if name not in self.movement:
                 self.movement[name] = torch.zeros_like(full, dtype=torch.float32)
-            self.movement[name].addcmul_(full.float(), gradient.float(), value=-1)
+            self.movement[name].addcmul_(full.float(), gradient.float(), value=-1 / self.scale)
 
     def read_weights(self, score: Score, names: Sequence[str]) -> None:
         """Hold the scores of these weights until they are taken: gradients will be gone by then."""
@@ -82,7 +85,7 @@ class Scorer:
             PruningError: One is not finite.
         """
         if score.of == "unit":
-            found = score.function(**{need: self._unit_need(need, group) for need in score.needs}).double()
+            found = score.function(**{need: self._unit_need(need, group) for need in score.needs}).double().cpu()
         else:
             found = self._summed(score, group)
         return _finite(score, group.name, found)
@@ -121,7 +124,7 @@ class Scorer:
         """Return the scores of one tensor: whole in every process, as a score may compare weights with each other."""
         given: dict[str, Tensor] = {}
         if "gradient" in score.needs:
-            given["gradient"] = whole(self._gradient(score, name, weight)).float()
+            given["gradient"] = whole(self._gradient(score, name, weight)).float() / self.scale
         if "movement" in score.needs:
             if name not in self.movement:
                 self.add_movement(score, [name])

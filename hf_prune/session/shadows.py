@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..masks import moments
+from ..optimizers import moments
 from ..sharding import join, local, part_of
 
 

@@ -30,6 +30,7 @@ def state_of(pruning: Pruning) -> dict[str, Any]:
     """Return step, plan, masks (whole ones) and running means; under FSDP all processes call it."""
     state: dict[str, Any] = {
         "steps": pruning.steps,
+        "skipped": pruning.skipped,
         "leaky": pruning._leaky,
         "unchecked": pruning._unchecked,
         "most_bytes": pruning.most_bytes,
@@ -64,7 +65,7 @@ def restore(pruning: Pruning, state: Mapping[str, Any]) -> None:
             f"The pruning state must be of this model and these pruners. Received: {sorted(state['alive'])[:4]}"
         )
     pruning.steps, pruning._leaky, pruning._unchecked = state["steps"], state["leaky"], state["unchecked"]
-    pruning.most_bytes = state.get("most_bytes", 0)
+    pruning.skipped, pruning.most_bytes = state.get("skipped", 0), state.get("most_bytes", 0)
     pruning.record = Record({name: (list(kept), dense) for name, (kept, dense) in state["record"].items()})
     pruning.dense_units, pruning.dense_macs, dense, pruning.counted = state["dense"]
     pruning.dense = Measurement(**dense)
