@@ -54,6 +54,7 @@ from hf_prune import (
     save_pruned,
     shrink,
 )
+from hf_prune.sharding import any_sharded
 
 Case = Callable[[], dict[str, Any]]
 CLOSE = {"fp32": 1e-4, "bf16": 0.05, "fp16": 0.01}  # of the largest logit: other shapes round otherwise
@@ -127,30 +128,34 @@ LOOPS, TRAINERS = ("ddp", "fully_shard", "accelerate fsdp2"), ("trainer fsdp2",)
 STEPS = 18
 
 
+Outcome = tuple[Pruning, float, bool]  # the session, the loss, and whether parameters were sharded
+
+
 def wrappers(size: Size) -> dict[str, Case]:
     loops = {kind: partial(same_masks, size.middle, kind, own_loop) for kind in LOOPS}
     return loops | {kind: partial(same_masks, size.middle, kind, in_trainer) for kind in TRAINERS}
 
 
-def same_masks(size: Size, kind: str, train: Callable[..., tuple[Pruning, float]]) -> dict[str, Any]:
+def same_masks(size: Size, kind: str, train: Callable[..., Outcome]) -> dict[str, Any]:
     """Compare a wrapped run's masks with those of a plain one."""
     if kind in ("accelerate fsdp2", "trainer fsdp2"):
         need_gpu("FSDP by accelerate or by Trainer")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    (plain, plain_loss), batch = without(size, train), draw(build("bert", size), 8, seed=99)
+    (plain, plain_loss, _), batch = without(size, train), draw(build("bert", size), 8, seed=99)
     join_alone()
-    run, loss = train(size, kind)
+    run, loss, sharded = train(size, kind)
     units, weights = sum(len({*kept} ^ {*run.record[name][0]}) for name, (kept, _) in plain.record.items()), None
     if not units:
         weights = sum(int((mask.cpu() != run.masks[name].cpu()).sum()) for name, mask in plain.masks.items())
     outputs = [logits_of(one.model.cpu().float(), batch) for one in (plain, run)]
     told = {"units_that_differ": units, "weights_that_differ": weights, "masked_matrices": len(plain.masks)}
     told |= {"macs_left": run.macs_left(), "losses": [plain_loss, loss], "outputs": largest(*outputs)}
-    return {**told, "right": units == weights == 0 and run.finished and told["macs_left"] <= 0.5}
+    right = units == weights == 0 and run.finished and told["macs_left"] <= 0.5 and sharded == (kind != "ddp")
+    return {**told, "sharded": sharded, "right": right}
 
 
 @functools.cache
-def without(size: Size, train: Callable[..., tuple[Pruning, float]]) -> tuple[Pruning, float]:
+def without(size: Size, train: Callable[..., Outcome]) -> Outcome:
     return train(size, "plain")
 
 
@@ -169,8 +174,8 @@ def what() -> dict[str, Any]:
     return {"pruners": pruners, "schedule": Schedule(begin=2, end=14, frequency=4), "target": Target(macs=0.5)}
 
 
-def own_loop(size: Size, kind: str) -> tuple[Pruning, float]:
-    """Prune in a loop of one's own, and return the session with the last loss."""
+def own_loop(size: Size, kind: str) -> Outcome:
+    """Prune in a loop of one's own, and return what came of it."""
     model, accelerator = build("bert", size).to(DEVICE).train(), None
     if kind == "ddp":
         model = nn.parallel.DistributedDataParallel(model)
@@ -192,8 +197,9 @@ def own_loop(size: Size, kind: str) -> tuple[Pruning, float]:
         optimizer.step()
         pruning.step()
         optimizer.zero_grad()
+    sharded = any_sharded(model.parameters())
     pruning.finish()
-    return pruning, loss.item()
+    return pruning, loss.item(), sharded
 
 
 def accelerate_fsdp2() -> Any:
@@ -203,8 +209,8 @@ def accelerate_fsdp2() -> Any:
     return Accelerator(fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=2, **wrap))
 
 
-def in_trainer(size: Size, kind: str) -> tuple[Pruning, float]:
-    """Prune in a Trainer, sharded or not, and return the session with the mean loss."""
+def in_trainer(size: Size, kind: str) -> Outcome:
+    """Prune in a Trainer, sharded or not, and return what came of it."""
     wanted: dict[str, Any] = {}
     if kind == "trainer fsdp2":
         newer = not transformers.__version__.startswith("4.")
@@ -215,7 +221,7 @@ def in_trainer(size: Size, kind: str) -> tuple[Pruning, float]:
     with tempfile.TemporaryDirectory() as folder:
         run = Trainer(model, arguments_of(folder, size, STEPS, **wanted), train_dataset=rows, callbacks=[callback])
         loss = run.train().training_loss
-    return callback.pruning, loss
+    return callback.pruning, loss, any_sharded(run.model.parameters())
 
 
 def arguments_of(folder: str, size: Size, steps: int, **changes: Any) -> TrainingArguments:
