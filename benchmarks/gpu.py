@@ -8,8 +8,9 @@
 4 latency    dense against pruned, eager and compiled; 2:4 zeros in torch's semi-structured kernels
 5 distilled  pruned gradually to a third of the MACs with the dense model as the teacher
 
-Each part runs in a process of its own, for a limited time, and each case's record is written to results/gpu.json when
-the case ends; one that fails leaves the error in its record. The exit status is 3 where a case was wrong or failed.
+Each part runs in a process of its own, for a limited time (470 s in all), and each case's record is written to
+results/gpu.json when the case ends; one that fails leaves the error in its record. The exit status is 3 where a case
+was wrong or failed.
 `--small` needs a minute on a CPU, where what needs a GPU is skipped and its record says so.
 
 It runs from a clone without installing it (PYTHONPATH=. from the repository's root) and needs only torch,
@@ -42,6 +43,7 @@ from gpu_parts import PARTS, Case
 
 KEY = ("part", "case", "size", "device", "transformers")
 SECONDS = {"trainers": 120, "wrappers": 70, "round trip": 70, "latency": 150, "distilled": 60}  # 470 in all
+PATIENCE = 600  # seconds of each part with --small, on whatever machine
 WRONG = 3  # exit status; Python's own is 1
 TAIL = 12  # lines of a traceback
 
@@ -53,7 +55,7 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--small", action="store_true", help="tiny models and few steps")
     parser.add_argument("--here", action="store_true", help="all parts in this process, without limits of time")
     parser.add_argument("--results", type=Path, default=common.RESULTS, help="the folder of gpu.json")
-    parser.add_argument("--seconds", type=float, help="limit of each part, in place of its own")
+    parser.add_argument("--seconds", type=float, help="time for each part, in place of its own")
     return parser.parse_args(given)
 
 
@@ -117,18 +119,18 @@ def run_here(options: argparse.Namespace, part: str, make: Callable[..., dict[st
     return right
 
 
-def run_apart(options: argparse.Namespace, number: int, part: str) -> bool:
+def run_apart(options: argparse.Namespace, number: int, part: str, limit: float) -> bool:
     """Run a part in a process of its own; one that crashes, or that takes too long, leaves a record too."""
     command = [sys.executable, __file__, "--only", str(number), "--here", "--results", str(options.results)]
     command += ["--small"] if options.small else []
-    limit, start = options.seconds or SECONDS[part], time.perf_counter()
+    start = time.perf_counter()
     environment = os.environ | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # for deterministic matrix products
     with tempfile.TemporaryFile("w+") as said:
         try:
             code = subprocess.run(command, stderr=said, timeout=limit, env=environment).returncode
             error = f"the process ended with status {code}"
         except subprocess.TimeoutExpired:
-            code, error = -1, f"the part was stopped after {limit:g} s"
+            code, error = -1, f"the part was stopped after {limit:.1f} s"
         said.seek(0)
         tail = said.read().splitlines()[-TAIL:]
     failed = {} if code in (0, WRONG) else {"error": error, "traceback": tail}
@@ -137,14 +139,16 @@ def run_apart(options: argparse.Namespace, number: int, part: str) -> bool:
 
 
 def main(given: list[str] | None = None) -> int:
-    options, start, wrong = parse(given), time.perf_counter(), []
+    options, start, wrong, allowed = parse(given), time.perf_counter(), [], 0.0
     common.RESULTS = options.results
     transformers.utils.logging.set_verbosity_error()
     for number, (part, make) in enumerate(PARTS.items(), 1):
         if number not in options.only:
             continue
-        print(f"[{time.perf_counter() - start:.0f} s] part {number}: {part}", flush=True)
-        right = run_here(options, part, make) if options.here else run_apart(options, number, part)
+        spent = time.perf_counter() - start
+        allowed += options.seconds or (PATIENCE if options.small else SECONDS[part])  # what one leaves, others may use
+        print(f"[{spent:.0f} s] part {number}: {part}", flush=True)
+        right = run_here(options, part, make) if options.here else run_apart(options, number, part, allowed - spent)
         wrong += [] if right else [part]
     if not options.here:
         print(f"[{time.perf_counter() - start:.0f} s] " + (f"wrong: {', '.join(wrong)}" if wrong else "all is right"))
