@@ -3,7 +3,8 @@
 OMP_NUM_THREADS=1 python benchmarks/overhead.py [--model FOLDER] [--steps 200] [--batch 32] [--bf16] [--only units]
 
 Two Trainers of one process take turns, a step each, so that both see the same machine. Writes results/overhead.json:
-`wall` and `cpu` are sums over all steps (changes of masks among them), `median` is the median of paired steps.
+`wall` and `cpu` are sums over all steps (changes of masks among them), `median` is the median of paired steps, and
+`peak` the share of a GPU's memory. `gpu.py` uses the same functions.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import statistics
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
@@ -58,6 +60,10 @@ class Turns(TrainerCallback):
         self.wall.append(time.perf_counter() - self.start[0])
         self.cpu.append(time.process_time() - self.start[1])
         self.other.release()
+
+    def leave(self, steps: int) -> None:
+        """Let the other go on alone, also where this one has failed."""
+        self.other.release(steps)
 
 
 class Memory(TrainerCallback):
@@ -105,9 +111,18 @@ def trainer(model: Any, arguments: argparse.Namespace, steps: int, folder: str, 
         disable_tqdm=True,
         logging_strategy="no",
         bf16=arguments.bf16,
+        fp16=getattr(arguments, "fp16", False),
         dataloader_pin_memory=False,
+        use_cpu=not torch.cuda.is_available(),  # or else bf16 is refused
     )
     return Trainer(model, settings, train_dataset=rows, callbacks=callbacks)
+
+
+def train_in_turn(run: Trainer, turns: Turns, steps: int) -> None:
+    try:
+        run.train()
+    finally:
+        turns.leave(steps)
 
 
 def compare_time(kind: str, dense: Any, arguments: argparse.Namespace, folder: str) -> dict[str, float]:
@@ -118,11 +133,10 @@ def compare_time(kind: str, dense: Any, arguments: argparse.Namespace, folder: s
         trainer(copy.deepcopy(dense), arguments, arguments.steps, folder, [plain]),
         trainer(copy.deepcopy(dense), arguments, arguments.steps, folder, [PRUNING[kind](), pruned]),
     ]
-    threads = [threading.Thread(target=run.train) for run in runs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(train_in_turn, *pair, arguments.steps) for pair in zip(runs, (plain, pruned), strict=True)]
+    for job in jobs:
+        job.result()  # raises what it raised
     pairs = list(zip(plain.wall, pruned.wall, strict=True))[WARM:]
     return {
         "step_ms": round(1000 * statistics.median(plain.wall[WARM:]), 2),
@@ -143,6 +157,17 @@ def compare_memory(kind: str, dense: Any, arguments: argparse.Namespace, folder:
     return {"prunable_weights": prunable, "bytes_per_weight": round((most[1] - most[0]) / prunable, 4)}
 
 
+def compare_peaks(kind: str, dense: Any, arguments: argparse.Namespace, folder: str) -> dict[str, float]:
+    """Return how much more a GPU's memory is filled at the worst moment; nothing where there is none."""
+    peaks = []
+    for extra in ([], [PRUNING[kind]()]) if torch.cuda.is_available() else ():
+        gc.collect()  # Trainers of before
+        torch.cuda.reset_peak_memory_stats()
+        trainer(copy.deepcopy(dense), arguments, 12, folder, extra).train()
+        peaks.append(torch.cuda.max_memory_allocated())
+    return {"peak_mb": round(peaks[0] / 1e6, 1), "peak": round(peaks[1] / peaks[0], 4)} if peaks else {}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a folder; left out, a random BERT base")
@@ -157,6 +182,7 @@ def main() -> None:
     for kind in arguments.only:
         with tempfile.TemporaryDirectory() as folder:
             told = compare_time(kind, dense, arguments, folder) | compare_memory(kind, dense, arguments, folder)
+            told |= compare_peaks(kind, dense, arguments, folder)
         settings = {"batch": arguments.batch, "tokens": LENGTH, "steps": arguments.steps, "bf16": arguments.bf16}
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
         record = {"kind": kind, "shape": shape, "device": device, **settings, "seed": 0, **told}
