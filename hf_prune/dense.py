@@ -31,7 +31,7 @@ def note_dense(model: nn.Module, groups: Sequence[Group], record: Record) -> Non
 
 def dense_note(model: nn.Module) -> dict[str, Any]:
     """Return what `note_dense` wrote; empty of a model that is dense, or that an older version has cut."""
-    told = read_block(model).get("dense", {})
+    told = (read_block(model) or {}).get("dense", {})
     sound = all(isinstance(told.get(key), (int, float)) for key in ("parameters", "prunable_macs", "size_mb"))
     return told if sound and told["prunable_macs"] > 0 else {}
 

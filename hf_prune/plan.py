@@ -219,7 +219,7 @@ def read_record(model: nn.Module) -> Record:
             room for; nothing of their size is allocated before that is known.
     """
     block = read_block(model)
-    if not block:
+    if block is None:
         return Record()
     check_block(block)
     kept = block.get("kept", {})
@@ -230,10 +230,9 @@ def read_record(model: nn.Module) -> Record:
     return Record({name: decode_units(name, text) for name, text in kept.items()})
 
 
-def read_block(model: nn.Module) -> dict[str, Any]:
-    """Return the block that a model carries, unchecked; empty where it carries none."""
-    block = getattr(_holder(model), BLOCK, None)
-    return {} if block is None else block
+def read_block(model: nn.Module) -> Any:
+    """Return the block that a model carries, unchecked; ``None`` where it carries none."""
+    return getattr(_holder(model), BLOCK, None)
 
 
 def check_block(block: Any) -> None:
@@ -259,7 +258,7 @@ def annotate(model: nn.Module, **notes: Any) -> None:
     """Add keys such as ``recipe`` and ``base_model`` to the block in the model's config; ``None`` adds nothing."""
     told = {key: value for key, value in notes.items() if value is not None}
     if told:
-        setattr(_holder(model), BLOCK, {**new_block(), **(getattr(_holder(model), BLOCK, None) or {}), **told})
+        setattr(_holder(model), BLOCK, {**new_block(), **(read_block(model) or {}), **told})
 
 
 def new_block() -> dict[str, Any]:

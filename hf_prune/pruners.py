@@ -128,7 +128,7 @@ class HeadPruner(UnitPruner):
 
     def kinds(self, groups: Sequence[Group]) -> tuple[Kind, ...]:
         """Return the kind that `unit` names; both where each attention decides."""
-        return ("kv_group", "head") if self.unit == "auto" else (self.unit,)
+        return ("head", "kv_group") if self.unit == "auto" else (self.unit,)
 
 
 @settings()

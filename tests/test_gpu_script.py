@@ -74,7 +74,6 @@ def test_figures_are_those_of_each_part(found):
     assert all(record["environment"]["date"] and record["command"] for record in told.values())
 
 
-@pytest.mark.xfail(strict=True, reason="a skipped step's gradients stay in the running means")
 def test_what_overflows_is_right(found):
     status, told = found
     skipping = [record for case, record in told.items() if "overflow" in case]

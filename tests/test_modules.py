@@ -207,6 +207,7 @@ def test_gate_gradients_are_those_of_real_gates(name):
     watcher.start()
     squared(model, {"x": x}).backward()
     watcher.stop()
+    watcher.commit()
     for group in find_groups(model):
         expected = gates(model, group, x).square().mean(0)
         torch.testing.assert_close(watcher.means["gate_square"][group.name], expected, rtol=1e-3, atol=1e-5)
@@ -225,6 +226,7 @@ def test_gate_gradients_are_by_sample_in_every_layout(layout):
         states, _ = one.second(one.first(given)[0])
         (states.data if layout == "packed" and one is model else states).square().sum().backward()
         watcher.stop()
+        watcher.commit()
         found.append(watcher.means["gate_square"]["first.neurons"])
     torch.testing.assert_close(found[1], found[0])
 

@@ -90,7 +90,7 @@ def test_gate_gradients_are_those_of_real_gates(name):
     groups, batches = find_groups(model), [draw_batch(model, seed=seed) for seed in (1, 2)]
     watcher = GateWatcher(model, groups)
     watcher.start()
-    backward_all(model, batches)
+    backward_all(model, batches, watcher=watcher)
     watcher.stop()
     for group in groups:
         first, second = (gates_of(model, group, batch) for batch in batches)
@@ -119,6 +119,7 @@ def test_evaluation_leaves_the_means_alone():
     watcher.start()
     with torch.no_grad():
         model(**draw_batch(model))
+    watcher.commit()
     assert not any(mean.any() for mean in watcher.means["gate_square"].values())
 
 
@@ -257,6 +258,6 @@ def test_own_loss_is_used():
 
 def test_scores_follow_a_shrunk_model():
     model = shrink(build_bert(), {"layers.0.mlp.neurons": range(12, 24)})
-    report = prune(model, NeuronPruner(sparsity=0.5, score="l1", include=["layers.0.*"]))
+    report = prune(model, NeuronPruner(sparsity=0.75, score="l1", include=["layers.0.*"]))
     assert len(report.kept["layers.0.mlp.neurons"]) == 6
     assert min(report.kept["layers.0.mlp.neurons"]) >= 12
