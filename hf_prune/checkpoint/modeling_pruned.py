@@ -92,6 +92,7 @@ def _cut_tensor(module: Any, kind: str, shape: list[int]) -> None:
     tensor.data = data if data.numel() else tensor.data.new_zeros(1)[:0].view(shape)
     if kind == "weight" and not data.numel():
         module._is_hf_initialized = True  # there is nothing to draw at random
+        module.qconfig = None  # nor to quantize: torch's kernels refuse to
         if not isinstance(module.__dict__.get("forward"), functools.partial):
             module.forward = functools.partial(_run_emptied, module, width)
     for names in (("out_features", "in_features"), ("nx", "nf"), ("num_embeddings", "embedding_dim")):
