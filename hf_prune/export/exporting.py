@@ -124,7 +124,7 @@ def _check_settings(
         rule = "model_or_path must be a model, a checkpoint's folder or its name on the Hub"
         raise UnsupportedModelError(f"{rule}. Received: {_short(model)}.")
     if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
-        raise PruningError(f"tokenizer must be a tokenizer or processor of transformers. Received: {_short(tokenizer)}.")
+        raise PruningError(f"tokenizer must be a tokenizer or a processor. Received: {_short(tokenizer)}.")
     if opset is not None and (isinstance(opset, bool) or not isinstance(opset, int)):
         raise PruningError(f"opset must be a whole number or None. Received: {_short(opset)}.")
     if isinstance(atol, bool) or not isinstance(atol, (int, float)) or not atol >= 0:

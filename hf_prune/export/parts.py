@@ -92,7 +92,7 @@ class _Decoder(nn.Module):
         from transformers.modeling_outputs import BaseModelOutput
 
         mask = {} if encoder_attention_mask is None else {"attention_mask": encoder_attention_mask}
-        encoded = BaseModelOutput(last_hidden_state=encoder_hidden_states)  # type: ignore[arg-type]
+        encoded = BaseModelOutput(last_hidden_state=encoder_hidden_states)
         output = self.model(
             encoder_outputs=encoded, decoder_input_ids=input_ids, use_cache=False, return_dict=True, **mask
         )

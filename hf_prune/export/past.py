@@ -62,5 +62,6 @@ def _fitting(drawn: Any, model: Any) -> Any:
     return [tuple(map(_like, layer, real)) for layer, real in zip(drawn, made)]
 
 
-def _like(drawn: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    return torch.rand(len(drawn), real.shape[1], drawn.shape[2], real.shape[3], dtype=drawn.dtype)
+def _like(drawn: Any, real: torch.Tensor) -> Any:
+    made = torch.rand(len(drawn), real.shape[1], drawn.shape[2], real.shape[3])
+    return made.to(drawn.dtype) if torch.is_tensor(drawn) else made.numpy().astype(drawn.dtype)

@@ -36,9 +36,8 @@ def _load(path: str | Path) -> Any:
         return load_pruned(path, dtype=torch.float32)
     except (OSError, ValueError) as error:  # what transformers says of names and folders that hold no model
         reason = str(error).strip().split("\n")[0]
-        raise PruningError(
-            f"model_or_path must be a model, a checkpoint's folder or its name on the Hub. Received: '{path}' ({reason})"
-        ) from error
+        rule = "model_or_path must be a model, a checkpoint's folder or its name on the Hub"
+        raise PruningError(f"{rule}. Received: '{path}' ({reason})") from error
 
 
 def private_copy(model: Any) -> Any:
