@@ -269,6 +269,18 @@ def test_what_is_no_folder_is_named(output: Any) -> None:
         export_onnx(build_bert(), output)
 
 
+def texts(folder: Path) -> dict[str, str]:
+    return {file.name: file.read_text() for file in folder.iterdir() if file.is_file()}
+
+
+def write_half(output: Path) -> None:
+    before = texts(output)
+    with export_folder(output.absolute()) as folder:
+        (folder / "model.onnx").write_text("half")
+        assert texts(output) == before
+        raise KeyboardInterrupt
+
+
 def test_an_export_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An earlier export of other graphs leaves as the new one comes; in the current folder and under it alike."""
     monkeypatch.chdir(tmp_path)
@@ -277,17 +289,14 @@ def test_an_export_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: 
             for name in ("encoder_model.onnx", "decoder_model.onnx", "decoder_model.onnx.data", "config.json"):
                 (folder / name).write_text("old")
         (output / "NOTES.md").write_text("mine")
-        before = {file.name: file.read_text() for file in output.iterdir() if file.is_file()}
-        with pytest.raises(KeyboardInterrupt), export_folder(output.absolute()) as folder:
-            (folder / "model.onnx").write_text("half")
-            assert {file.name: file.read_text() for file in output.iterdir() if file.is_file()} == before
-            raise KeyboardInterrupt
-        assert {file.name: file.read_text() for file in output.iterdir() if file.is_file()} == before
+        before = texts(output)
+        with pytest.raises(KeyboardInterrupt):
+            write_half(output)
+        assert texts(output) == before
         with export_folder(output.absolute()) as folder:
             (folder / "model.onnx").write_text("new")
             (folder / "config.json").write_text("new")
-        after = {file.name: file.read_text() for file in output.iterdir() if file.is_file()}
-        assert after == {"model.onnx": "new", "config.json": "new", "NOTES.md": "mine"}
+        assert texts(output) == {"model.onnx": "new", "config.json": "new", "NOTES.md": "mine"}
         if output != Path():
             shutil.rmtree(output)
 
