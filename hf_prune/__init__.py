@@ -60,6 +60,13 @@ def _teach_quantizers(base: Any) -> None:
     spare_empty_modules(base)
 
 
+def _teach_optimum(convert: Any) -> None:
+    from .export.past import follow_heads
+
+    follow_heads(convert)
+
+
 # Cheap, and in whichever order the two are imported: runs when (or if already) transformers' models are imported.
 when_imported("transformers.modeling_utils")(_teach_from_pretrained)
 when_imported("transformers.quantizers.base")(_teach_quantizers)
+when_imported("optimum.exporters.onnx.convert")(_teach_optimum)

@@ -19,6 +19,7 @@ from .sharding import check_whole, fill, whole
 from .skipping import (
     close_router,
     is_skipped,
+    leave_unquantized,
     restore,
     select_heads,
     skip_adapter,
@@ -103,9 +104,11 @@ def cut(model: nn.Module, groups: Sequence[Group], live_kept: Kept, *, optimizer
             done.add((id(tensors[name]), dim))
             _take(tensors[name], dim, vector, optimizer)
     for path in {name.rpartition(".")[0] for name, _ in vectors}:
-        sync_module(model.get_submodule(path))
+        module = model.get_submodule(path)
+        sync_module(module)
         sync_adapter(model, path)
-        if not all(parameter.numel() for parameter in model.get_submodule(path).parameters(recurse=False)):
+        if not all(parameter.numel() for parameter in module.parameters(recurse=False)):
+            leave_unquantized(module)
             for one in (path, path.rpartition(".")[0]):  # transformers divides by widths where it draws weights
                 model.get_submodule(one)._is_hf_initialized = True  # type: ignore[assignment]
     tell_counters(model, groups, live_kept)

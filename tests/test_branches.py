@@ -38,7 +38,7 @@ from hf_prune import (
     verify,
 )
 from hf_prune.architectures import ARCHITECTURES, prunable_macs
-from hf_prune.export import _copy
+from hf_prune.export.preparing import private_copy
 from hf_prune.skipping import is_skipped
 
 
@@ -234,7 +234,7 @@ def test_a_wrong_architecture_does_not_pass():
 def test_a_skipped_forward_survives_the_copy_that_is_exported():
     model = shrink(build_bert(), {"layers.0.attention.branch": [], "layers.1.mlp.neurons": []})
     model.forward = model.forward  # what mixed precision leaves behind
-    copied = _copy(model)
+    copied = private_copy(model)
     assert "forward" not in vars(copied)
     assert [is_skipped(module) for module in copied.modules()] == [is_skipped(module) for module in model.modules()]
     assert_same_outputs(model, copied)

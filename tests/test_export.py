@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import transformers
 
 from hf_prune import PruningError, UnsupportedModelError, export_onnx, find_groups, save_pruned, shrink
 from hf_prune.export import OnnxExport, onnx_session
+from hf_prune.export.publishing import export_folder
 
 pytest.importorskip("onnxruntime")
 EXPORTER = "optimum" if transformers.__version__.startswith("4.") else "native"
@@ -240,12 +242,63 @@ def test_a_checkpoint_is_never_overwritten(tmp_path: Path) -> None:
         ({"lane": "optimun"}, "lane must be .* Received: 'optimun'. Did you mean 'optimum'?"),
         ({"task": "text-clasification"}, "Did you mean 'text-classification'?"),
         ({"opset": 3}, "opset"),
+        ({"opset": "18"}, "opset must be a whole number or None. Received: '18'"),
+        ({"atol": "small"}, "atol must be a number of at least 0. Received: 'small'"),
+        ({"atol": float("nan")}, "atol must be a number of at least 0. Received: nan"),
+        ({"tokenizer": 3}, "tokenizer must be a tokenizer or a processor. Received: 3"),
+        ({"task": None}, "task must be a name. Received: None"),
+        ({"lane": 5}, "lane must be a name. Received: 5"),
     ],
 )
 def test_unknown_settings_are_named(tmp_path: Path, setting: dict[str, Any], message: str) -> None:
     with pytest.raises(PruningError, match=message):
         export_onnx(build_vit(layers=1), tmp_path / "onnx", **setting)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("model", ["nowhere", Path("nowhere"), "no/where", "", None, 3, transformers.BertModel])
+def test_what_is_no_model_is_named(tmp_path: Path, model: Any) -> None:
+    with pytest.raises(PruningError, match=r"model_or_path must be a model.*Received: |nowhere"):
+        export_onnx(model, tmp_path / "deep" / "onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("output", [None, 3, "", ["onnx"]])
+def test_what_is_no_folder_is_named(output: Any) -> None:
+    with pytest.raises(PruningError, match=r"output must be the name of a folder\. Received: "):
+        export_onnx(build_bert(), output)
+
+
+def texts(folder: Path) -> dict[str, str]:
+    return {file.name: file.read_text() for file in folder.iterdir() if file.is_file()}
+
+
+def write_half(output: Path) -> None:
+    before = texts(output)
+    with export_folder(output.absolute()) as folder:
+        (folder / "model.onnx").write_text("half")
+        assert texts(output) == before
+        raise KeyboardInterrupt
+
+
+def test_an_export_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier export of other graphs leaves as the new one comes; in the current folder and under it alike."""
+    monkeypatch.chdir(tmp_path)
+    for output in (Path("onnx"), Path()):
+        with export_folder(output.absolute()) as folder:
+            for name in ("encoder_model.onnx", "decoder_model.onnx", "decoder_model.onnx.data", "config.json"):
+                (folder / name).write_text("old")
+        (output / "NOTES.md").write_text("mine")
+        before = texts(output)
+        with pytest.raises(KeyboardInterrupt):
+            write_half(output)
+        assert texts(output) == before
+        with export_folder(output.absolute()) as folder:
+            (folder / "model.onnx").write_text("new")
+            (folder / "config.json").write_text("new")
+        assert texts(output) == {"model.onnx": "new", "config.json": "new", "NOTES.md": "mine"}
+        if output != Path():
+            shutil.rmtree(output)
 
 
 @pytest.mark.parametrize("lane", ["auto", "optimum", "native"])
@@ -265,4 +318,6 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
             export_onnx(model, tmp_path / "onnx")
     with pytest.raises(PruningError, match="Received: auto, for BertForPreTraining"):
         export_onnx(build_bert("ForPreTraining"), tmp_path / "onnx")
+    with pytest.raises(UnsupportedModelError, match="Received: BertModel for text2text-generation"):
+        export_onnx(build_bert("Model"), tmp_path / "onnx", task="text2text-generation")
     assert list(tmp_path.iterdir()) == []

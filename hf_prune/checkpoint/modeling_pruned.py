@@ -64,7 +64,8 @@ def cut(model: Any, table: dict[str, Any]) -> None:
             _tell(module, name, value)
     for path, (names, heads, total) in table["arguments"].items():
         module = find(path)
-        module.forward = functools.partial(_with_heads, module, names, heads, total)
+        parameters = tuple(inspect.signature(type(module).forward).parameters)[1:]  # read here, so that it compiles
+        module.forward = functools.partial(_with_heads, module, parameters, names, heads, total)
 
 
 def _find(modules: dict[str, Any], prefix: str, path: str, *has: str) -> Any:
@@ -92,6 +93,7 @@ def _cut_tensor(module: Any, kind: str, shape: list[int]) -> None:
     tensor.data = data if data.numel() else tensor.data.new_zeros(1)[:0].view(shape)
     if kind == "weight" and not data.numel():
         module._is_hf_initialized = True  # there is nothing to draw at random
+        module.qconfig = None  # nor to quantize: torch's kernels refuse to
         if not isinstance(module.__dict__.get("forward"), functools.partial):
             module.forward = functools.partial(_run_emptied, module, width)
     for names in (("out_features", "in_features"), ("nx", "nf"), ("num_embeddings", "embedding_dim")):
@@ -119,10 +121,9 @@ def _run_emptied(module: Any, width: int, hidden: torch.Tensor, *_: Any) -> torc
     return constant.expand(*(hidden.shape if looks_up else hidden.shape[:-1]), width).contiguous()
 
 
-def _with_heads(module: Any, names: dict[str, str], heads: list[int], total: int, *args: Any, **kwargs: Any) -> Any:
+def _with_heads(module: Any, parameters: Any, names: Any, heads: Any, total: int, *args: Any, **kwargs: Any) -> Any:
     """Run an attention with those heads' share of its arguments; where heads lie is an axis, rows or nowhere."""
-    forward = type(module).forward
-    given = {**dict(zip([*inspect.signature(forward).parameters][1:], args)), **kwargs}
+    given = {**dict(zip(parameters, args)), **kwargs}
     for name, where in names.items():
         value = given.get(name)
         if torch.is_tensor(value) and where == "none":
@@ -133,4 +134,4 @@ def _with_heads(module: Any, names: dict[str, str], heads: list[int], total: int
             axis = 1 if rows else int(where)
             chosen = value.index_select(axis, index) if value.shape[axis] == total else value
             given[name] = chosen.flatten(0, 1) if rows else chosen
-    return forward(module, **given)
+    return type(module).forward(module, **given)
