@@ -63,7 +63,7 @@ def load_real(args: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
     from datasets import load_dataset
 
     data, tokenizer = load_dataset(args.dataset), AutoTokenizer.from_pretrained(args.model)
-    if data["train"].features[args.label].dtype == "string":
+    if "string" in data["train"].features[args.label].dtype:
         data = data.class_encode_column(args.label)
     names = getattr(data["train"].features[args.label], "names", None) or len(set(data["train"][args.label]))
     classes = fit_classes(AutoConfig.from_pretrained(args.model), names, head="ForSequenceClassification", retrain=True)
