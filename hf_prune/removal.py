@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from .adapters import is_adapted, sync_adapter
+from .adapters import is_adapted, mark_changed, sync_adapter
 from .architectures import find_groups, live_shapes
 from .depth import check_depth, drop_modules
 from .masks import moments
@@ -55,6 +55,7 @@ def mask_units(model: Model, kept: Kept) -> Model:
     live = close_kept(groups, read_record(model).to_live(groups, kept))
     zero_removed(named_tensors(model), keep_vectors(groups, live, live_shapes(model)))
     skip_removed(model, groups, live)
+    mark_changed(model)
     return model
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from . import __version__
+from .adapters import mark_changed
 from .architectures import find_groups
 from .architectures.conventions import CONFIG_COUNTS
 from .architectures.site import setting
@@ -38,6 +39,8 @@ def write_record(model: nn.Module, record: Record, *, stock: bool = True) -> Non
         annotate(model, format=FORMAT, library_version=__version__, kept=kept)
         return
     before = read_record(model)
+    if before != record:
+        mark_changed(model)
     annotate(model, kept=kept)  # groups are called by the dense numbers of the layers that are left
     groups = find_groups(model)
     stated = {group.name: {record.dense_units(group), _units_before(group, before, record)} for group in groups}

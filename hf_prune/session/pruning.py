@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..adapters import mark_changed
 from ..architectures import find_groups, live_shapes
 from ..calibration import GateWatcher, Loss
 from ..masks import Masks, apply_masks, check_masks, check_ranks_agree
@@ -88,6 +89,7 @@ class Pruning:
         self.steps = 0
         check_settings(self.pruners, target)
         check_model(self.model, shrink_live)
+        mark_changed(self.model)
         check_finds_unused(self.pruners, getattr(model, "find_unused_parameters", True))
         structured = any(isinstance(pruner, UnitPruner) for pruner in self.pruners)
         self.groups = find_groups(self.model) if structured else []
@@ -319,17 +321,22 @@ class Pruning:
     def _unit_scores(self, due: Sequence[int]) -> dict[str, Tensor]:
         """Return ``(units,)`` scores of every group of the pruners that are due, checked to be finite."""
         needs = {need for i in due for need in self._score(i).needs}
+        units = [
+            (self._score(i), group)
+            for i in (due if self.target is None else self.chosen)
+            for group in self._live(self.chosen.get(i, []))
+        ]
+        scores: dict[str, Tensor] = {}
         if self.data is not None and needs - {"noise"}:
             compute_masked(self)
-            self.scorer.calibrate(self.data, self.loss, [(self._score(i), names) for i, names in self.weights.items()])
+            wanted = [(self._score(i), names) for i, names in self.weights.items()]
+            scores = self.scorer.calibrate(self.data, self.loss, wanted, units)
             hide_masked(self)
         if self.watcher is not None:
             self.watcher.synchronize()
-        scores: dict[str, Tensor] = {}
-        for i in due if self.target is None else self.chosen:
-            for group in self._live(self.chosen.get(i, [])):
-                scores[group.name] = self.scorer.units(self._score(i), group)
-        return scores
+        return scores | {
+            group.name: self.scorer.units(score, group) for score, group in units if group.name not in scores
+        }
 
     def _score(self, i: int) -> Score:
         return self.pruners[i].resolve_score()
