@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import PruningError
+from .given import check_batch
 from .sharding import is_sharded
 from .structure import Group, Slice
 
@@ -186,7 +187,12 @@ def model_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     Raises:
         PruningError: The model returned none.
     """
-    loss = getattr(model(**batch), "loss", None)
+    try:
+        loss = getattr(model(**batch), "loss", None)
+    except (TypeError, ValueError) as error:  # an input it does not know, or one that it lacks
+        raise PruningError(
+            f"data must hold batches that {type(model).__name__} takes: {error}. Received keys: {sorted(batch)}"
+        ) from error
     if loss is None:
         raise PruningError(
             f"data must hold labels, or pass loss=(model, batch) -> tensor. Received keys: {sorted(batch)}"
@@ -204,11 +210,14 @@ def backward_all(model: nn.Module, data: Iterable[Mapping[str, Any]], loss: Loss
 
     device, was_training, count = next(model.parameters()).device, model.training, 0
     model.eval()
-    for batch in logging.tqdm(data, desc="Calibrating", leave=False):
-        moved = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
-        (loss or model_loss)(model, moved).backward()  # type: ignore[no-untyped-call]
-        count += 1
-    model.train(was_training)
+    try:
+        for batch in logging.tqdm(data, desc="Calibrating", leave=False):
+            check_batch(batch)
+            moved = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
+            (loss or model_loss)(model, moved).backward()  # type: ignore[no-untyped-call]
+            count += 1
+    finally:
+        model.train(was_training)
     if not count:
         raise PruningError("data must hold at least one batch. Received: none")
     for parameter in model.parameters():

@@ -15,7 +15,7 @@ from .architectures import find_groups
 from .architectures.conventions import CONFIG_COUNTS
 from .architectures.site import setting
 from .errors import PruningError
-from .plan import BLOCK, FORMAT, Record, annotate, encode_units, parent_name, read_record
+from .plan import BLOCK, FORMAT, Record, annotate, encode_units, parent_name, read_record, transformers_part
 from .skipping import selected_heads
 from .structure import Group
 
@@ -33,6 +33,7 @@ def write_record(model: nn.Module, record: Record, *, stock: bool = True) -> Non
     """
     if not record:
         return
+    model = transformers_part(model)
     config = getattr(model, "config", None)
     kept = {name: encode_units(*units) for name, units in record.items()}
     if not hasattr(config, "model_type"):  # a module of one's own carries the block itself

@@ -54,16 +54,17 @@ class Scorer:
         if self.watcher is not None:
             self.watcher.fade(0.0)
             self.watcher.start()
-        backward_all(self.model, data, loss)
-        if self.watcher is not None:
-            self.watcher.stop()
-        for score, names in wanted:
-            self.add_movement(score, names)
-            self.read_weights(score, names)
-        found = {group.name: self.units(score, group) for score, group in units if "gradient" in score.needs}
-        for parameter, gradient in saved.items():
-            parameter.grad = gradient
-        return found
+        try:
+            backward_all(self.model, data, loss)
+            for score, names in wanted:
+                self.add_movement(score, names)
+                self.read_weights(score, names)
+            return {group.name: self.units(score, group) for score, group in units if "gradient" in score.needs}
+        finally:
+            if self.watcher is not None:
+                self.watcher.stop()
+            for parameter, gradient in saved.items():
+                parameter.grad = gradient
 
     @torch.no_grad()
     def add_movement(self, score: Score, names: Sequence[str]) -> None:
