@@ -85,11 +85,9 @@ class Pruning:
         check_kinds(model, schedule, target, total_steps, optimizer, data)
         self.model, self.pruners = unwrap(model, accelerator), as_pruners(pruners)
         self.schedule, self.target, self.total_steps = schedule or Schedule(), target, total_steps
-        self.optimizer, self.data, self.loss, self.shrink_live = optimizer, data, loss, shrink_live
-        self.steps = 0
+        self.optimizer, self.data, self.loss, self.shrink_live, self.steps = optimizer, data, loss, shrink_live, 0
         check_settings(self.pruners, target, self.schedule)
         check_model(self.model, shrink_live)
-        mark_changed(self.model)
         check_finds_unused(self.pruners, getattr(model, "find_unused_parameters", True))
         structured = any(isinstance(pruner, UnitPruner) for pruner in self.pruners)
         self.groups = find_groups(self.model) if structured else []
@@ -118,6 +116,7 @@ class Pruning:
         self._leaky, self._unchecked = False, False
         self._thresholds: dict[str, int] = {}
         self.zeros = count_zeros(self)
+        mark_changed(self.model)
 
     # what a training loop calls
     def after_backward(self) -> None:
