@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import transformers
 from transformers import (
+    AutoConfig,
     AutoFeatureExtractor,
     AutoModelForAudioClassification,
     HfArgumentParser,
@@ -26,6 +27,7 @@ from transformers import (
 )
 
 from hf_prune import PruningArguments, save_pruned
+from hf_prune.labels import fit_classes
 
 
 @dataclass
@@ -56,20 +58,24 @@ def load_tiny() -> tuple[Any, Any, Any, Any]:
 
 
 def load_real(script: Script) -> tuple[Any, Any, Any, Any]:
-    """Load a model with a fresh head, and a second of every recording."""
+    """Load a model (with a fresh head where it has not learned these classes), and a second of every recording."""
     from datasets import Audio, load_dataset
 
     processor = AutoFeatureExtractor.from_pretrained(script.model)
     data = load_dataset(script.dataset, script.config, split="train")
     data = data.cast_column("audio", Audio(processor.sampling_rate)).train_test_split(0.1, seed=0)
-    classes = len(set(data["train"]["intent_class"]))
-    model = AutoModelForAudioClassification.from_pretrained(script.model, num_labels=classes, dtype=torch.float32)
+    names = getattr(data["train"].features["intent_class"], "names", None) or len(set(data["train"]["intent_class"]))
+    classes = fit_classes(AutoConfig.from_pretrained(script.model), names, head="ForAudioClassification", retrain=True)
+    model = AutoModelForAudioClassification.from_pretrained(script.model, dtype=torch.float32, **classes.options)
     length = {"max_length": processor.sampling_rate, "padding": "max_length", "truncation": True}
 
     def prepare(batch: Any) -> Any:
         sounds = [sound["array"] for sound in batch["audio"]]
         found = processor(sounds, sampling_rate=processor.sampling_rate, **length)
-        return {"input_values": found["input_values"], "labels": batch["intent_class"]}
+        return {
+            "input_values": found["input_values"],
+            "labels": [classes.numbers[label] for label in batch["intent_class"]],
+        }
 
     data = data.map(prepare, batched=True, batch_size=32, remove_columns=data["train"].column_names)
     return model, data["train"], data["test"], processor

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import transformers
 from transformers import (
+    AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
     HfArgumentParser,
@@ -26,6 +27,7 @@ from transformers import (
 )
 
 from hf_prune import PruningArguments, save_pruned
+from hf_prune.labels import fit_classes
 
 
 @dataclass
@@ -60,16 +62,20 @@ def load_tiny() -> tuple[Any, Any, Any, Any]:
 
 
 def load_real(script: Script) -> tuple[Any, Any, Any, Any]:
-    """Load a model with a fresh head, and pictures that are prepared as they are read."""
+    """Load a model (with a fresh head where it has not learned these classes), and pictures."""
     from datasets import load_dataset
 
     data, processor = load_dataset(script.dataset), AutoImageProcessor.from_pretrained(script.model)
-    classes = len(set(data["train"]["label"]))
-    model = AutoModelForImageClassification.from_pretrained(script.model, num_labels=classes, dtype=torch.float32)
+    names = getattr(data["train"].features["label"], "names", None) or len(set(data["train"]["label"]))
+    classes = fit_classes(AutoConfig.from_pretrained(script.model), names, head="ForImageClassification", retrain=True)
+    model = AutoModelForImageClassification.from_pretrained(script.model, dtype=torch.float32, **classes.options)
 
     def prepare(batch: Any) -> Any:
         pictures = [picture.convert("RGB") for picture in batch["image"]]
-        return {**processor(pictures, return_tensors="pt"), "labels": batch["label"]}
+        return {
+            **processor(pictures, return_tensors="pt"),
+            "labels": [classes.numbers[label] for label in batch["label"]],
+        }
 
     data = data.with_transform(prepare)
     return model, data["train"], data["validation"], processor

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
@@ -27,6 +28,7 @@ from transformers import (
 )
 
 from hf_prune import DistillationTrainer, HeadPruner, NeuronPruner, PruningCallback, Schedule, Target, save_pruned
+from hf_prune.labels import fit_classes
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
@@ -57,14 +59,21 @@ def load_tiny() -> tuple[Any, Any, Any, None]:
 
 
 def load_real(args: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
-    """Load a model with a fresh head, and a data set as tokens."""
+    """Load a model (with a fresh head where it has not learned these classes), and a data set as tokens."""
     from datasets import load_dataset
 
     data, tokenizer = load_dataset(args.dataset), AutoTokenizer.from_pretrained(args.model)
-    classes = len(set(data["train"][args.label]))
-    model = AutoModelForSequenceClassification.from_pretrained(args.model, num_labels=classes, dtype=torch.float32)
-    data = data.rename_column(args.label, "labels")
-    data = data.map(lambda batch: tokenizer(batch[args.text], truncation=True, max_length=128), batched=True)
+    if "string" in data["train"].features[args.label].dtype:
+        data = data.class_encode_column(args.label)
+    names = getattr(data["train"].features[args.label], "names", None) or len(set(data["train"][args.label]))
+    classes = fit_classes(AutoConfig.from_pretrained(args.model), names, head="ForSequenceClassification", retrain=True)
+    model = AutoModelForSequenceClassification.from_pretrained(args.model, dtype=torch.float32, **classes.options)
+
+    def encode(batch: Any) -> Any:
+        tokens = tokenizer(batch[args.text], truncation=True, max_length=128)
+        return {**tokens, "labels": [classes.numbers[label] for label in batch[args.label]]}
+
+    data = data.map(encode, batched=True, remove_columns=data["train"].column_names)
     return model, data["train"], data["validation"], tokenizer
 
 

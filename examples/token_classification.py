@@ -17,9 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from transformers import AutoModelForTokenClassification, AutoTokenizer, HfArgumentParser, Trainer, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    HfArgumentParser,
+    Trainer,
+    TrainingArguments,
+)
 
 from hf_prune import PruningArguments, save_pruned
+from hf_prune.labels import fit_classes
 
 
 @dataclass
@@ -46,18 +54,24 @@ def load_tiny() -> tuple[Any, Any, Any, Any]:
 
 
 def load_real(script: Script) -> tuple[Any, Any, Any, Any]:
-    """Load a model with a fresh head, and words as tokens: the first token of each word has its label."""
+    """Load a model (with a fresh head where it has not learned these tags), and words as tokens.
+
+    The first token of each word has its label.
+    """
     from datasets import load_dataset
 
     data, tokenizer = load_dataset(script.dataset, script.config), AutoTokenizer.from_pretrained(script.model)
-    classes = 1 + max(max(tags, default=0) for tags in data["train"]["ner_tags"])
-    model = AutoModelForTokenClassification.from_pretrained(script.model, num_labels=classes, dtype=torch.float32)
+    count = 1 + max(max(tags, default=0) for tags in data["train"]["ner_tags"])
+    names = getattr(data["train"].features["ner_tags"].feature, "names", None) or count
+    classes = fit_classes(AutoConfig.from_pretrained(script.model), names, head="ForTokenClassification", retrain=True)
+    model = AutoModelForTokenClassification.from_pretrained(script.model, dtype=torch.float32, **classes.options)
 
     def encode(row: Any) -> Any:
         tokens = tokenizer(row["tokens"], is_split_into_words=True, truncation=True, max_length=128)
         words = tokens.word_ids()
         first = [word is not None and word != before for word, before in zip(words, [None, *words])]
-        return {**tokens, "labels": [row["ner_tags"][word] if new else -100 for word, new in zip(words, first)]}
+        tags = [classes.numbers[tag] for tag in row["ner_tags"]]
+        return {**tokens, "labels": [tags[word] if new else -100 for word, new in zip(words, first)]}
 
     data = data.map(encode, remove_columns=data["train"].column_names)
     return model, data["train"], data["validation"], tokenizer

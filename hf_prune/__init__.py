@@ -50,8 +50,10 @@ def __dir__() -> list[str]:
 
 def _teach_from_pretrained(modeling_utils: Any) -> None:
     from .checkpoint import enable_loading
+    from .checkpoint.with_base import save_base_with_adapters
 
     enable_loading(modeling_utils)
+    save_base_with_adapters(modeling_utils.PreTrainedModel)
 
 
 def _teach_quantizers(base: Any) -> None:
@@ -66,7 +68,14 @@ def _teach_optimum(convert: Any) -> None:
     follow_heads(convert)
 
 
+def _teach_peft(peft_model: Any) -> None:
+    from .checkpoint.with_base import teach_peft
+
+    teach_peft(peft_model)
+
+
 # Cheap, and in whichever order the two are imported: runs when (or if already) transformers' models are imported.
 when_imported("transformers.modeling_utils")(_teach_from_pretrained)
 when_imported("transformers.quantizers.base")(_teach_quantizers)
 when_imported("optimum.exporters.onnx.convert")(_teach_optimum)
+when_imported("peft.peft_model")(_teach_peft)

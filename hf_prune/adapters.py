@@ -21,6 +21,17 @@ def bare(model: nn.Module) -> nn.Module:
     return inside() if inside is not None else model
 
 
+def mark_changed(model: nn.Module) -> None:
+    """Remember that a model is no longer what its name says: adapters saved for that name would be wrong."""
+    for module in (bare(model), *(one for one in model.modules() if hasattr(one, "_hf_peft_config_loaded"))):
+        module._hf_prune_changed = True  # type: ignore[assignment]
+
+
+def is_changed(model: nn.Module) -> bool:
+    """Whether pruning has changed a model, or what lies inside adapters, since it was loaded."""
+    return getattr(bare(model), "_hf_prune_changed", False)
+
+
 def adapted(model: nn.Module) -> dict[str, Any]:
     """Return the modules that carry adapters, by path: each has the projection itself as its ``base_layer``."""
     return {path: module for path, module in model.named_modules() if is_adapted(module)}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import PruningError
+from .given import check_batch
 from .sharding import is_sharded
 from .structure import Group, Slice
 
@@ -217,7 +218,12 @@ def model_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     Raises:
         PruningError: The model returned none.
     """
-    loss = getattr(model(**batch), "loss", None)
+    try:
+        loss = getattr(model(**batch), "loss", None)
+    except (TypeError, ValueError) as error:  # an input it does not know, or one that it lacks
+        raise PruningError(
+            f"data must hold batches that {type(model).__name__} takes: {error}. Received keys: {sorted(batch)}"
+        ) from error
     if loss is None:
         raise PruningError(
             f"data must hold labels, or pass loss=(model, batch) -> tensor. Received keys: {sorted(batch)}"
@@ -252,6 +258,7 @@ def backward_all(
     model.eval()
     try:
         for batch in logging.tqdm(data, desc="Calibrating", leave=False):
+            check_batch(batch)
             moved = {key: one.to(device) if torch.is_tensor(one) else one for key, one in batch.items()}
             scale = _backward(functools.partial(loss or model_loss, model, moved), parameters, watcher, scale)
             count += 1

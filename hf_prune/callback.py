@@ -12,7 +12,8 @@ from transformers import TrainerCallback
 
 from .attempts import Attempts
 from .errors import CheckpointError, PruningError
-from .pruners import Pruner, Target
+from .given import check_data
+from .pruners import Pruner, Target, as_pruners
 from .report import Report
 from .resume import (
     STATE,
@@ -26,7 +27,7 @@ from .resume import (
     write_state,
 )
 from .schedules import Schedule
-from .session import Pruning, check_finds_unused, recover, unwrap
+from .session import Pruning, check_finds_unused, check_when_and_how_much, recover, unwrap
 from .sharding import any_sharded
 from .training_log import FILE, TrainingLog
 
@@ -52,7 +53,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         seed: For scores that draw numbers.
 
     Raises:
-        PruningError: When training begins and the settings do not fit the model.
+        PruningError: An argument is of another kind; or, when training begins, settings do not fit the model.
 
     Example:
         >>> callback = PruningCallback([HeadPruner(), NeuronPruner()], target=Target(macs=0.5))
@@ -71,6 +72,10 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         shrink_during_training: bool = False,
         seed: int = 0,
     ) -> None:
+        as_pruners(pruners)
+        check_when_and_how_much(schedule, target)
+        if data is not None:
+            check_data(data)
         self.pruners, self.schedule, self.target, self.data = pruners, schedule, target, data
         self.shrink_at_end, self.shrink_during_training, self.seed = shrink_at_end, shrink_during_training, seed
         self.pruning: Pruning | None = None
@@ -81,17 +86,23 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
 
     def attach(self, trainer: Any) -> Any:
         """Put this callback first in a Trainer, so that its numbers reach every tracker; return the Trainer."""
-        trainer.callback_handler.callbacks = [cb for cb in trainer.callback_handler.callbacks if cb is not self]
-        trainer.callback_handler.callbacks.insert(0, self)
-        _prepare_to_resume(trainer.args, trainer.model)
+        inner = getattr(trainer, "st_trainer", trainer)  # SetFit's Trainer has one inside that trains the body
+        handler = getattr(inner, "callback_handler", None)
+        if handler is None:
+            raise PruningError(f"attach needs a Trainer: attach(trainer).train(). Received: {type(trainer).__name__}")
+        handler.callbacks = [cb for cb in handler.callbacks if cb is not self]
+        handler.callbacks.insert(0, self)
+        _prepare_to_resume(inner.args, inner.model)
         return trainer
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Let incomplete checkpoints be passed over, and one that is smaller than the model be resumed."""
-        _prepare_to_resume(args, kwargs["model"])
+        args, model = _trained(args, kwargs)
+        _prepare_to_resume(args, model)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Make fresh state, or go on from the checkpoint that training resumes from."""
+        args, model = _trained(args, kwargs)
         wrapped = args.world_size > 1 or args.torch_compile
         if self.shrink_during_training and (wrapped or args.auto_find_batch_size):
             raise PruningError(
@@ -103,14 +114,14 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         if self.pruning is not None:
             self.pruning.close()  # training may have failed before its end
         if args.auto_find_batch_size:
-            self._attempts.begin(unwrap(kwargs["model"]), kwargs["optimizer"], state.train_batch_size)
+            self._attempts.begin(unwrap(model), kwargs["optimizer"], state.train_batch_size)
         self.report = None
-        if args.world_size > 1 and not any_sharded(kwargs["model"].parameters()):
+        if args.world_size > 1 and not any_sharded(model.parameters()):
             found = args.ddp_find_unused_parameters  # else a Trainer says yes, except under gradient checkpointing
             pruners = [self.pruners] if isinstance(self.pruners, Pruner) else self.pruners
             check_finds_unused(pruners, not args.gradient_checkpointing if found is None else found)
         self.pruning = Pruning(
-            kwargs["model"],
+            model,
             self.pruners,
             self.schedule,
             target=self.target,
@@ -142,6 +153,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the pruning state into the checkpoint that was just saved, where it is not there yet."""
+        args, _ = _trained(args, kwargs)
         if args.world_size > 1:  # every process resumes from what one has written
             if self._session.watcher is not None:
                 self._session.watcher.synchronize()
@@ -207,6 +219,11 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
                 "Resume from an older checkpoint, or start again."
             ) from error
         logger.warning(f"{folder}: {lost}. Masks were recovered from the zeros in its weights, which is exact here.")
+
+
+def _trained(args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return the arguments and the model of the Trainer that trains; SetFit hands on its own under these names."""
+    return kwargs.get("st_args", args), kwargs.get("st_model", kwargs["model"])
 
 
 def _prepare_to_resume(args: Any, model: Any) -> None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .errors import PruningError, did_you_mean
 from .files import sha256_of
+from .labels import Classes
 
 DIGITS = "digits"  # the data set inside scikit-learn: 1797 images of 8 x 8
 _HELD_OUT_SEED = 0  # what is held out is the same in every run, whatever the seed of the training
@@ -76,13 +77,14 @@ class Splits(NamedTuple):
     evaluation: Any
 
 
-def load_split(settings: DataSettings) -> Splits:
+def load_split(settings: DataSettings, fit: Callable[..., Classes] | None = None) -> Splits:
     """Load, check, and cut the data as the settings say; whatever does not fit is an error before any training.
 
-    Labels that are strings become class numbers (names sorted, taken from `train`).
+    Labels that are strings become class numbers (names sorted, taken from `train`), or those that `fit` says.
 
     Args:
         settings: What to load.
+        fit: From the data's classes to a model's, such as `labels.fit_classes` for its config; gets ``numbered``.
 
     Returns:
         The rows to train on (at most `train_limit`) and to evaluate on, with the columns that the settings name (all,
@@ -106,6 +108,8 @@ def load_split(settings: DataSettings) -> Splits:
         _check_columns(splits[split], split, settings)
     names = _class_names(splits[settings.train], settings)
     train, *others = [_with_classes(_used(splits[split], settings), split, settings.label, names) for split in wanted]
+    if fit is not None:
+        train, *others = _renumbered([train, *others], settings.label, fit, numbered=names is None)
     if settings.test_size:
         train, held_out = _hold_out(train, settings.label, settings.test_size)
     else:
@@ -334,6 +338,22 @@ def _with_classes(dataset: Any, split: str, label: str, names: list[str] | None)
     if "int" in dataset.features[label].dtype and min(dataset.unique(label), default=0) < 0:
         raise PruningError(f"data.label: split '{split}' has labels below 0: a public test set without labels?")
     return dataset
+
+
+def _renumbered(splits: list[Any], label: str, fit: Callable[..., Classes], *, numbered: bool) -> list[Any]:
+    """Return splits with the numbers and the names that a model has for these classes."""
+    from datasets import ClassLabel
+
+    fitted = fit(label_names(splits[0], label) or max(label_count(one, label) for one in splits), numbered=numbered)
+    if fitted.names is None or fitted.names == label_names(splits[0], label):
+        return splits
+    kind = ClassLabel(names=fitted.names)
+
+    def renumber(batch: dict[str, list[Any]]) -> dict[str, list[int]]:
+        return {label: [fitted.numbers[number] for number in batch[label]]}
+
+    features = [type(one.features)({**one.features, label: kind}) for one in splits]
+    return [one.map(renumber, batched=True, features=told) for one, told in zip(splits, features, strict=True)]
 
 
 def _used(dataset: Any, settings: DataSettings) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .architectures import find_groups
 from .architectures.conventions import (
     EXPERT_COUNTS,
     FEED_FORWARD_WIDTHS,
@@ -21,7 +22,7 @@ from .architectures.conventions import (
 from .architectures.layers import configs_of, layer_count
 from .architectures.site import setting
 from .errors import PruningError
-from .plan import BLOCK
+from .plan import BLOCK, transformers_part
 from .skipping import INDICES
 from .structure import Group, Kept
 
@@ -57,6 +58,9 @@ def check_depth(model: nn.Module, groups: Sequence[Group], live_kept: Kept) -> N
     Raises:
         PruningError: It does not; nothing has been changed.
     """
+    part = transformers_part(model)
+    if part is not model:
+        model, groups = part, find_groups(part)  # called the same there, and at other paths
     inner = {one.modules[0].rpartition(".")[0] for one in groups if one.kind != "layer" and one.modules}
     for group in groups:
         stays = live_kept.get(group.name, range(group.units))

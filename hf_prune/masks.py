@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
 from .errors import PruningError, did_you_mean
+from .given import check_model
 from .optimizers import moments
 from .sharding import bounds, is_sharded, join, local, own_entries, part_of, total_of
 from .structure import KeepVectors
@@ -49,6 +50,7 @@ def adopt_torch_masks(model: nn.Module) -> Masks:
         >>> {name: int(mask.sum()) for name, mask in adopt_torch_masks(model).items()}
         {'0.weight': 8}
     """
+    check_model(model)
     masks: Masks = {}
     for path, module in model.named_modules():
         buffers = dict(module.named_buffers(recurse=False))

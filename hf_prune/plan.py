@@ -268,8 +268,36 @@ def new_block() -> dict[str, Any]:
 
 def _holder(model: nn.Module) -> Any:
     """Return what carries the block: the config, or a module itself where it has none of transformers' kind."""
-    config = getattr(model, "config", None)
+    config = getattr(transformers_part(model), "config", None)
     return config if hasattr(config, "model_type") else model
+
+
+def of_sentence_transformers(model: Any) -> bool:
+    """Whether a model is a SentenceTransformer, CrossEncoder or SparseEncoder: transformers' model is a part of it."""
+    return isinstance(model, nn.Module) and any(
+        base.__module__.split(".")[0] == "sentence_transformers" for base in type(model).__mro__
+    )
+
+
+def transformers_part(model: nn.Module) -> nn.Module:
+    """Return the model of transformers inside one of sentence-transformers, whose folder says its shape; else the same.
+
+    Raises:
+        PruningError: There are several inside, or none.
+    """
+    if not of_sentence_transformers(model):
+        return model
+    from transformers import PreTrainedModel
+
+    inside = {path: one for path, one in model.named_modules() if isinstance(one, PreTrainedModel)}
+    outer = [one for path, one in inside.items() if not any(path.startswith(f"{other}.") for other in inside)]
+    if len(outer) != 1:
+        raise PruningError(
+            f"A {type(model).__name__} can be pruned whole where it holds one model of transformers: prune its parts "
+            f"one by one. Received: {', '.join(type(one).__name__ for one in outer) or 'none'}"
+        )
+    found: nn.Module = outer[0]
+    return found
 
 
 def _some(names: Mapping[str, object]) -> str:

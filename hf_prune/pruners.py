@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatch
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +13,7 @@ from torch import nn
 from .adapters import adapted
 from .allocation import ALLOCATIONS, AllocationFunction
 from .errors import PruningError
+from .given import check_given
 from .schedules import Schedule
 from .scores import Score, get_score
 from .settings import settings
@@ -77,6 +78,18 @@ class Pruner:
     def allocate(self) -> AllocationFunction:
         """Return the allocation function."""
         return ALLOCATIONS[self.allocation] if isinstance(self.allocation, str) else self.allocation
+
+
+def as_pruners(pruners: Any) -> list[Pruner]:
+    """Return one pruner or several as a list.
+
+    Raises:
+        PruningError: Something else was given, such as a pruner's name or its class.
+    """
+    several = list(pruners) if isinstance(pruners, Iterable) and not isinstance(pruners, (str, type)) else [pruners]
+    for one in several:
+        check_given("pruners", one, Pruner, "pruners, such as HeadPruner() or [HeadPruner(), NeuronPruner()]")
+    return several
 
 
 class UnitPruner(Pruner):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from .adapters import is_adapted, sync_adapter
+from .adapters import is_adapted, mark_changed, sync_adapter
 from .architectures import find_groups, live_shapes
 from .dense import note_dense
 from .depth import check_depth, drop_modules
+from .given import check_given, check_model
 from .optimizers import cut_moments, moments_along
 from .plan import close_kept, read_record
 from .sharding import check_whole, fill, whole
@@ -53,10 +54,12 @@ def mask_units(model: Model, kept: Kept) -> Model:
     Example:
         >>> mask_units(model, {"layers.0.attention.heads": [0, 2, 3]})  # doctest: +SKIP
     """
+    check_given("kept", kept, Mapping, "a mapping from a group's name to the units that stay")
     groups = find_groups(model)
     live = close_kept(groups, read_record(model).to_live(groups, kept))
     zero_removed(named_tensors(model), keep_vectors(groups, live, live_shapes(model)))
     skip_removed(model, groups, live)
+    mark_changed(model)
     return model
 
 
@@ -81,6 +84,9 @@ def shrink(model: Model, kept: Kept | None = None, *, optimizer: Any = None) -> 
     Example:
         >>> shrink(model, {"layers.0.mlp.neurons": range(512)})  # doctest: +SKIP
     """
+    check_model(model)
+    if kept is not None:
+        check_given("kept", kept, Mapping, "a mapping from a group's name to the units that stay")
     check_whole(model)
     groups, record = find_groups(model), read_record(model)
     live = unmasked_units(model, groups) if kept is None else record.to_live(groups, kept)

@@ -286,7 +286,7 @@ def fit_shapes(model: Any, *_: Any) -> None:
     Raises:
         CheckpointError: The checkpoint has units that the model has lost, or no state that says how it was pruned.
     """
-    given = _local_of("_load_from_checkpoint", "resume_from_checkpoint")
+    given = _first_given_to("_load_from_checkpoint")
     if not isinstance(given, (str, Path)):
         return  # another load: the best model's shapes are there already
     folder = Path(given)
@@ -322,9 +322,20 @@ def _record_of(folder: Path) -> Record:
         return Record({name: decode_units(name, text) for name, text in block.get("kept", {}).items()})
 
 
+def _first_given_to(function: str) -> Any:
+    """Return what the innermost call of a method was given first, whatever it is called there."""
+    frame = _frame_of(function)
+    return None if frame is None else frame.f_locals.get(frame.f_code.co_varnames[1])  # after self
+
+
 def _local_of(function: str, name: str) -> Any:
     """Return a local variable of the innermost call of a function: of some things only a Trainer's own frame tells."""
+    frame = _frame_of(function)
+    return frame.f_locals.get(name) if frame is not None else None
+
+
+def _frame_of(function: str) -> FrameType | None:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_name != function:
         frame = frame.f_back
-    return frame.f_locals.get(name) if frame is not None else None
+    return frame

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from . import __version__
+from .adapters import mark_changed
 from .architectures import find_groups
 from .architectures.conventions import CONFIG_COUNTS
 from .architectures.site import setting
 from .errors import PruningError
-from .plan import BLOCK, FORMAT, Record, annotate, encode_units, parent_name, read_record
+from .plan import BLOCK, FORMAT, Record, annotate, encode_units, parent_name, read_record, transformers_part
 from .skipping import selected_heads
 from .structure import Group
 
@@ -32,12 +33,15 @@ def write_record(model: nn.Module, record: Record, *, stock: bool = True) -> Non
     """
     if not record:
         return
+    model = transformers_part(model)
     config = getattr(model, "config", None)
     kept = {name: encode_units(*units) for name, units in record.items()}
     if not hasattr(config, "model_type"):  # a module of one's own carries the block itself
         annotate(model, format=FORMAT, library_version=__version__, kept=kept)
         return
     before = read_record(model)
+    if before != record:
+        mark_changed(model)
     annotate(model, kept=kept)  # groups are called by the dense numbers of the layers that are left
     groups = find_groups(model)
     stated = {group.name: {record.dense_units(group), _units_before(group, before, record)} for group in groups}

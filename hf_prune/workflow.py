@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from .data import DIGITS, data_revision, label_count, label_names, load_split, p
 from .errors import CheckpointError, PruningError, RecipeError
 from .export import export_onnx
 from .hub import push_pruned
+from .labels import fit_classes
 from .metrics import compute_metrics_for
 from .plan import annotate
 from .recipe import Recipe, TrainSettings, load_recipe
@@ -103,20 +105,23 @@ class Job:
 def prepare(recipe: Recipe) -> Job:
     """Load data and model, and make them fit each other."""
     say(f"Recipe [bold]{recipe.name}[/]: loading data and model")
-    train, evaluation = load_split(recipe.data)
-    names = label_names(train, recipe.data.label)
-    labels: dict[str, Any] = {"num_labels": label_count(train, recipe.data.label)}
-    if names:
-        labels |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-    if recipe.task == "image-classification":
-        rows = [prepare_images(split, recipe.data) for split in (train, evaluation)]
-        model = _model(recipe, AutoModelForImageClassification, labels)
+    images = recipe.task == "image-classification"
+    auto_class = AutoModelForImageClassification if images else AutoModelForSequenceClassification
+    fit = partial(
+        fit_classes,
+        _config(recipe),
+        head=auto_class.__name__.removeprefix("AutoModel"),
+        retrain=recipe.dense is not None,
+    )
+    splits = load_split(recipe.data, fit)
+    label = recipe.data.label
+    classes = label_names(splits.train, label) or max(label_count(split, label) for split in splits)
+    model = _model(recipe, auto_class, fit(classes).options)
+    if images:
+        rows = [prepare_images(split, recipe.data) for split in splits]
         return Job(recipe, model, None, rows[0], rows[1], default_data_collator)
     tokenizer = AutoTokenizer.from_pretrained(recipe.model.name, revision=recipe.model.revision)
-    rows = [
-        prepare_text(split, tokenizer, recipe.data, num_labels=labels["num_labels"]) for split in (train, evaluation)
-    ]
-    model = _model(recipe, AutoModelForSequenceClassification, labels)
+    rows = [prepare_text(split, tokenizer, recipe.data, num_labels=model.config.num_labels) for split in splits]
     return Job(recipe, model, tokenizer, rows[0], rows[1], DataCollatorWithPadding(tokenizer))
 
 
@@ -254,6 +259,16 @@ def publish(job: Job, report: Report) -> None:
 def say(text: str) -> None:
     """Tell the person at the terminal where we are."""
     console.print(f"[cyan]hf-prune[/] {text}")
+
+
+def _config(recipe: Recipe) -> Any:
+    """Return what the dense model says of itself; ``None``: it will be a new one, or cannot be loaded."""
+    try:
+        return (
+            AutoConfig.from_pretrained(recipe.model.name, revision=recipe.model.revision) if recipe.model.name else None
+        )
+    except (OSError, ValueError):
+        return None  # `_model` says what is wrong
 
 
 def _model(recipe: Recipe, auto_class: Any, labels: dict[str, Any]) -> Any:

@@ -366,3 +366,15 @@ def test_environment_says_on_what():
     assert found["cores"] >= 1
     assert all(found[key] for key in ("cpu", "python", "transformers", "hf_prune", "date"))
     json.dumps(found)
+
+
+@pytest.mark.parametrize("shell", ["ZMQInteractiveShell", "TerminalInteractiveShell"])
+def test_a_table_in_a_notebook_is_that_of_a_script(shell, monkeypatch):
+    """Under Jupyter rich would display the table, and leave the text empty."""
+    report = Report(metrics={"accuracy [b]": {"dense": 0.5, "pruned": 0.25}})
+    expected = report.table()
+    monkeypatch.setattr("builtins.get_ipython", lambda: type(shell, (), {})(), raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert report.table() == str(report) == expected
+    assert "| accuracy [b] | 0.5000 | 0.2500 | -0.2500 |" in expected
+    assert report._repr_html_() == f"<pre>{expected}</pre>"

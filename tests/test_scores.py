@@ -168,6 +168,24 @@ def test_a_function_is_a_score():
     assert kept(lambda weight: -weight.abs()) == set(range(24)) - kept("l1")
 
 
+def test_units_by_gradients_of_weights_from_data_are_those_by_hand():
+    """The gradients of calibration are read before they are given back."""
+    name = "gradient_of_units"
+    if name not in SCORES:
+        register_score(name, needs=("gradient",))(lambda weight, gradient: gradient.abs())
+    model, batch = build_bert(), draw_batch(build_bert())
+    hand = build_bert()
+    hand(**batch).loss.backward()
+    expected = {}
+    for i, layer in enumerate(hand.bert.encoder.layer):
+        up, bias, down = (one.grad.abs() for one in (*layer.intermediate.dense.parameters(), layer.output.dense.weight))
+        total = up.sum(1) + bias + down.sum(0)
+        expected[f"layers.{i}.mlp.neurons"] = sorted(total.topk(12).indices.tolist())
+    pruner = NeuronPruner(sparsity=0.5, score=name, allocation="uniform")
+    assert {key: units for key, units in prune(model, pruner, data=[batch]).kept.items() if key in expected} == expected
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf])
 def test_a_score_that_is_not_finite_names_its_group_before_anything_is_cut(broken):
     model = build_bert()

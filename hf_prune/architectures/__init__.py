@@ -9,6 +9,7 @@ from torch import nn
 
 from ..adapters import adapted, bare, cut_with_adapters
 from ..errors import PruningError, UnsupportedModelError, did_you_mean
+from ..given import check_model
 from ..registry import Registry, load_entry_points
 from ..structure import Group, Kind, Shapes, matrix_entries
 from .big_bird import big_bird
@@ -77,8 +78,9 @@ def find_groups(model: nn.Module, kinds: Sequence[Kind] | None = None) -> list[G
         >>> [(group.name, group.units) for group in find_groups(model, ["head", "neuron"])]
         [('layers.0.attention.heads', 12), ('layers.0.mlp.neurons', 3072)]
     """
-    for kind in kinds or ():
-        if kind not in get_args(Kind):
+    check_model(model)
+    for kind in [kinds] if isinstance(kinds, str) else kinds or ():
+        if isinstance(kinds, str) or kind not in get_args(Kind):
             hint = did_you_mean(kind, get_args(Kind))
             raise PruningError(f"kinds must be among {', '.join(get_args(Kind))}.{hint} Received: '{kind}'.")
     found = [group for group in inspect_model(model).groups if kinds is None or group.kind in kinds]

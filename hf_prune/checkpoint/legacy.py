@@ -12,6 +12,7 @@ import torch
 
 from ..architectures import find_groups, live_shapes
 from ..errors import CheckpointError, PruningError
+from ..given import check_model
 from ..plan import BLOCK, Record, close_kept, encode_units, parent_name
 from ..removal import Model, cut, tell_counters
 from ..stock import write_record
@@ -69,6 +70,7 @@ def adopt_shapes(model: Model) -> Model:
     Example:
         >>> save_pruned(adopt_shapes(model), "small")  # doctest: +SKIP
     """
+    check_model(model)
     config: Any = copy.deepcopy(model.config)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         twin = type(model)(config)

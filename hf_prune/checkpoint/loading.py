@@ -20,6 +20,7 @@ from torch import nn
 from ..architectures import find_groups
 from ..errors import CheckpointError, PruningError, UnsupportedModelError
 from ..folders import put_back
+from ..given import check_given
 from ..plan import BLOCK, close_kept, read_record
 from ..removal import cut
 from .legacy import adopt_legacy_heads
@@ -27,6 +28,26 @@ from .reading import check_arrived, check_files, clear_errors, hub_arguments, re
 from .standalone import forget_standalone
 
 
+def _or_says_where(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Say of a name that is neither a folder nor on the Hub that it is not; transformers' errors are of many types."""
+
+    @wraps(load)
+    def checked(path_or_repo: Any, **arguments: Any) -> Any:
+        check_given("path_or_repo", path_or_repo, (str, Path), "a folder that save_pruned wrote, or a name on the Hub")
+        try:
+            return load(path_or_repo, **arguments)
+        except (OSError, ValueError) as error:
+            if isinstance(error, PruningError) or Path(path_or_repo).is_dir():
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(
+                f"No folder is there, and no model could be read from the Hub: {reason} Received: '{path_or_repo}'"
+            ) from error
+
+    return checked
+
+
+@_or_says_where
 def load_pruned(path_or_repo: str | Path, *, model_class: Any = None, **from_pretrained_kwargs: Any) -> Any:
     """Load a pruned model as the class that was saved; `AutoModelFor….from_pretrained` does the same.
 
@@ -43,6 +64,12 @@ def load_pruned(path_or_repo: str | Path, *, model_class: Any = None, **from_pre
     """
     put_back(path_or_repo)
     refuse_pickle(path_or_repo)
+    if model_class is None and (Path(path_or_repo) / "modules.json").is_file():
+        raise CheckpointError(
+            "A folder of sentence-transformers is loaded by its own class, once hf_prune is imported: "
+            f"SentenceTransformer('{path_or_repo}'), CrossEncoder or SparseEncoder; or the model of transformers in it "
+            "with model_class=AutoModel. Received: modules.json"
+        )
     if model_class is None:
         model_class = _saved_class(path_or_repo, from_pretrained_kwargs)
     load = partial(model_class.from_pretrained, path_or_repo)

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from ..adapters import adapted
 from ..errors import PruningError
 from ..folders import whole_folder
-from ..plan import BLOCK, read_record
+from ..given import check_given, check_model
+from ..plan import BLOCK, of_sentence_transformers, read_record
 from ..sharding import check_whole
 from ..skipping import is_only_masked
 from ..stock import write_record
@@ -39,7 +40,8 @@ def save_pruned(
     there as it was. Its other files stay, and an older save's weights leave.
 
     Args:
-        model: A transformers model, pruned or not.
+        model: A transformers model, pruned or not; or a SentenceTransformer, CrossEncoder or SparseEncoder, which its
+            own class loads.
         path: The folder; it is made where it does not exist.
         tokenizer: A tokenizer, processor or image processor to save beside it.
         stock: ``"auto"`` writes a config that stock transformers can build wherever one can say the small shape
@@ -57,8 +59,12 @@ def save_pruned(
         PruningError: `stock` is unknown, or required and not possible; layers or experts are masked and not removed
             yet; or the folder cannot be written.
     """
+    check_model(model)
+    check_given("path", path, (str, Path), "a folder")
     if stock not in ("auto", "never", "require"):
         raise PruningError(f"stock must be 'auto', 'never' or 'require'. Received: {stock!r}")
+    if of_sentence_transformers(model):
+        return _save_sentence_transformers(model, path, stock, standalone=standalone, digest=digest)
     _check_masks(model)
     record = read_record(model)
     write_record(model, record, stock=stock != "never")
@@ -77,6 +83,23 @@ def save_pruned(
     finally:
         if standalone:
             forget_standalone(model)
+        write_record(model, record)
+    return Path(path)
+
+
+def _save_sentence_transformers(model: Any, path: str | Path, stock: str, *, standalone: bool, digest: bool) -> Path:
+    """Write a folder that SentenceTransformer, CrossEncoder or SparseEncoder loads; tokenizer and card come with it."""
+    if stock == "require" or standalone or digest:
+        raise PruningError(
+            f"stock='require', standalone and digest are for models of transformers. Received: {type(model).__name__}"
+        )
+    _check_masks(model)
+    record = read_record(model)
+    write_record(model, record, stock=stock != "never")
+    try:
+        with _or_as_it_was(path), whole_folder(path, stale=_STALE) as folder:
+            model.save_pretrained(str(folder))
+    finally:
         write_record(model, record)
     return Path(path)
 

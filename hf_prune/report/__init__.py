@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,13 @@ class Report:
     def table(self) -> str:
         """Return dense against pruned as an aligned plain-text (Markdown) table of at most 100 columns."""
         return plain_table(self)
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def _repr_html_(self) -> str:
+        """Show the table in a notebook's cell."""
+        return f"<pre>{escape(self.table())}</pre>"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report in types that JSON knows."""

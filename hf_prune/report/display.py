@@ -38,7 +38,9 @@ def plain_table(report: Report) -> str:
     for row in _rows(report):
         table.add_row(*row)
     out = StringIO()
-    Console(file=out, width=100, no_color=True, markup=False, emoji=False).print(table)
+    # a console in a notebook, or under FORCE_COLOR, would write elsewhere or more
+    alone: dict[str, Any] = {"force_jupyter": False, "force_terminal": False}
+    Console(file=out, width=100, no_color=True, markup=False, emoji=False, **alone).print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines() if line.strip())
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..architectures import prunable_macs
 from ..errors import PruningError, UnsupportedModelError
+from ..given import told
 from ..sharding import local, whole
 
 Runtime = Literal["torch", "onnxruntime"]
@@ -80,7 +81,7 @@ def measure(
     is_path = isinstance(model, (str, Path))
     if is_path != (runtime == "onnxruntime"):
         rule = "runtime 'torch' takes a model, 'onnxruntime' the path of an ONNX file"
-        raise PruningError(f"{rule}. Received: {type(model).__name__} for '{runtime}'.")
+        raise PruningError(f"{rule}. Received: {told(model)} for '{runtime}'.")
     (measured,) = _measure_in_turn([model], inputs, batch, length, threads, repeats)
     return measured
 

@@ -3,20 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import Any
 
 from torch import nn
 
+from .. import given
 from ..errors import PruningError
 from ..pruners import LayerPruner, Pruner, Target, UnitPruner, WeightPruner
+from ..schedules import SCHEDULES, Schedule
 from ..sharding import any_sharded
 from ..structure import Group
 
 
-def check_settings(pruners: Sequence[Pruner], target: Target | None) -> None:
-    """Each pruner has one source of how much to remove: its own sparsity, or the target."""
+def check_kinds(model: Any, schedule: Any, target: Any, total_steps: Any, optimizer: Any, data: Any) -> None:
+    """Every argument is of its kind."""
+    given.check_model(model)
+    check_when_and_how_much(schedule, target)
+    given.check_given("total_steps", total_steps, Integral, "a whole number of optimizer steps, at least 1")
+    if total_steps < 1:
+        raise PruningError(
+            f"total_steps must be a whole number of optimizer steps, at least 1. Received: {total_steps}"
+        )
+    if optimizer is not None and not hasattr(optimizer, "param_groups"):
+        raise PruningError(f"optimizer must be torch's, or one like it. Received: {given.told(optimizer)}")
+    if data is not None:
+        given.check_data(data)
+
+
+def check_when_and_how_much(schedule: Any, target: Any) -> None:
+    """Settings are objects, not their names or numbers."""
+    name = f"{schedule!r:.40}" if isinstance(schedule, str) else "'cubic'"
+    number = f"{target:g}" if isinstance(target, float) and 0 < target <= 1 else "0.5"
+    given.check_given("schedule", schedule, (Schedule, type(None)), f"a Schedule, such as Schedule({name})")
+    given.check_given("target", target, (Target, type(None)), f"a Target, such as Target(macs={number})")
+
+
+def check_settings(pruners: Sequence[Pruner], target: Target | None, schedule: Schedule) -> None:
+    """Each pruner has one source of how much to remove: its own sparsity, or the target; and every name is known."""
     if not pruners:
         raise PruningError("pruners must name at least one. Received: none")
     for pruner in pruners:
+        SCHEDULES[(pruner.schedule or schedule).kind]
+        pruner.resolve_score()
+        pruner.allocate()
         name, structured = type(pruner).__name__, isinstance(pruner, UnitPruner)
         if structured and target is not None and (pruner.sparsity is not None or pruner.schedule is not None):
             raise PruningError(

@@ -50,7 +50,7 @@ def prune(
         Schedule("oneshot", begin=1, end=1),
         target=target,
         total_steps=1,
-        data=data or (),
+        data=() if data is None else data,
         loss=loss,
         seed=seed,
     )
@@ -59,5 +59,8 @@ def prune(
         raise PruningError(
             f"data must hold batches with labels: the scores need {', '.join(sorted(needs))}. Received: None"
         )
-    pruning.step()
+    try:
+        pruning.step()
+    finally:
+        pruning.close()  # a score may have failed
     return pruning.finish(shrink)

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..adapters import mark_changed
 from ..architectures import find_groups, live_shapes
 from ..calibration import GateWatcher, Loss
 from ..dense import dense_macs, dense_note, note_dense
 from ..masks import Masks, apply_masks, check_masks, check_ranks_agree
 from ..optimizers import StepWatch, swaps_weights
 from ..plan import annotate, close_kept, read_record
-from ..pruners import Pruner, Target, UnitPruner, WeightPruner
+from ..pruners import Pruner, Target, UnitPruner, WeightPruner, as_pruners
 from ..removal import cut, named_tensors, skip_removed, zero_removed
 from ..report import Measurement, Report, count
 from ..schedules import Schedule
@@ -25,7 +26,7 @@ from ..scores import Score
 from ..sharding import unwrap
 from ..stock import write_record
 from ..structure import Group, keep_vectors, matrix_entries
-from .checks import check_disjoint, check_finds_unused, check_model, check_reversible, check_settings
+from .checks import check_disjoint, check_finds_unused, check_kinds, check_model, check_reversible, check_settings
 from .counting import by_kind, bytes_of, count_zeros, numbers_of, warn_of_missed
 from .reviving import compute_masked, hide_masked, hook_model, keep_masks, reopen
 from .scoring import Scorer
@@ -89,12 +90,12 @@ class Pruning:
         shrink_live: bool = False,
         seed: int = 0,
     ) -> None:
-        self.model = unwrap(model, accelerator)
-        self.pruners = [pruners] if isinstance(pruners, Pruner) else list(pruners)
+        check_kinds(model, schedule, target, total_steps, optimizer, data)
+        self.model, self.pruners = unwrap(model, accelerator), as_pruners(pruners)
         self.schedule, self.target, self.total_steps = schedule or Schedule(), target, total_steps
         self.optimizer, self.data, self.loss, self.shrink_live = optimizer, data, loss, shrink_live
         self.accelerator, self.steps, self.skipped = accelerator, 0, 0
-        check_settings(self.pruners, target)
+        check_settings(self.pruners, target, self.schedule)
         check_model(self.model, shrink_live)
         check_finds_unused(self.pruners, getattr(model, "find_unused_parameters", True))
         structured = any(isinstance(pruner, UnitPruner) for pruner in self.pruners)
@@ -133,6 +134,7 @@ class Pruning:
         self._leaky, self._unchecked = False, False
         self._thresholds: dict[str, int] = {}
         self.zeros = count_zeros(self)
+        mark_changed(self.model)
 
     # what a training loop calls
     def after_backward(self) -> None:
@@ -339,17 +341,17 @@ class Pruning:
     def _unit_scores(self, due: Sequence[int]) -> dict[str, Tensor]:
         """Return ``(units,)`` scores of every group of the pruners that are due, checked to be finite."""
         needs = {need for i in due for need in self._score(i).needs}
+        scoring = due if self.target is None else self.chosen
+        units = [(self._score(i), group) for i in scoring for group in self._live(self.chosen.get(i, []))]
+        ready: dict[str, Tensor] = {}
         if self.data is not None and needs - {"noise"}:
             compute_masked(self)
-            self.scorer.calibrate(self.data, self.loss, [(self._score(i), names) for i, names in self.weights.items()])
+            wanted = [(self._score(i), names) for i, names in self.weights.items()]
+            ready = self.scorer.calibrate(self.data, self.loss, wanted, units)
             hide_masked(self)
         if self.watcher is not None:
             self.watcher.synchronize()
-        scores: dict[str, Tensor] = {}
-        for i in due if self.target is None else self.chosen:
-            for group in self._live(self.chosen.get(i, [])):
-                scores[group.name] = self.scorer.units(self._score(i), group)
-        return scores
+        return {one.name: ready[one.name] if one.name in ready else self.scorer.units(s, one) for s, one in units}
 
     def _score(self, i: int) -> Score:
         return self.pruners[i].resolve_score()

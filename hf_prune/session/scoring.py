@@ -40,23 +40,34 @@ class Scorer:
         self._read: dict[str, Tensor] = {}
 
     def calibrate(
-        self, data: Iterable[Mapping[str, Any]], loss: Loss | None, wanted: Iterable[tuple[Score, Sequence[str]]]
-    ) -> None:
-        """Take gate statistics, and scores of weights, from calibration data; gradients stay as they are."""
+        self,
+        data: Iterable[Mapping[str, Any]],
+        loss: Loss | None,
+        wanted: Iterable[tuple[Score, Sequence[str]]],
+        units: Iterable[tuple[Score, Group]] = (),
+    ) -> dict[str, Tensor]:
+        """Take gate statistics, and scores of weights, from calibration data; gradients stay as they are.
+
+        Returns:
+            The scores of groups whose units are scored by their weights' gradients: those are gone afterwards.
+        """
         saved = {parameter: parameter.grad for parameter in self.model.parameters()}
         self.model.zero_grad(set_to_none=True)
         if self.watcher is not None:
             self.watcher.fade(0.0)
             self.watcher.start()
-        self.scale = backward_all(self.model, data, loss, self.watcher)
-        if self.watcher is not None:
-            self.watcher.stop()
-        for score, names in wanted:
-            self.add_movement(score, names)
-            self.read_weights(score, names)
-        self.scale = 1.0
-        for parameter, gradient in saved.items():
-            parameter.grad = gradient
+        try:
+            self.scale = backward_all(self.model, data, loss, self.watcher)
+            for score, names in wanted:
+                self.add_movement(score, names)
+                self.read_weights(score, names)
+            return {group.name: self.units(score, group) for score, group in units if "gradient" in score.needs}
+        finally:
+            self.scale = 1.0
+            if self.watcher is not None:
+                self.watcher.stop()
+            for parameter, gradient in saved.items():
+                parameter.grad = gradient
 
     @torch.no_grad()
     def add_movement(self, score: Score, names: Sequence[str]) -> None:

@@ -1,0 +1,100 @@
+"""Plain slips at the front door end in one line that says what was expected, what was received, and what would do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from models import build_bert, draw_batch, draw_rows, training_arguments
+from transformers import Trainer
+
+import hf_prune as hp
+from hf_prune import HeadPruner, NeuronPruner, PruningCallback, PruningError, Schedule, Target, WeightPruner
+
+L1 = {"sparsity": 0.5, "score": "l1"}
+HALF = Target(macs=0.5)
+
+
+def pruning(model: Any, pruners: Any = None, schedule: Any = None, **changes: Any) -> Any:
+    given = {"total_steps": 4, **changes}
+    return hp.Pruning(model, pruners or NeuronPruner(**L1), schedule, **given)
+
+
+SLIPS = {
+    "a name for a model": (lambda m, p: hp.prune("gpt2", NeuronPruner(**L1)), "model must be.*from_pretrained.*'gpt2'"),
+    "a class for a model": (lambda m, p: hp.prune(type(m), NeuronPruner(**L1)), "class BertForSequence"),
+    "names for pruners": (lambda m, p: hp.prune(m, ["heads"]), r"HeadPruner\(\).*Received: 'heads'"),
+    "a name for a pruner": (lambda m, p: hp.prune(m, "heads"), r"HeadPruner\(\).*Received: 'heads'"),
+    "a class for a pruner": (lambda m, p: hp.prune(m, HeadPruner), r"HeadPruner\(\).*Received: class HeadPruner"),
+    "swapped": (lambda m, p: hp.prune(NeuronPruner(**L1), m), "model must be.*Received: NeuronPruner"),
+    "a number for a target": (lambda m, p: hp.prune(m, HeadPruner(), target=0.5), r"Target\(macs=0.5\).*Received: 0.5"),
+    "a text for a sparsity": (lambda m, p: NeuronPruner(sparsity="half"), "sparsity.*Received: 'half'"),
+    "a tensor for data": (
+        lambda m, p: hp.prune(m, NeuronPruner(sparsity=0.5), data=torch.ones(2)),
+        "data must.*Tensor",
+    ),
+    "one batch for data": (lambda m, p: hp.prune(m, NeuronPruner(sparsity=0.5), data=draw_batch(m)), r"data=\[batch\]"),
+    "lists for batches": (
+        lambda m, p: hp.prune(m, NeuronPruner(sparsity=0.5), data=[[1, 2]]),
+        r"batch must be a dict.*Received: \[1, 2\]",
+    ),
+    "wrong keys": (lambda m, p: hp.prune(m, NeuronPruner(sparsity=0.5), data=[{"x": torch.ones(1)}]), "'x'"),
+    "no labels": (
+        lambda m, p: hp.prune(m, NeuronPruner(sparsity=0.5), data=[{"input_ids": torch.ones(1, 2).long()}]),
+        "labels",
+    ),
+    "a text for a schedule": (lambda m, p: pruning(m, None, "cubic"), r"Schedule\('cubic'\).*Received: 'cubic'"),
+    "no steps": (lambda m, p: pruning(m, total_steps=0), "total_steps must be.*Received: 0"),
+    "half a step": (lambda m, p: pruning(m, total_steps=2.5), "total_steps must be.*Received: 2.5"),
+    "an unknown allocation": (lambda m, p: pruning(m, NeuronPruner(allocation="globl", **L1)), "Did you mean 'global'"),
+    "an unknown score": (lambda m, p: pruning(m, NeuronPruner(sparsity=0.5, score="tailor")), "Did you mean 'taylor'"),
+    "an unknown schedule": (lambda m, p: pruning(m, None, Schedule("cubik")), "Did you mean 'cubic'"),
+    "its own schedule": (
+        lambda m, p: pruning(m, NeuronPruner(schedule=Schedule("cubik"), **L1)),
+        "Did you mean 'cubic'",
+    ),
+    "no optimizer": (lambda m, p: pruning(m, optimizer=m), "optimizer must be.*Received: BertFor"),
+    "a callback of names": (lambda m, p: PruningCallback(["heads"]), r"HeadPruner\(\).*Received: 'heads'"),
+    "a callback of a class": (lambda m, p: PruningCallback(WeightPruner), "Received: class WeightPruner"),
+    "a callback's target": (lambda m, p: PruningCallback(HeadPruner(), target=0.5), r"Target\(macs=0.5\)"),
+    "a callback's schedule": (lambda m, p: PruningCallback(HeadPruner(), "cubic"), r"Schedule\('cubic'\)"),
+    "attached to a model": (lambda m, p: PruningCallback(HeadPruner(), target=HALF).attach(m), "needs a Trainer"),
+    "no folder to load": (lambda m, p: hp.load_pruned(p / "nowhere"), "nowhere"),
+    "a model to load": (lambda m, p: hp.load_pruned(m), "path_or_repo must be.*Received: BertFor"),
+    "a name to save": (lambda m, p: hp.save_pruned("gpt2", p / "out"), "model must be.*Received: 'gpt2'"),
+    "swapped to save": (lambda m, p: hp.save_pruned(p / "out", m), "model must be.*Received: .*Path"),
+    "no path to save to": (lambda m, p: hp.save_pruned(m, None), "path must be.*Received: None"),
+    "a name to shrink": (lambda m, p: hp.shrink("x"), "model must be.*Received: 'x'"),
+    "a list to shrink to": (lambda m, p: hp.shrink(m, [0, 1]), "kept must be.*Received: "),
+    "a name to mask": (lambda m, p: hp.mask_units("x", {}), "model must be.*Received: 'x'"),
+    "a name to find in": (lambda m, p: hp.find_groups("gpt2"), "model must be.*Received: 'gpt2'"),
+    "a kind for kinds": (lambda m, p: hp.find_groups(m, "head"), r"kinds.*Received: 'h"),
+    "a name to measure": (lambda m, p: hp.measure("x"), "Received: 'x'"),
+    "a name to verify": (lambda m, p: hp.verify("gpt2", {}), "model must be.*Received: 'gpt2'"),
+    "nothing to export": (lambda m, p: hp.export_onnx(p / "nowhere", p / "onnx"), "nowhere"),
+    "a class to merge": (lambda m, p: hp.merge_adapters("x"), "Received: "),
+    "a name to adopt": (lambda m, p: hp.adopt_torch_masks("x"), "model must be.*Received: 'x'"),
+    "shapes of a name": (lambda m, p: hp.adopt_shapes("x"), "model must be.*Received: 'x'"),
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_a_slip_is_one_line_and_nothing_is_half_done(slip, tmp_path):
+    act, words = SLIPS[slip]
+    model = build_bert()
+    before = {name: one.clone() for name, one in model.state_dict().items()}
+    with pytest.raises(PruningError, match=words):
+        act(model, tmp_path)
+    assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_typo_in_an_allocation_is_found_before_training(tmp_path):
+    model = build_bert()
+    trainer = Trainer(model, training_arguments(tmp_path), train_dataset=draw_rows(model, 8))
+    callback = PruningCallback(NeuronPruner(allocation="globl", **L1), Schedule(begin=3))
+    with pytest.raises(PruningError, match="Did you mean 'global'"):
+        callback.attach(trainer).train()
+    assert trainer.state.global_step == 0
