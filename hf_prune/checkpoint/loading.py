@@ -25,7 +25,15 @@ from ..plan import BLOCK, close_kept, read_record
 from ..removal import cut
 from .bounds import bounded_parts
 from .legacy import adopt_legacy_heads
-from .reading import check_arrived, check_config, check_files, clear_errors, hub_arguments, refuse_pickle, written_config
+from .reading import (
+    check_arrived,
+    check_config,
+    check_files,
+    clear_errors,
+    hub_arguments,
+    refuse_pickle,
+    written_config,
+)
 from .standalone import forget_standalone
 
 
