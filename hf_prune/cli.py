@@ -164,11 +164,11 @@ def push(
 
     The token is that of [bold]hf auth login[/] or HF_TOKEN.
     """
-    from .hub import onnx_beside, push_pruned
+    from .hub import Plan, onnx_beside, push_pruned
 
     settings: dict[str, Any] = {"private": private or None, "revision": revision, "verify": verify, "dry_run": dry_run}
     done = push_pruned(str(folder), repo_id, onnx=onnx or onnx_beside(folder), **settings)
-    if isinstance(done, list):
+    if isinstance(done, Plan):
         for file in done:
             console.print(f"{file.size_bytes / 1e6:10.3f} MB  {visible(file.path)}", highlight=False, soft_wrap=True)
         for name, why in done.left.items():

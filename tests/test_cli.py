@@ -74,7 +74,7 @@ def test_doctor_names_the_lane(lane):
     assert json.loads(ask("doctor"))["lane"].startswith(lane)
 
 
-MARKUP = ["[bold]x", "[/]", "[/red]", "a:smile:b", "[link=https://evil.example]x", "x\x1b[31my"]
+MARKUP = ["[bold]x", "[/]", "[/red]", "a:smile:b", "[link=evil]x", "x\x1b[31my"]
 
 
 @pytest.mark.parametrize("name", MARKUP)

@@ -20,6 +20,7 @@ from test_checkpoint import F32, edit_block, read_config
 
 import hf_prune
 from hf_prune import CheckpointError, load_pruned, save_pruned, shrink
+from hf_prune.checkpoint import enable_loading
 
 
 @pytest.fixture
@@ -358,7 +359,7 @@ def test_load_pruned_checks_and_cuts_without_the_hook(folder):
         with pytest.raises(CheckpointError, match="must hold every tensor"):
             load_pruned(folder, **F32)
     finally:
-        hf_prune.enable_loading()
+        enable_loading()
     assert_refused(folder, "must hold every tensor")
 
 

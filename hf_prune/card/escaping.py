@@ -1,4 +1,4 @@
-"""What a stranger wrote stays text in a card: no markup, no HTML, no links, no way out of a table or a block of code."""
+"""What a stranger wrote stays text in a card: no markup, no HTML, no links, no way out of a table or a code block."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def text(value: Any) -> Safe:
         return code(plain)
     escaped = re.sub(r"[\\`*\[\]~$]|(?<!\w)_|_(?!\w)", lambda match: f"\\{match[0]}", plain)
     escaped = re.sub(r"[<>&|]", lambda match: _ENTITIES[match[0]], escaped)
-    return Safe(re.sub(r"^(#|[-+]|=|\d+[.)])(?=[\s=-]|#|$)", lambda match: f"\\{match[0]}", escaped))
+    return Safe(re.sub(r"^(\d*)([#+=.)-])(?=[\s#=-]|$)", r"\1\\\2", escaped))  # headings, lists, lines
 
 
 def code(value: Any) -> Safe:

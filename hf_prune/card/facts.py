@@ -87,7 +87,7 @@ class Known:
     @property
     def settings(self) -> Mapping[str, Any]:
         """How the run was done, as its report says."""
-        return self.told.get("settings", {})
+        return dict(self.told.get("settings", {}))
 
     @property
     def plan(self) -> Mapping[str, Any]:

@@ -160,11 +160,22 @@ def draw_plot(told: Mapping[str, Any], path: Path) -> None:
     from ..report import Report
 
     known = sound(told)
+    known["metrics"] = {name: value for name, value in known["metrics"].items() if name.isidentifier()}
     named = {name: units for name, units in known["units"].items() if re.fullmatch(r"[a-z0-9_.]{1,200}", name)}
     kept = {name: units for name, units in known["kept"].items() if len(units) <= named.get(name, -1)}
+    unsaid = {
+        "nonzero": 0,
+        "prunable_macs": None,
+        "size_mb": 0.0,
+        "macs": None,
+        "batch": 1,
+        "length": None,
+        "threads": 1,
+    }
+    measured: dict[str, Any] = {which: {**unsaid, **known[which]} for which in ("dense", "pruned") if which in known}
     if kept and all(named.values()):
         with new_file(path) as file:
-            Report.from_dict({**known, "units": named, "kept": kept, "metrics": {}}).plot(file)
+            Report.from_dict({**known, **measured, "units": named, "kept": kept}).plot(file)
 
 
 def _files_told(folder: Path, told: Mapping[str, Any]) -> dict[str, Any]:

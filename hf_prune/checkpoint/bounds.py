@@ -19,7 +19,7 @@ _LAYERS = {name for row in LAYER_COUNTS.values() for name in row}
 _REMOVED = 1024  # layers that a plan may say were there
 # Modules and parameters that any folder may ask for, and for each of its tensors: loading registers some again, and
 # one that was pruned hard has few tensors left of many.
-_PARTS, _PER_TENSOR = 2**17, 16
+_PARTS, _PER_TENSOR = 2**15, 16
 _parts: ContextVar[list[int] | None] = ContextVar("modules and parameters that may still be built", default=None)
 
 

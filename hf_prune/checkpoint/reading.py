@@ -129,7 +129,7 @@ def is_quantized(config: Mapping[str, Any]) -> bool:
     """Whether a config states a quantization that transformers knows: any other, it leaves out, with a warning."""
     from transformers.quantizers.auto import AutoHfQuantizer
 
-    stated = config.get("quantization_config")
+    stated: Any = config.get("quantization_config")
     stated = stated.to_dict() if hasattr(stated, "to_dict") else stated
     if not isinstance(stated, dict):
         return False

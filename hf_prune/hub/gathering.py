@@ -76,7 +76,8 @@ def gather(
         files, left = files | exported.files, left | exported.left
     told = as_dict(report) or find_report(folder) or {}
     _write_report(told, files, extra)
-    if not told and files.pop(REPORT, None):
+    if not told and REPORT in files:
+        del files[REPORT]
         left[REPORT] = "not a report"
     _write_configs(files, folder, extra)
     older = files[CARD].read_text("utf-8") if CARD in files else ""
