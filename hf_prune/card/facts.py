@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 CARD, REPORT, RECIPE, PLOT = "README.md", "report.json", "recipe.yaml", "kept.png"
 SOMEWHERE = "path/to/folder"  # stands for a folder that nobody else has
-_TERMS = ("license", "license_name", "license_link")
+_TERM = {
+    "license": re.compile(r"[\w.+-]{1,60}"),
+    "license_name": re.compile(r"[\w.+() -]{1,100}"),
+    "license_link": re.compile(r"[^\s<>\"'`]{1,300}"),
+}
+_TERMS = tuple(_TERM)
 _LARGEST_TEXT = 2**22  # bytes of a README or recipe
 # Head of the model class -> task on the Hub; these heads also have an ``AutoModelFor...``.
 TASKS = {
@@ -223,9 +228,10 @@ def header(text: str) -> dict[str, Any]:
 
 
 def sound_terms(source: Mapping[str, Any]) -> dict[str, str]:
-    """Return license, name and link as short texts; others are left out."""
+    """Return license, name and link as short texts; what cannot be one is left out."""
     stated = {key: source.get(key) for key in _TERMS}
-    return {key: one_line(value)[:200] for key, value in stated.items() if isinstance(value, str) and value.strip()}
+    texts = {key: one_line(value) for key, value in stated.items() if isinstance(value, str)}
+    return {key: value for key, value in texts.items() if _TERM[key].fullmatch(value)}
 
 
 def _readable_elsewhere(key: str, value: str) -> bool:

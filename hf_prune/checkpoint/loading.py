@@ -58,8 +58,8 @@ def load_pruned(path_or_repo: str | Path, *, model_class: Any = None, **from_pre
         check_config(path_or_repo, config, from_pretrained_kwargs)
     if model_class is None:
         model_class = _saved_class(path_or_repo, from_pretrained_kwargs)
-    load = partial(model_class.from_pretrained, path_or_repo)
     with _enabled(), _cut_after_init(model_class):
+        load = partial(model_class.from_pretrained, path_or_repo)
         if BLOCK in config:  # the hook checks it
             return load(**from_pretrained_kwargs)
         return _load_checked(load, model_class, path_or_repo, config, from_pretrained_kwargs)
