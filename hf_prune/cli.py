@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from .errors import PruningError, did_you_mean
+from .errors import PruningError, did_you_mean, visible
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,7 +23,8 @@ app = typer.Typer(
     "and publish a checkpoint that anyone can load.\n\n"
     "Start with [bold]hf-prune run quickstart[/]: offline, a few minutes on two cores.",
 )
-console = Console()
+# paths, names and errors are text: what looks like markup or an emoji's name in them is neither
+console = Console(markup=False, emoji=False)
 MODEL = Annotated[str, typer.Argument(metavar="MODEL", help="Folder, or name on the Hub.")]
 
 
@@ -65,7 +67,7 @@ def inspect(
         table.add_row(group.name, group.kind, str(group.units), str(record.dense_units(group)), f"{cost:,.0f}")
     console.print(table)
     for refusal in found.refusals:
-        console.print(f"not offered: {refusal.place}, because {refusal.reason}", highlight=False)
+        console.print(visible(f"not offered: {refusal.place}, because {refusal.reason}"), highlight=False)
     console.print(f"{type(loaded).__name__}: {prunable_macs(loaded):,} prunable multiply-accumulates per token")
     if verify:
         _verify(loaded)
@@ -142,7 +144,8 @@ def export(
     from .export import export_onnx
 
     done = export_onnx(model, output, task=task, lane=lane, atol=atol)  # type: ignore[arg-type]
-    console.print(f"{done.path}: {done.task} by lane {done.lane}, {done.size_mb:.1f} MB, opset {done.opset}")
+    told = f"{done.task} by lane {done.lane}, {done.size_mb:.1f} MB, opset {done.opset}"
+    console.print(f"{visible(str(done.path))}: {told}", soft_wrap=True)
 
 
 @app.command()
@@ -161,13 +164,15 @@ def push(
 
     The token is that of [bold]hf auth login[/] or HF_TOKEN.
     """
-    from .hub import onnx_beside, push_pruned
+    from .hub import Plan, onnx_beside, push_pruned
 
     settings: dict[str, Any] = {"private": private or None, "revision": revision, "verify": verify, "dry_run": dry_run}
     done = push_pruned(str(folder), repo_id, onnx=onnx or onnx_beside(folder), **settings)
-    if isinstance(done, list):
+    if isinstance(done, Plan):
         for file in done:
-            console.print(f"{file.size_bytes / 1e6:10.3f} MB  {file.path}", highlight=False)
+            console.print(f"{file.size_bytes / 1e6:10.3f} MB  {visible(file.path)}", highlight=False, soft_wrap=True)
+        for name, why in done.left.items():
+            console.print(f" stays here   {visible(name)}: {why}", highlight=False, soft_wrap=True)
     else:
         compared = "; downloaded again, every file and tensor equal" if verify else ""
         console.print(f"Published: {done.commit_url}{compared}", soft_wrap=True)
@@ -187,7 +192,7 @@ def card(
     from .card import write_card
 
     written = write_card(folder, force=force, repo_id=repo_id, base_model=base_model, license=license_)
-    console.print(f"Written: {written}", highlight=False, soft_wrap=True)
+    console.print(f"Written: {visible(str(written))}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -205,7 +210,8 @@ def main() -> None:
     try:
         app()
     except PruningError as error:
-        Console(stderr=True, highlight=False).print(f"[red]Error:[/] {_plain(str(error))}", soft_wrap=True)
+        said = Text.assemble(("Error:", "red"), " ", visible(str(error)))
+        Console(stderr=True, highlight=False).print(said, soft_wrap=True)
         sys.exit(1)
 
 
@@ -279,14 +285,7 @@ def _recipes() -> Table:
 
 
 def _first_line(thing: Any) -> str:
-    return _plain((thing.__doc__ or "").strip().split("\n")[0])
-
-
-def _plain(text: str) -> str:
-    """Return text with nothing that rich would take for markup."""
-    from rich.markup import escape
-
-    return escape(text)
+    return (thing.__doc__ or "").strip().split("\n")[0]
 
 
 if __name__ == "__main__":

@@ -1,13 +1,22 @@
-"""Where the files that travel with the library lie: recipes and card templates."""
+"""Files: those that travel with the library, a stranger's read with care, ours written in one step."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from .errors import PruningError
+from .errors import CheckpointError, PruningError, shown
 
 _PACKAGE = Path(__file__).resolve().parent
+_LARGEST_JSON, _DEEPEST_JSON = 2**26, 100  # bytes, levels: the plan of a large model is a few megabytes, and flat
 
 
 def shipped(folder: str) -> Path:
@@ -32,3 +41,94 @@ def sha256_of(path: Path) -> str:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+@contextmanager
+def new_file(path: str | Path) -> Iterator[Path]:
+    """Yield a path to write to; when the block ends, what was written takes the place of `path` in one step.
+
+    A link in that place is replaced and never written through, and an older file's mode stays.
+
+    Example:
+        >>> with new_file(folder / "README.md") as file:  # doctest: +SKIP
+        ...     file.write_text("# A model")
+    """
+    path = Path(path)
+    partial = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")  # the suffix stays: it may choose a format
+    try:
+        yield partial
+        if path.is_file() and not path.is_symlink():
+            with contextlib.suppress(OSError):
+                partial.chmod(path.stat().st_mode & 0o7777)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text file as `new_file` does, and return its path."""
+    with new_file(path) as file:
+        file.write_text(text, "utf-8")
+    return Path(path)
+
+
+def is_inside(folder: str | Path, path: str | Path) -> bool:
+    """Whether a file really lies in a folder: no link leads out of it.
+
+    The Hub's cache is made of links, ``models--…/snapshots/COMMIT/FILE`` to ``models--…/blobs/HASH``: these count too.
+    """
+    home, place = Path(folder).resolve(), Path(path).resolve()
+    if home in place.parents:
+        return place.is_file()
+    snapshots = next((one for one in home.parents if one.name == "snapshots"), None)
+    if snapshots is None or not re.match(r"(models|datasets|spaces)--", snapshots.parent.name):
+        return False
+    return snapshots.parent / "blobs" in place.parents and place.is_file()
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a stranger's JSON file that must hold a mapping.
+
+    Raises:
+        CheckpointError: It is too large or too deep, no JSON, or no mapping.
+    """
+    name = Path(path).name
+    check_json_size(path)
+    try:
+        told = json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else shown(str(error), 200)
+        raise CheckpointError(f"{name} must be a JSON file. Received: {reason}") from None
+    if not isinstance(told, dict):
+        raise CheckpointError(f"{name} must hold a mapping. Received: {shown(told)}")
+    check_depth(told, name)
+    return told
+
+
+def check_json_size(path: str | Path) -> None:
+    """Check a stranger's JSON file before it is read; where there is none, there is nothing to check.
+
+    Raises:
+        CheckpointError: It is too large to be a config, or no regular file.
+    """
+    path = Path(path)
+    if not path.exists() or path.is_dir():
+        return
+    if not path.is_file() or path.stat().st_size > _LARGEST_JSON:
+        size = f"{path.stat().st_size >> 20} MB" if path.is_file() else "a pipe or a device"
+        raise CheckpointError(f"{path.name} must be a file of at most {_LARGEST_JSON >> 20} MB. Received: {size}")
+
+
+def check_depth(told: Any, name: str) -> None:
+    """Check that a value from a file is not nested so deeply that copying or printing it fails.
+
+    Raises:
+        CheckpointError: It is.
+    """
+    level, depth = [told], 0
+    while level:
+        depth += 1
+        if depth > _DEEPEST_JSON:
+            raise CheckpointError(f"{name} must be nested at most {_DEEPEST_JSON} deep. Received: {shown(told)}")
+        inner = [one for one in level if isinstance(one, (dict, list))]
+        level = [item for one in inner for item in (one.values() if isinstance(one, dict) else one)]

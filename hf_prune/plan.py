@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from . import __version__
-from .errors import CheckpointError, PruningError
+from .errors import CheckpointError, PruningError, shown
 from .structure import Group, Kept
 
 BLOCK = "pruning_config"
@@ -59,7 +59,7 @@ def decode_units(name: str, text: object) -> tuple[list[int], int]:
 def _read_runs(name: str, text: object) -> tuple[list[range], int]:
     """Read a stranger's text without allocating what it speaks of."""
     match = _TEXT.fullmatch(text) if isinstance(text, str) else None
-    rule = f"{BLOCK}.kept['{name:.80}'] must be increasing unit runs such as '0-3,7 of 12'. Received: {text!r:.80}"
+    rule = f"{BLOCK}.kept['{name:.80}'] must be increasing unit runs such as '0-3,7 of 12'. Received: {shown(text)}"
     if match is None:
         raise CheckpointError(rule)
     dense, last, runs = int(match[5]), -1, list[range]()
@@ -242,16 +242,16 @@ def check_block(block: Any) -> None:
         CheckpointError: It has not, or its format is newer than this library.
     """
     if not isinstance(block, dict):
-        raise CheckpointError(f"{BLOCK} must be a mapping with a mapping 'kept'. Received: {block!r:.80}")
+        raise CheckpointError(f"{BLOCK} must be a mapping with a mapping 'kept'. Received: {shown(block)}")
     number = block.get("format")
     if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= FORMAT:
         raise CheckpointError(
             f"{BLOCK}.format must be 1 to {FORMAT} for hf_prune {__version__}: update hf_prune to load newer folders. "
-            f"Received: {number!r:.80}"
+            f"Received: {shown(number)}"
         )
     for key, kind in _TYPES.items():
         if key in block and not isinstance(block[key], kind):
-            raise CheckpointError(f"{BLOCK}.{key} must be of type {kind.__name__}. Received: {block[key]!r:.80}")
+            raise CheckpointError(f"{BLOCK}.{key} must be of type {kind.__name__}. Received: {shown(block[key])}")
 
 
 def annotate(model: nn.Module, **notes: Any) -> None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from .data import DataSettings
 from .distillation import Distillation
-from .errors import RecipeError, did_you_mean
+from .errors import RecipeError, did_you_mean, shown
 from .files import shipped
 from .pruners import (
     ChannelPruner,
@@ -25,7 +25,9 @@ from .pruners import (
     WeightPruner,
 )
 from .schedules import Schedule
-from .settings import explain
+from .settings import explain, read_yaml
+
+_LONGEST = 2**20  # characters; `read_yaml` refuses fewer
 
 
 class _Settings(BaseModel):
@@ -48,7 +50,9 @@ class ModelSettings(_Settings):
     @model_validator(mode="after")
     def _one_source(self) -> ModelSettings:
         if (self.name is None) == (self.config is None):
-            raise ValueError(f"give either name or config. Received: name={self.name!r}, config={self.config!r:.60}")
+            raise ValueError(
+                f"give either name or config. Received: name={shown(self.name)}, config={shown(self.config)}"
+            )
         return self
 
 
@@ -238,11 +242,13 @@ def _find(recipe: str | Path) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"Recipe '{path}' is not valid YAML: {error}") from error
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_LONGEST)
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"Recipe '{path}' is not valid YAML: {error.reason}. Received: no UTF-8") from None
+    plain = read_yaml(text, f"Recipe '{path}'")
     if not isinstance(plain, dict):
-        raise RecipeError(f"Recipe '{path}' must be a mapping of keys to values. Received: {plain!r:.60}")
+        raise RecipeError(f"Recipe '{path}' must be a mapping of keys to values. Received: {shown(plain)}")
     return plain
 
 
@@ -250,14 +256,14 @@ def _override(plain: dict[str, Any], override: str) -> None:
     """Set one ``a.b=value`` in place; a mapping that was null or missing on the way is made."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise RecipeError(f"An override must be key=value, such as train.epochs=1. Received: '{override}'")
+        raise RecipeError(f"An override must be key=value, such as train.epochs=1. Received: {shown(override)}")
     *path, last = key.split(".")
     at = plain
     for part in path:
         if not isinstance(at.get(part), dict):
             at[part] = {}
         at = at[part]
-    at[last] = yaml.safe_load(text)
+    at[last] = read_yaml(text, f"The value of {key:.80}")
 
 
 def _known_at(path: tuple[Any, ...]) -> Iterable[str]:

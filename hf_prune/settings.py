@@ -1,4 +1,4 @@
-"""Settings that check themselves: pydantic dataclasses whose errors read like ours."""
+"""Settings that check themselves: pydantic dataclasses whose errors read like ours, and YAML read with care."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+import yaml
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
 from typing_extensions import dataclass_transform
 
-from .errors import PruningError, did_you_mean
+from .errors import PruningError, RecipeError, did_you_mean, shown, visible
 
 T = TypeVar("T")
+_LARGEST_YAML = 2**18  # bytes: a recipe has one or two thousand
+_MOST_NODES, _DEEPEST = 20_000, 50  # with every alias written out
+_PROBLEMS = 8  # that one message names
 
 
 @dataclass_transform()
@@ -49,15 +53,59 @@ def explain(
         known: Keys that exist at the top.
         known_at: From the path of a mapping to the keys that exist there, for nested settings.
     """
-    return "; ".join(_explain_one(problem, list(known), known_at) for problem in error.errors())
+    problems = error.errors(include_url=False)
+    told = [_explain_one(problem, list(known), known_at) for problem in problems[:_PROBLEMS]]
+    more = len(problems) - len(told)
+    return "; ".join([*told, *([f"and {more} more"] if more else [])])
 
 
 def _explain_one(problem: Any, known: list[str], known_at: Callable[[tuple[Any, ...]], Iterable[str]] | None) -> str:
     path = tuple(part for part in problem["loc"] if not isinstance(part, str) or "[" not in part)
-    key = ".".join(str(part) for part in path)
+    key = visible(".".join(str(part)[:80] for part in path))
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         names = list(known_at(path[:-1])) if known_at else known
-        return f"unknown key '{key}'.{did_you_mean(str(path[-1]), names)} Known: {', '.join(names)}"
+        return f"unknown key '{key}'.{did_you_mean(str(path[-1])[:80], names)} Known: {', '.join(names)}"
     message = problem["msg"].removeprefix("Value error, ")
-    received = "" if "Received" in message else f" Received: {problem['input']!r:.80}"
+    received = "" if "Received" in message else f" Received: {shown(problem['input'])}"
     return f"{key}: {message.rstrip('.')}.{received}" if received else f"{key}: {message}"
+
+
+def read_yaml(text: str, what: str) -> Any:
+    """Read YAML that a stranger may have written: plain values only, of a size that nothing can multiply.
+
+    Args:
+        text: The YAML.
+        what: What it is, for the error.
+
+    Raises:
+        RecipeError: It is no YAML, too long, nested too deeply, or its aliases (``&a``, ``*a``, ``<<``) make more of
+            it than stands there.
+    """
+    if len(text) > _LARGEST_YAML:
+        raise RecipeError(f"{what} must have at most {_LARGEST_YAML:,} characters. Received: {len(text):,}")
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _written_out(node, {}, _DEEPEST) > _MOST_NODES:
+            raise RecipeError(f"must have at most {_MOST_NODES:,} values, aliases written out. Received: more")
+        return loader.construct_document(node)
+    except RecipeError as error:
+        raise RecipeError(f"{what} {error}") from None
+    except RecursionError:
+        raise RecipeError(f"{what} must be nested at most {_DEEPEST} deep. Received: deeper") from None
+    except Exception as error:  # odd dates, numbers and tags make PyYAML raise whatever it likes
+        raise RecipeError(f"{what} is not valid YAML: {visible(str(error)[:300])}") from None
+
+
+def _written_out(node: Any, sizes: dict[int, int], levels: int) -> int:
+    """Return how many values a node is, with aliases written out; each node is counted once."""
+    if levels < 0:
+        raise RecipeError(f"must be nested at most {_DEEPEST} deep. Received: deeper")
+    if id(node) not in sizes:
+        sizes[id(node)] = _MOST_NODES + 1  # what holds itself never ends
+        inner = node.value if isinstance(node.value, list) else []
+        parts = [part for item in inner for part in (item if isinstance(item, tuple) else (item,))]
+        sizes[id(node)] = 1 + sum(_written_out(part, sizes, levels - 1) for part in parts)
+    return sizes[id(node)]

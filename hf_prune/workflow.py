@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.text import Text
 from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
@@ -33,8 +34,9 @@ from .callback import PruningCallback
 from .card import RECIPE, REPORT, inherited_license, write_card
 from .checkpoint import load_pruned, save_pruned
 from .data import DIGITS, data_revision, label_count, label_names, load_split, prepare_images, prepare_text
-from .errors import CheckpointError, PruningError, RecipeError
+from .errors import CheckpointError, PruningError, RecipeError, visible
 from .export import export_onnx
+from .files import read_json, write_text
 from .hub import push_pruned
 from .labels import fit_classes
 from .metrics import compute_metrics_for
@@ -45,7 +47,8 @@ from .session import Pruning
 
 SAME = 1e-5  # of the largest logit: a reloaded model computes what the saved one did
 TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "epoch")
-console = Console(stderr=True, highlight=False)
+RUN = ".hf_prune_run"  # an empty file that only a run writes, into its output folder
+console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def run(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> Report:
@@ -104,7 +107,7 @@ class Job:
 # the stages, in order
 def prepare(recipe: Recipe) -> Job:
     """Load data and model, and make them fit each other."""
-    say(f"Recipe [bold]{recipe.name}[/]: loading data and model")
+    say(f"Recipe {recipe.name}: loading data and model")
     images = recipe.task == "image-classification"
     auto_class = AutoModelForImageClassification if images else AutoModelForSequenceClassification
     fit = partial(
@@ -120,7 +123,7 @@ def prepare(recipe: Recipe) -> Job:
     if images:
         rows = [prepare_images(split, recipe.data) for split in splits]
         return Job(recipe, model, None, rows[0], rows[1], default_data_collator)
-    tokenizer = AutoTokenizer.from_pretrained(recipe.model.name, revision=recipe.model.revision)
+    tokenizer = _tokenizer(recipe)
     rows = [prepare_text(split, tokenizer, recipe.data, num_labels=model.config.num_labels) for split in splits]
     return Job(recipe, model, tokenizer, rows[0], rows[1], DataCollatorWithPadding(tokenizer))
 
@@ -132,6 +135,8 @@ def check(job: Job) -> None:
     Pruning(job.model, recipe.pruners.chosen, recipe.schedule, target=recipe.target, total_steps=steps).close()
     compute_metrics_for(recipe.metrics, _problem(job.model))
     _check_output(job.output)
+    job.output.mkdir(parents=True, exist_ok=True)
+    write_text(job.output / RUN, "")
 
 
 def train_dense(job: Job) -> Any:
@@ -212,8 +217,8 @@ def write_down(job: Job, report: Report) -> None:
     """Write report.json, the recipe, the plot and the card."""
     report.settings |= _told(job)
     folder = job.output / "model"
-    (job.output / REPORT).write_text(json.dumps(report.to_dict(), indent=2) + "\n", "utf-8")
-    (folder / RECIPE).write_text(report.settings["recipe_yaml"], "utf-8")
+    write_text(job.output / REPORT, json.dumps(report.to_dict(), indent=2) + "\n")
+    write_text(folder / RECIPE, report.settings["recipe_yaml"])
     write_card(folder, report, force=True)
     with contextlib.suppress(OSError):  # Trainer's folder, where it wrote nothing into it
         (job.output / "checkpoints").rmdir()
@@ -258,7 +263,7 @@ def publish(job: Job, report: Report) -> None:
 # what the stages use
 def say(text: str) -> None:
     """Tell the person at the terminal where we are."""
-    console.print(f"[cyan]hf-prune[/] {text}")
+    console.print(Text.assemble(("hf-prune", "cyan"), " ", visible(text)))
 
 
 def _config(recipe: Recipe) -> Any:
@@ -290,6 +295,15 @@ def _model(recipe: Recipe, auto_class: Any, labels: dict[str, Any]) -> Any:
         return auto_class.from_config(AutoConfig.for_model(**config, **options))
     except (TypeError, ValueError) as error:
         raise RecipeError(f"model.config does not describe a model for {recipe.task}: {error}") from error
+
+
+def _tokenizer(recipe: Recipe) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(recipe.model.name, revision=recipe.model.revision)
+    except RecursionError:
+        raise CheckpointError(
+            f"The tokenizer's files must not be nested so deeply. Received: '{recipe.model.name}'"
+        ) from None
 
 
 def _trainer(job: Job, model: Any, settings: TrainSettings, teacher: Any = None) -> Any:
@@ -344,11 +358,7 @@ def _check_output(output: Path) -> None:
     Raises:
         PruningError: It cannot, or it would.
     """
-    if (
-        output.is_dir()
-        and any(output.iterdir())
-        and not {"report.json", "dense", "checkpoints"} & {p.name for p in output.iterdir()}
-    ):
+    if output.is_dir() and any(output.iterdir()) and not _is_a_run(output):
         raise PruningError(
             f"output must be a new folder or that of an earlier run. Received: '{output}', which holds other files"
         )
@@ -360,6 +370,18 @@ def _check_output(output: Path) -> None:
         raise PruningError(
             f"output must be a folder that can be written. Received: '{output}' ({error.strerror})"
         ) from error
+
+
+def _is_a_run(output: Path) -> bool:
+    """Whether a folder is an earlier run's: it has the run's mark or, from an older version, its report."""
+    if (output / RUN).is_file():
+        return True
+    try:
+        told = read_json(output / REPORT)
+    except (OSError, CheckpointError):
+        return False
+    settings = told.get("settings")
+    return "kept" in told and isinstance(settings, dict) and "recipe_yaml" in settings
 
 
 def _hub_name(name: str | None) -> str | None:

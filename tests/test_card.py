@@ -180,6 +180,8 @@ def test_a_folder_with_its_own_code_is_loaded_without_us(saved: Path, tmp_path: 
 
     mapped = {"AutoModelForSequenceClassification": "modeling_pruned.PrunedBertForSequenceClassification"}
     folder = changed_config(saved, tmp_path / "standalone", auto_map=mapped)
+    assert "trust_remote_code" not in model_card(None, folder=folder, repo_id="me/tiny")  # there is no such file
+    (folder / "modeling_pruned.py").write_text("")
     text = model_card(None, folder=folder, repo_id="me/tiny")
     snippet = text.split("```python\n")[1].split("```")[0]
     assert 'AutoModelForSequenceClassification.from_pretrained("me/tiny", trust_remote_code=True)' in snippet
@@ -330,3 +332,191 @@ def test_the_committed_page_is_what_its_report_gives() -> None:
     assert len(rows) > 7
     assert all(row in text for row in rows)
     assert all(path.stat().st_size < 300_000 for path in home.iterdir())
+
+
+# -- what strangers wrote ----------------------------------------------------------------------------------------------
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "x\n\n<img src=x onerror=alert(1)>\n\n# Title",
+    "| a | b |\n|---|---|\n| <iframe src=x> |",
+    "`</code><script>alert(1)</script>``` `",
+    "\n```\n````\n`````\n<script>alert(1)</script>\n~~~\n",
+    "![picture](https://evil.example/x.png) [here](javascript:alert(1)) https://evil.example www.evil.example",
+    "<https://evil.example> <me@evil.example> me@evil.example",
+    "[x]: https://evil.example\n[x]",
+    "</details><script>alert(1)</script><details>",
+    "x\r\n---\r\nlicense: mit\r\ntags: [stolen]\r\n---\r\n",
+    "x\u2028---\u2028license: mit\u202e\x1b[31m\x00\ud800",
+    "-->\n<!-- <script> -->",
+    "{{ 7 * 7 }} {% raw %} ${x} \\\\<b>",
+    "&lt;script&gt; &#60;script>",
+    "<a href=x\n>y</a>\t<svg/onload=x>",
+)
+
+
+def elements(text: str) -> set[str]:
+    """Return the HTML elements of a card's body, as GitHub's and the Hub's readers would make them at worst."""
+    from html.parser import HTMLParser
+
+    from markdown_it import MarkdownIt
+
+    found: set[str] = set()
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: Any) -> None:
+            found.add(tag)
+            found.update(name for name, _ in attrs if name.startswith(("on", "href", "src")))
+
+    body = text.split("\n---\n", 1)[1]
+    Reader().feed(MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(body))
+    return found
+
+
+OURS = {"h1", "h2", "p", "table", "thead", "tbody", "tr", "th", "td", "details", "summary", "code", "pre", "ul", "li"}
+
+
+def hostile_report(evil: str) -> dict[str, Any]:
+    told = make_report().to_dict()
+    told["metrics"] = {evil: {"dense": 0.5, "pruned": 0.25}, "accuracy": {"dense": evil, "pruned": 0.5}}
+    told["kept"] = {evil: [0, 1], "layers.0.mlp.neurons": [0]}
+    told["units"] = {evil: 4, "layers.0.mlp.neurons": 12}
+    told["pruned"]["latency_ms"] = {evil: 1.0}
+    told["settings"] = {
+        **dict.fromkeys(("recipe", "command", "recipe_yaml", "base_model", "license", "license_name", "task"), evil),
+        **dict.fromkeys(("license_link", "hardware", "sparsity", "data_config", "seed"), evil),
+        "datasets": [evil, "glue"],
+        "versions": {evil: evil, "date": evil},
+        "data_revision": {evil: evil, "glue": evil},
+        "rows": {"train": 5, "evaluation": 7},
+        "splits": {"train": evil, "evaluation": [evil]},
+    }
+    return told
+
+
+@pytest.mark.parametrize("evil", HOSTILE, ids=range(len(HOSTILE)))
+def test_what_a_stranger_wrote_is_shown_as_text(evil: str, saved: Path, tmp_path: Path) -> None:
+    from hf_prune import model_card
+
+    mapped = {f"AutoModel{evil}": "modeling_pruned.X", "AutoModel": evil}
+    changes = {"architectures": [f"BertFor{evil}"], "auto_map": mapped}
+    folder = changed_config(saved, tmp_path / "model", **changes)
+    block = {"recipe": evil, "base_model": evil, "library_version": evil, "kept": {evil: evil}, "stock": False}
+    for told in (hostile_report(evil), {"settings": {"recipe_yaml": evil}}):
+        for config in ({}, {"pruning_config": block}):
+            (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | config))
+            facts = {"repo_id": f"me/{evil}", "tags": [evil], "onnx": [f"{evil}.onnx"]}
+            text = model_card(told, folder=folder, **facts)
+            assert elements(text) <= OURS
+            header = front_matter(text)
+            assert header["library_name"] == "transformers"
+            assert header.get("license") != "mit"
+            assert "stolen" not in header["tags"]
+            assert "alert(1)" not in text or "alert(1)" in evil
+
+
+def test_the_words_of_a_stranger_stay_readable() -> None:
+    """What is escaped reads as it was written, and plain words are not touched."""
+    from markdown_it import MarkdownIt
+
+    from hf_prune.card.escaping import block, code, text
+
+    for plain in ("f1_macro on 2,693 rows (5 %)", "bert-base-uncased", "Intel Xeon, 2 cores", "1.25x speed"):
+        assert text(plain) == plain
+    for evil in ("a | b", "<b>", "_x_ *y* [z](w) ~~v~~ `u`", "# t", "- t", "1. t", "&amp;", "c\\\\d", "$x$", "***"):
+        assert MarkdownIt("commonmark").render(text(evil)).strip() in {
+            f"<p>{evil.replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;')}</p>"
+        }
+    assert code("a`b``c") == "```a`b``c```"
+    assert block("x\n````\ny", "yaml") == "`````yaml\nx\n````\ny\n`````"
+    assert len(text("x" * 10**7)) < 2000
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"kept": [], "units": 5, "metrics": "x", "settings": [], "dense": "x", "pruned": 3},
+        {"kept": {"a": "x", "b": [-1], "c": [1.5]}, "units": {"a": "x", "b": None, "c": 10**400}},
+        {"dense": {"parameters": "x", "latency_ms": []}, "pruned": {"parameters": -1, "size_mb": "x"}},
+        {"metrics": {"a": [], "b": {"dense": float("nan"), "pruned": True}, "c": {"dense": 10**400}}},
+        {"settings": {"rows": 5, "splits": [], "data_revision": "x", "datasets": 5, "versions": 7, "recipe_yaml": {}}},
+        {"settings": {"base_model": {"a": 1}, "license": ["x"], "recipe": [[[]]], "command": 5, "seed": {}, "task": 1}},
+    ],
+)
+def test_a_report_of_wrong_types_is_no_crash(told: dict[str, Any], saved: Path, tmp_path: Path) -> None:
+    from hf_prune import model_card
+    from hf_prune.card import write_card
+
+    assert elements(model_card(told, repo_id="me/x")) <= OURS
+    folder = shutil.copytree(saved, tmp_path / "model")
+    (folder / "report.json").write_text(json.dumps(told))
+    assert "# model" in write_card(folder).read_text()
+
+
+def test_a_forged_card_of_ours_tells_only_texts(saved: Path, tmp_path: Path) -> None:
+    from hf_prune.card import earlier_facts, write_card
+    from hf_prune.card.writing import _digest
+
+    bomb = "a: &a [x,x,x]\n" + "".join(f"{b}: &{b} [{','.join(['*' + a] * 9)}]\n" for a, b in zip("abcdefg", "bcdefgh"))
+    for header in (
+        f"{bomb}license: *h",
+        "license: [[[x]]]\ndatasets: {a: b}",
+        "license: &a [*a]",
+        "license: 2024-99-99",
+    ):
+        made = f"---\n{header}\n---\n"
+        forged = f"{made}\n<!-- hf_prune card {_digest(made)} -->\n"
+        folder = shutil.copytree(saved, tmp_path / "model", dirs_exist_ok=True)
+        (folder / "README.md").write_text(forged)
+        assert "license" not in front_matter(write_card(folder).read_text())
+        assert len(str(earlier_facts(forged))) < 1000
+
+
+# -- links -------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("force", [True, False])
+def test_no_link_is_written_through_or_read(force: bool, run: Path, tmp_path: Path) -> None:
+    from hf_prune import PruningError
+    from hf_prune.card import write_card
+
+    keys = tmp_path / "authorized_keys"
+    keys.write_text("ssh-ed25519 mine")
+    (run / "report.json").rename(run / "model" / "report.json")
+    for name in ("README.md", "kept.png", "recipe.yaml"):
+        (run / "model" / name).symlink_to(keys)
+    if not force:
+        with pytest.raises(PruningError, match="README.md is a link out of the folder"):
+            write_card(run / "model")
+        (run / "model" / "README.md").unlink()
+    text = write_card(run / "model", force=force).read_text()
+    assert "mine" not in text
+    assert keys.read_text() == "ssh-ed25519 mine"
+    assert not any((run / "model" / name).is_symlink() for name in ("README.md", "kept.png"))
+    (run / "model" / "report.json").unlink()
+    (run / "secret.json").write_text(json.dumps({"settings": {"command": "ssh-ed25519"}}))
+    (run / "model" / "report.json").symlink_to(run / "secret.json")
+    assert "ssh-ed25519" not in write_card(run / "model", force=True).read_text()
+
+
+def test_a_folder_of_the_hubs_cache_is_read(saved: Path, tmp_path: Path) -> None:
+    from hf_prune import model_card, push_pruned
+
+    folder = hub_cache(saved, tmp_path)
+    assert "layers.0.attention.heads" in model_card(None, folder=folder)
+    plan = push_pruned(folder, "me/x", dry_run=True)
+    assert {file.path for file in plan} == {"README.md", "config.json", "model.safetensors"}
+    (tmp_path / "secret").write_text("mine")
+    (folder / "vocab.txt").symlink_to(tmp_path / "secret")
+    (folder.parents[1] / "blobs" / "leads").symlink_to(tmp_path / "secret")
+    (folder / "merges.txt").symlink_to("../../blobs/leads")
+    plan = push_pruned(folder, "me/x", dry_run=True)
+    assert set(plan.left) == {"vocab.txt", "merges.txt"}
+
+
+def hub_cache(saved: Path, home: Path) -> Path:
+    """Lay a folder out as the Hub's client does: links to files that are named by their hashes."""
+    blobs, folder = home / "models--me--x" / "blobs", home / "models--me--x" / "snapshots" / "abc"
+    blobs.mkdir(parents=True)
+    folder.mkdir(parents=True)
+    for number, path in enumerate(sorted(saved.iterdir())):
+        shutil.copy(path, blobs / f"hash{number}")
+        (folder / path.name).symlink_to(f"../../blobs/hash{number}")
+    return folder

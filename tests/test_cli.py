@@ -72,3 +72,47 @@ def test_a_model_that_is_not_there_is_named(tmp_path):
 
 def test_doctor_names_the_lane(lane):
     assert json.loads(ask("doctor"))["lane"].startswith(lane)
+
+
+MARKUP = ["[bold]x", "[/]", "[/red]", "a:smile:b", "[link=evil]x", "x\x1b[31my"]
+
+
+@pytest.mark.parametrize("name", MARKUP)
+def test_markup_in_a_path_is_text(name, tmp_path, monkeypatch, capsys):
+    """It neither vanishes nor crashes; what would move the cursor is shown."""
+    shown = name.replace("\x1b", r"\x1b")
+    monkeypatch.chdir(tmp_path)
+    for words in (
+        ["card", name],
+        ["inspect", name],
+        ["push", name, "me/x", "--dry-run"],
+        ["list", name],
+        ["run", name],
+    ):
+        monkeypatch.setattr("sys.argv", ["hf-prune", *words])
+        with pytest.raises(SystemExit):
+            cli.main()
+        said = capsys.readouterr().err
+        assert said.startswith("Error: ")
+        assert shown in said
+    save_pruned(build_bert(), tmp_path / name.replace("/", ""))
+    assert shown.replace("/", "") in ask("card", tmp_path / name.replace("/", ""))
+
+
+@pytest.mark.parametrize("name", MARKUP)
+def test_markup_in_what_a_run_says_is_text(name, capsys, monkeypatch):
+    from rich.console import Console
+
+    from hf_prune import workflow
+
+    monkeypatch.setattr(workflow, "console", Console(markup=False, emoji=False, highlight=False))
+    workflow.say(f"Model: {name}")
+    assert name.replace("\x1b", r"\x1b") in capsys.readouterr().out
+
+
+def test_a_dry_run_shows_what_stays(folders, tmp_path):
+    (folders / "pruned" / "id_rsa").write_text("mine")
+    said = ask("push", folders / "pruned", "me/x", "--dry-run")
+    (folders / "pruned" / "id_rsa").unlink()
+    assert "stays here   id_rsa: not a model's file" in said
+    assert " MB  model.safetensors" in said

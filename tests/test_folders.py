@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -177,3 +180,143 @@ def test_masked_units_are_zeros_that_any_file_can_hold(tmp_path):
     model = mask_units(build_bert(), UNEVEN)
     save_pruned(model, tmp_path)
     assert_same_weights(model, load_pruned(tmp_path, dtype=torch.float32))
+
+
+# what is not ours: volumes, other processes' files, owners
+@pytest.fixture
+def mounted(folder, tmp_path):
+    """Mount a volume over a place of the folder, and take it away again; bind mounts are of the same device."""
+    volume, places = tmp_path / "volume", []
+    (volume / "deep").mkdir(parents=True)
+    for name in ("precious.bin", "deep/er"):
+        (volume / name).write_text("a terabyte")
+
+    def mount(name: str, *, file: bool = False) -> Path:
+        place = folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch() if file else place.mkdir()
+        source = volume / "precious.bin" if file else volume
+        if subprocess.run(["mount", "--bind", source, place], capture_output=True).returncode:
+            pytest.skip("this process may not mount")
+        places.append(place)
+        return volume
+
+    yield mount
+    for place in places:
+        subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.parametrize("name", ["data", "runs/a b/data", "new\nline"])
+def test_a_volume_mounted_inside_keeps_its_files(name, versions, folder, mounted):
+    volume, node = mounted(name), folder.stat().st_ino
+    versions[1].save(folder)
+    versions[0].save(folder)
+    assert (volume / "precious.bin").read_text() + (volume / "deep" / "er").read_text() == "a terabyte" * 2
+    assert folder.stat().st_ino == node
+    assert (folder / name / "precious.bin").is_file()
+    assert not left_overs(folder)
+    assert_same_weights(versions[0].model, load_pruned(folder, dtype=torch.float32))
+
+
+def test_a_file_that_is_mounted_over_stays_or_is_refused(versions, folder, mounted):
+    volume = mounted("runs/secret", file=True)
+    versions[1].save(folder)
+    assert (folder / "runs" / "secret").read_text() == "a terabyte"
+    mounted("model.safetensors.index.json.lock", file=True)  # matches the pattern of old weights
+    with pytest.raises(PruningError, match="could not be written; what was there before is untouched. .*mounted over"):
+        versions[0].save(folder)
+    assert (volume / "precious.bin").read_text() == "a terabyte"
+    assert not left_overs(folder)
+
+
+def test_what_is_mounted_is_never_removed_with_a_left_over(folder, mounted):
+    dead = folder.parent / ".model.saving-00000000"
+    dead.mkdir()
+    volume = mounted("../.model.saving-00000000/data")
+    with whole_folder(folder):
+        pass
+    assert (volume / "precious.bin").is_file()
+    assert dead.is_dir()
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_folders_keep_mode_owner_and_links(exchange, versions, folder, tmp_path, monkeypatch):
+    if not exchange:
+        monkeypatch.setattr(folders, "_exchange", lambda *_: False)
+    (folder / "runs" / "closed").mkdir()
+    (folder / "runs" / "closed" / "note").write_text("mine")
+    (folder / "elsewhere").symlink_to(tmp_path)
+    ways = {".": 0o2750, "runs": 0o3770, "runs/closed": 0o500}
+    for name in reversed(ways):
+        if os.getuid() == 0:
+            os.chown(folder / name, 4321, 8765)
+        (folder / name).chmod(ways[name])
+    (folder / "runs" / "log").chmod(0o600)
+    owner = [((folder / name).stat().st_uid, (folder / name).stat().st_gid) for name in ways]
+    versions[1].save(folder)
+    versions[0].save(folder)
+    assert {name: stat.S_IMODE((folder / name).stat().st_mode) for name in ways} == ways
+    assert [((folder / name).stat().st_uid, (folder / name).stat().st_gid) for name in ways] == owner
+    assert stat.S_IMODE((folder / "runs" / "log").stat().st_mode) == 0o600
+    assert (folder / "elsewhere").is_symlink()
+    assert (folder / "runs" / "closed" / "note").read_text() == "mine"
+    assert not left_overs(folder)
+
+
+@pytest.mark.parametrize("way", ["exchange", "rename", "copies"])
+def test_what_others_write_meanwhile_is_brought_over(way, versions, folder, monkeypatch):
+    if way == "rename":
+        monkeypatch.setattr(folders, "_exchange", lambda *_: False)
+    if way == "copies":
+        monkeypatch.setattr(os, "link", lambda *_, **__: (_ for _ in ()).throw(OSError(1, "no links here")))
+    place = folders._take_place
+
+    def meanwhile(*arguments):
+        (folder / "events").write_text("a week")
+        (folder / "model-new.safetensors").write_text("older weights by their name")
+        (folder / "new" / "deep").mkdir(parents=True)
+        (folder / "new" / "deep" / "one").write_text("1")
+        (folder / "new" / "empty").mkdir()
+        (folder / "runs" / "more").symlink_to("log")
+        (folder / ".note").write_text("written anew")
+        os.replace(folder / ".note", folder / NOTE)
+        with (folder / "runs" / "log").open("a") as log:
+            log.write(", and longer")
+        place(*arguments)
+
+    monkeypatch.setattr(folders, "_take_place", meanwhile)
+    versions[1].save(folder)
+    assert names_in(folder) == versions[1].files | {NOTE, "runs", "new", "events"}
+    assert (folder / "events").read_text() + (folder / "new" / "deep" / "one").read_text() == "a week1"
+    assert (folder / "new" / "empty").is_dir()
+    assert (folder / "runs" / "more").is_symlink()
+    assert (folder / NOTE).read_text() == "written anew"
+    assert (folder / "runs" / "log").read_text() == "mine too, and longer"
+    assert not left_overs(folder)
+    assert_same_weights(versions[1].model, load_pruned(folder, dtype=torch.float32))
+
+
+@pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="the system does not tell where processes stand")
+def test_a_process_that_stands_in_the_folder_goes_on(versions, folder):
+    script = "import pathlib, sys; print(flush=True); sys.stdin.readline(); pathlib.Path('late').write_text('here')"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", script], cwd=folder / "runs", **pipes) as process:
+        process.stdout.readline()
+        versions[1].save(folder)
+        process.communicate(b"\n")
+    assert (folder / "runs" / "late").read_text() == "here"
+
+
+def test_files_go_through_no_link_in_a_folder_that_stays(folder, tmp_path, monkeypatch):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "key").write_text("mine")
+    (folder / "notes").symlink_to(outside)
+    (folder / "generation_config.json").symlink_to(outside / "key")
+    monkeypatch.chdir(folder)
+    with whole_folder(folder) as staging:
+        (staging / "notes").mkdir()
+        (staging / "notes" / "key").write_text("new")
+        (staging / "generation_config.json").write_text("{}")
+    assert (outside / "key").read_text() == "mine"
+    assert (folder / "notes" / "key").read_text() + (folder / "generation_config.json").read_text() == "new{}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -348,6 +349,133 @@ def test_training_leftovers_and_a_card_of_ones_own(saved: Path, tmp_path: Path) 
     (tmp_path / "config.json").write_bytes((saved / "config.json").read_bytes())
     plan = push_pruned(tmp_path, "me/x", dry_run=True)
     assert plan == [("README.md", 4), ("config.json", (saved / "config.json").stat().st_size)]
+
+
+PRIVATE = (
+    *("final/training_args.bin", "_incomplete-checkpoint-5/trainer_state.json", "checkpoint-9/optimizer.pt"),
+    *("checkpoint-9/model.safetensors", "optimizer.bin", "random_states_0.pkl", "scheduler.pt", "training_args.bin"),
+    *("pruning_state.safetensors", "pruning_log.csv", "trainer_state.json", "rng_state.pth", "pytorch_model.bin"),
+    *(
+        "wandb/settings",
+        "wandb/run-1/files/config.yaml",
+        "runs/events.out.tfevents",
+        "logs/runs/events",
+        "mlruns/0/meta",
+    ),
+    *(".env", ".git/config", ".netrc", "id_rsa", "id_ed25519.pub", "secrets.json", "credentials.json", "token"),
+    *("notes.txt", "data/train.csv", "predictions.json", "model.safetensors.bak", "config.json~", "config.json.swp"),
+    *("onnx/notes.md", "onnx/calibration.npz", "onnx/deeper/model.onnx", "1_Pooling/data.csv", "modeling_mine.py"),
+    *("core.1234", "nohup.out", "all_results.json", "eval.ipynb", "additional_chat_templates/x.key", "recipe.yml"),
+)
+OPEN = (
+    *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "merges.txt", "spiece.model"),
+    *("tekken.json", "preprocessor_config.json", "chat_template.jinja", "additional_chat_templates/tool.jinja"),
+    *("modules.json", "sentence_bert_config.json", "1_Pooling/config.json", "2_Dense/model.safetensors", "LICENSE"),
+    *("onnx/model.onnx", "onnx/model.onnx_data", "onnx/config.json", "NOTICE.md", "configuration_own.py", "helping.py"),
+)
+
+
+def private_folder(saved: Path, home: Path) -> Path:
+    """Fill a model's folder with what may go and what may not; every private file holds a token."""
+    folder = shutil.copytree(saved, home / "model")
+    for name in (*PRIVATE, *OPEN):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"api_key: {SECRET}" if name in PRIVATE else "{}")
+    (folder / "configuration_own.py").write_text("from .helping import x\nfrom .gone import y\n")
+    told = {"auto_map": {"AutoTokenizer": ["configuration_own.Own", None], "AutoX": "me/evil--modeling_mine.Y"}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    return folder
+
+
+def test_thirty_kinds_of_private_files_stay_at_home(hub: HubServer, saved: Path, tmp_path: Path) -> None:
+    folder = private_folder(saved, tmp_path)
+    done = in_client(hub, tmp_path / "home", client_push, str(folder), "tester/x", {}, token=hub.token)
+    assert "oid" in done, done
+    files = hub.files("tester/x")
+    assert set(files) == {*OPEN, "README.md", "config.json", "model.safetensors"}
+    assert not any(SECRET.encode() in content for content in files.values())
+    assert b"evil" not in files["tokenizer_config.json"]
+    assert b"configuration_own.Own" in files["tokenizer_config.json"]
+
+
+def test_a_dry_run_says_what_stays_and_why(saved: Path, tmp_path: Path) -> None:
+    from hf_prune import push_pruned
+
+    plan = push_pruned(private_folder(saved, tmp_path), "me/x", dry_run=True)
+    tops = {name.split("/")[0] + "/" * ("/" in name) for name in PRIVATE}
+    inside = {name for name in PRIVATE if name.startswith(("onnx/", "1_Pooling", "additional"))}
+    assert {name for name in plan.left if name.split("/")[0] + "/" in tops or name in PRIVATE} >= {".env", "wandb/"}
+    assert inside - {"onnx/deeper/model.onnx"} | {"onnx/deeper/"} <= set(plan.left)
+    assert plan.left["id_rsa"] == "not a model's file"
+
+
+def test_links_out_of_the_folder_stay_at_home_or_are_refused(saved: Path, tmp_path: Path) -> None:
+    from hf_prune import CheckpointError, push_pruned
+
+    folder, secret = shutil.copytree(saved, tmp_path / "model"), tmp_path / "secret"
+    secret.mkdir()
+    for name in ("token", "model.onnx", "tool.jinja"):
+        (secret / name).write_text("mine")
+    for name in ("vocab.txt", "README.md", "report.json", "recipe.yaml", "kept.png", "LICENSE"):
+        (folder / name).symlink_to(secret / "token")
+    for name in ("onnx", "additional_chat_templates", "1_Pooling"):
+        (folder / name).symlink_to(secret)
+    (folder / "merges.txt").symlink_to("config.json")  # inside of the folder
+    plan = push_pruned(folder, "me/x", dry_run=True)
+    assert {file.path for file in plan} == {"README.md", "config.json", "model.safetensors", "merges.txt"}
+    assert plan.left["vocab.txt"] == "a link that leads out of the folder"
+    (folder / "model.safetensors").rename(secret / "model.safetensors")
+    (folder / "model.safetensors").symlink_to(secret / "model.safetensors")
+    with pytest.raises(CheckpointError, match="must lie in its own folder.* Received: model.safetensors, a link"):
+        push_pruned(folder, "me/x", dry_run=True)
+
+
+@pytest.mark.parametrize("name", ["README.md", "tokenizer_config.json", "LICENSE", "chat_template.jinja"])
+@pytest.mark.parametrize("token", [SECRET, "ghp_" + "a" * 36, "AKIA" + "A" * 16, "-----BEGIN RSA PRIVATE KEY-----\nx"])
+def test_a_token_in_a_file_that_would_go_is_refused(name: str, token: str, saved: Path, tmp_path: Path) -> None:
+    from hf_prune import PruningError, push_pruned
+
+    folder = shutil.copytree(saved, tmp_path / "model")
+    (folder / name).write_text(json.dumps({"x": token}))
+    with pytest.raises(PruningError, match="must hold no access token.* Received: .* with one") as error:
+        push_pruned(folder, "me/x", dry_run=True)
+    assert token not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["api_key: abcdefgh12", "name: x\ndata: {password: abcdefgh12}", "name: x\nother: 1", "[", "&a [*a]"]
+)
+def test_what_is_no_recipe_or_report_of_ours_stays(text: str, saved: Path, tmp_path: Path) -> None:
+    from hf_prune import push_pruned
+
+    folder = shutil.copytree(saved, tmp_path / "model")
+    (folder / "recipe.yaml").write_text(text)
+    assert "recipe.yaml" in push_pruned(folder, "me/x", dry_run=True).left
+    (folder / "recipe.yaml").write_text("name: x\nseed: 3\n")
+    assert "recipe.yaml" not in push_pruned(folder, "me/x", dry_run=True).left
+
+
+def test_the_keys_of_a_recipe_are_known_where_it_is_pushed() -> None:
+    from hf_prune.hub.choosing import _RECIPE
+    from hf_prune.recipe import Recipe
+
+    assert _RECIPE.split() == list(Recipe.model_fields)
+
+
+def test_every_name_of_a_tokenizers_file_is_known() -> None:
+    """Each `vocab_files_names` of transformers may go up, but for pickles and what only converters read."""
+    import transformers
+
+    from hf_prune.hub.choosing import _TOKENIZERS
+
+    home = Path(transformers.__file__).parent
+    sources = [*home.glob("models/*/tokenization*.py"), *home.glob("tokenization*.py")]
+    found: set[str] = set()
+    for path in sources:
+        for table in re.findall(r"^VOCAB_FILES_NAMES = \{(.*?)\}", path.read_text("utf-8"), re.DOTALL | re.MULTILINE):
+            found |= set(re.findall(r':\s*"([\w.-]+\.\w+)"', table))
+    assert len(found) > 10
+    assert {name for name in found if not name.endswith((".pkl", ".bin"))} <= set(_TOKENIZERS)
 
 
 def test_bad_names_and_folders_are_refused_by_name(saved: Path, tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """Recipes: overrides, round trips, and errors that name the key, the rule and what was received."""
 
+import time
+
 import pytest
 import yaml
 
 from hf_prune import Recipe, RecipeError
 from hf_prune.recipe import PrunerSettings, load_recipe, shipped_recipes
+from hf_prune.settings import read_yaml
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -72,3 +75,63 @@ def test_every_pruner_can_be_named():
     assert [type(pruner).__name__.removesuffix("Pruner") for pruner in chosen] == [
         "Head", "Neuron", "Layer", "Expert", "Channel", "Weight",
     ]  # fmt: skip
+
+
+def alias_bomb(start: str = "[x,x,x,x,x,x,x,x,x]") -> str:
+    """Return a few hundred characters that are nine to the ninth values."""
+    lines = [f"{b}: &{b} [{','.join(['*' + a] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi")]
+    return f"a: &a {start}\n{''.join(lines)}"
+
+
+MERGES = "a: &a {x: 1}\n" + "".join(
+    f"{b}: &{b} {{<<: [{','.join(['*' + a] * 9)}]}}\n" for a, b in zip("abcdefgh", "bcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        alias_bomb() + "name: *i\n",
+        alias_bomb() + "name: x\nmodel: {config: {model_type: vit, more: *i}}\n",
+        alias_bomb("{x: y}"),
+        MERGES,
+        "a: &a [*a]\n",
+        "a: &a {<<: *a}\n",
+        "[" * 10_000,
+        "[" * 200 + "]" * 200,
+        "- " * 10_000,
+        "? " * 10_000,
+        "x: " + "y" * 2**19,
+        "seed: " + "9" * 5000,
+        "seed: 0x" + "f" * 10_000,
+        "seed: 1" + ":59" * 50_000,
+        "seed: 1" + ":59" * 50_000 + ".5",
+        "seed: 2024-99-99\n",
+        "seed: !!int ''\n",
+        "seed: !!timestamp x\n",
+        "seed: !!python/object/apply:os.system ['true']\n",
+        "? [a]\n: b\n",
+        "".join(f"key{i}: {i}\n" for i in range(5000)),
+        "\x00",
+    ],
+    ids=range(22),
+)
+def test_a_strangers_yaml_is_refused_quickly_and_shortly(text, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    start = time.perf_counter()
+    with pytest.raises(RecipeError) as error:
+        load_recipe(path)
+    assert time.perf_counter() - start < 10  # a second or so where nothing else runs
+    assert len(str(error.value)) < 10_000
+
+
+@pytest.mark.parametrize("value", ["{a: &a [*a]}", "[" * 5000, "!!int ''", "&a [*a, *a]"])
+def test_a_strangers_override_is_refused(value):
+    with pytest.raises(RecipeError):
+        load_recipe("quickstart", [f"seed={value}"])
+
+
+def test_aliases_that_multiply_nothing_are_fine():
+    text = "dense: &t {epochs: 1}\ntrain: {<<: *t, batch_size: 8}\n"
+    assert read_yaml(text, "x") == {"dense": {"epochs": 1}, "train": {"epochs": 1, "batch_size": 8}}

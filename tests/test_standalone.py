@@ -14,6 +14,7 @@ import zoo
 from models import BUILD, PLANS, assert_same_outputs, assert_same_weights, build_bert, draw_batch, logits_of
 
 from hf_prune import PruningError, load_pruned, save_pruned, shrink
+from hf_prune.checkpoint import own_code
 from hf_prune.checkpoint.standalone import FILE
 
 AUTO = {"bert": "SequenceClassification", "vit": "ImageClassification", "llama": "CausalLM"}
@@ -166,3 +167,55 @@ def test_what_the_file_cannot_say_is_refused(tmp_path):
         save_pruned(model, tmp_path / "new", standalone=True)
     assert not (tmp_path / "new").exists()
     save_pruned(model, tmp_path / "new")
+
+
+# code of strangers
+EVIL = {
+    "AutoConfig": "evil/code--conf.Cfg",
+    "AutoModel": "conf.M",
+    "AutoModelForSequenceClassification": "evil--conf.M",
+}
+
+
+@pytest.mark.parametrize("standalone", [True, False])
+def test_entries_that_lead_to_a_strangers_code_are_not_saved(standalone, tmp_path):
+    build_bert().save_pretrained(tmp_path / "dense")
+    edit(tmp_path / "dense", auto_map=EVIL)
+    model = shrink(transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "dense"), PLANS["bert"])
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "conf.py").write_text("raise SystemExit")  # it lay there before
+    save_pruned(model, tmp_path / "model", standalone=standalone, digest=True)
+    mapped = json.loads((tmp_path / "model" / "config.json").read_text()).get("auto_map", {})
+    assert {value.split(".")[0] for value in mapped.values()} == ({Path(FILE).stem} if standalone else set())
+    assert "AutoConfig" not in mapped
+    transformers.AutoConfig.from_pretrained(tmp_path / "model", trust_remote_code=True)
+    assert_same_weights(model, load_pruned(tmp_path / "model", dtype=torch.float32))
+
+
+def test_a_tokenizers_entries_too(tmp_path):
+    class Tokenizer:
+        def save_pretrained(self, path):
+            told = {
+                "auto_map": {"AutoTokenizer": ["evil--tok.Slow", None], "AutoX": "mine.Y", "AutoZ": ["mine.Z", None]}
+            }
+            (Path(path) / "tokenizer_config.json").write_text(json.dumps(told))
+            (Path(path) / "mine.py").write_text("")
+
+    save_pruned(build_bert(), tmp_path, tokenizer=Tokenizer())
+    told = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert told == {"auto_map": {"AutoX": "mine.Y", "AutoZ": ["mine.Z", None]}}
+
+
+@pytest.mark.parametrize("value", ["a/b--m.C", "m.C", "../m.C", "m", "sub.m.C", "link.C", 5, {}, ["m.C", "x.D"], None])
+def test_an_entry_is_own_where_its_file_lies_in_the_folder(value, tmp_path):
+    (tmp_path / "m.py").write_text("")
+    (tmp_path / "link.py").symlink_to(Path(__file__))
+    own = own_code({"auto_map": {"AutoModel": value}, "x": 1}, tmp_path)
+    expected = {"a/b--m.C": "m.C", "m.C": "m.C"}.get(value) if isinstance(value, str) else None
+    expected = ["m.C", None] if isinstance(value, list) else expected
+    assert own == {"x": 1, **({"auto_map": {"AutoModel": expected}} if expected else {})}
+
+
+def edit(folder, **changes):
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))

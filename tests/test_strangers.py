@@ -18,7 +18,9 @@ from models import PLANS, UNEVEN, assert_same_outputs, assert_same_weights, buil
 from safetensors.torch import load_file, save_file
 from test_checkpoint import F32, edit_block, read_config
 
+import hf_prune
 from hf_prune import CheckpointError, load_pruned, save_pruned, shrink
+from hf_prune.checkpoint import enable_loading
 
 
 @pytest.fixture
@@ -151,7 +153,7 @@ def test_weights_named_by_the_config_must_lie_in_the_folder(folder):
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"weight_map": []}', '{"weight_map": {"a": "gone.safetensors"}}'])
 def test_a_damaged_index_is_refused(text, folder):
     shard(folder).write_text(text)
-    assert_refused(folder, "cannot be loaded")
+    assert_refused(folder, "cannot be loaded|index.json must (be a JSON file|hold a mapping)")
 
 
 def test_a_pickle_beside_a_plan_is_never_read(folder):
@@ -295,6 +297,124 @@ def test_a_dense_model_can_have_digests_too(tmp_path):
     assert_same_outputs(build_bert(), load_pruned(tmp_path, **F32))
     edit_tensors(tmp_path, lambda tensors: tensors["classifier.bias"].add_(1))
     assert_refused(tmp_path, "Received: 1 others")
+
+
+@pytest.fixture
+def elsewhere(folder) -> Path:
+    """A file of other weights outside the folder, under names that a config or an index may lead to."""
+    place = folder.parent / "elsewhere"
+    place.mkdir()
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: one + 1 for name, one in tensors.items()}, place / "s.safetensors", {"format": "pt"})
+    index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(tensors, "../elsewhere/s.safetensors")}
+    (folder / "w.safetensors.index.json").write_text(json.dumps(index))
+    return place
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_weights_that_the_config_names_are_those_that_are_checked(beside, folder, elsewhere):
+    edit_config(folder, transformers_weights="w.safetensors.index.json")
+    if not beside:
+        (folder / "model.safetensors").unlink()
+    assert_refused(folder, "Weight files must be safetensors files of the folder itself")
+    with pytest.raises(CheckpointError, match="Weight files must be"):
+        load_pruned(folder, transformers_weights="w.safetensors.index.json", **F32)
+
+
+def test_weights_under_another_name_load_and_are_checked(folder):
+    model = load_pruned(folder, **F32)
+    (folder / "model.safetensors").rename(folder / "w.safetensors")
+    edit_config(folder, transformers_weights="w.safetensors")
+    assert_same_weights(model, load_pruned(folder, **F32))
+    edit_config(folder, num_hidden_layers=20000)
+    assert_refused(folder, "cannot have more layers than tensors, 41. Received: 20000")
+
+
+def test_weights_of_a_variant_are_checked(folder):
+    model = load_pruned(folder, **F32)
+    (folder / "model.safetensors").rename(folder / "model.mine.safetensors")
+    assert_same_weights(model, load_pruned(folder, variant="mine", **F32))
+    edit_config(folder, num_hidden_layers=20000)
+    with pytest.raises(CheckpointError, match="cannot have more layers than tensors"):
+        load_pruned(folder, variant="mine", **F32)
+
+
+@pytest.mark.parametrize("method", ["mine", None, [], {}, 5])
+def test_an_unknown_quantization_switches_no_check_off(method, folder):
+    edit_config(folder, quantization_config={"quant_method": method})
+    edit_tensors(folder, lambda tensors: tensors.pop("bert.embeddings.LayerNorm.bias"))
+    assert_refused(folder, "must hold every tensor|cannot be loaded")
+    edit_tensors(folder, lambda tensors: tensors.update({"classifier.bias": torch.zeros(3, dtype=torch.int8)}))
+    assert_refused(folder, "Weights must be of one floating type")
+
+
+def test_load_pruned_checks_and_cuts_without_the_hook(folder):
+    model = load_pruned(folder, **F32)
+    hf_prune.disable_loading()
+    try:
+        assert_same_weights(model, load_pruned(folder, **F32))
+        with pytest.raises(Exception, match="mismatch|size"):  # others' calls are not ours
+            transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+        edit_tensors(folder, lambda tensors: tensors.pop("bert.embeddings.LayerNorm.bias"))
+        with pytest.raises(CheckpointError, match="must hold every tensor"):
+            load_pruned(folder, **F32)
+    finally:
+        enable_loading()
+    assert_refused(folder, "must hold every tensor")
+
+
+@pytest.mark.parametrize("depths", [[1, 10**6], [[1, 10**6]], [10**9, -(10**9)], 10**6])
+def test_depths_in_lists_are_bounded(depths, tmp_path):
+    save_pruned(shrink(zoo.build("swin", "image_classification"), {"stages.0.layers.0.mlp.neurons": [0, 3]}), tmp_path)
+    edit_config(tmp_path, depths=depths)
+    with pytest.raises(CheckpointError, match="cannot have more layers than tensors|must fit weights|cannot be loaded"):
+        load_pruned(tmp_path)
+
+
+def test_empty_tensors_are_no_layers(folder):
+    edit_tensors(folder, lambda tensors: tensors.update({f"z{i}": torch.zeros(0) for i in range(20000)}))
+    edit_config(folder, num_hidden_layers=20000)
+    assert_refused(folder, "cannot have more layers than tensors, 41. Received: 20000 layers")
+
+
+def test_a_plan_may_have_removed_more_layers_than_there_are_tensors(tmp_path):
+    model = shrink(build_llama(num_hidden_layers=40), {"layers": [0]})
+    save_pruned(model, tmp_path, stock="never")
+    assert len(load_file(tmp_path / "model.safetensors")) < 40
+    assert_same_weights(model, load_pruned(tmp_path, **F32))
+
+
+def test_modules_are_counted_while_they_are_built(folder):
+    class Many(transformers.BertForSequenceClassification):
+        def __init__(self, config):
+            super().__init__(config)
+            self.more = torch.nn.ModuleList(torch.nn.Identity() for _ in range(10**9))
+
+    with pytest.raises(CheckpointError, match="Received: one of far more modules"):
+        load_pruned(folder, model_class=Many)
+
+
+@pytest.mark.parametrize("depth", [150, 100_000])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_nested_json_is_refused(name, depth, folder):
+    shard(folder)
+    text = (folder / name).read_text()
+    nested = "[" * depth + "]" * depth
+    (folder / name).write_text(text.replace("{", f'{{"odd": {nested}, ', 1))
+    with pytest.raises(CheckpointError, match="nested"):
+        load_pruned(folder)
+
+
+def test_a_huge_number_is_named_by_its_size(folder):
+    edit_config(folder, hidden_size=10**4000)
+    assert_refused(folder, "config.hidden_size must fit .* Received: an integer of 13,288 bits")
+
+
+def test_a_config_of_many_megabytes_is_not_read(folder):
+    with (folder / "config.json").open("r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(CheckpointError, match="config.json must be a file of at most 64 MB. Received: 1048576 MB"):
+        load_pruned(folder)
 
 
 # a bounded slice of benchmarks/fuzz.py

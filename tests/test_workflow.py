@@ -101,6 +101,23 @@ def test_an_output_that_cannot_be_written_or_holds_other_files_is_refused(tmp_pa
     assert os.listdir(tmp_path) == ["file"]
 
 
+@pytest.mark.parametrize(
+    "names", [["checkpoints"], ["dense"], ["report.json"], ["checkpoints", "dense", "report.json"]]
+)
+def test_a_folder_is_not_a_runs_for_the_names_in_it(names, tmp_path, monkeypatch):
+    for name in names:
+        (tmp_path / name).write_text('{"kept": {}, "settings": {}}') if "." in name else (tmp_path / name).mkdir()
+    with pytest.raises(PruningError, match="output must be a new folder or that of an earlier run"):
+        workflow._check_output(tmp_path)
+    (tmp_path / workflow.RUN).touch()
+    workflow._check_output(tmp_path)
+
+
+def test_a_report_of_an_older_version_is_a_runs(tmp_path):
+    (tmp_path / "report.json").write_text('{"kept": {}, "settings": {"recipe_yaml": "name: x"}}')
+    workflow._check_output(tmp_path)
+
+
 def test_the_command_ends_with_one_line_and_a_status(tmp_path):
     command = [sys.executable, "-m", "hf_prune.cli", "run", "quickstart", "pruners.heads.sparsity=50"]
     ended = subprocess.run([*command, f"output={tmp_path / 'out'}"], capture_output=True, text=True, check=False)

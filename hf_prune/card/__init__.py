@@ -10,9 +10,8 @@ from .facts import (
     find_report,
     inherited_license,
     read_config,
-    without_tokens,
 )
-from .writing import earlier_facts, is_ours, may_replace, model_card, write_card
+from .writing import draw_plot, earlier_facts, is_ours, may_replace, model_card, write_card
 
 __all__ = [
     "CARD",
@@ -21,6 +20,7 @@ __all__ = [
     "REPORT",
     "CardFacts",
     "as_dict",
+    "draw_plot",
     "earlier_facts",
     "find_report",
     "inherited_license",
@@ -28,6 +28,5 @@ __all__ = [
     "may_replace",
     "model_card",
     "read_config",
-    "without_tokens",
     "write_card",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -10,16 +9,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, RecipeError
+from ..files import is_inside, read_json
 from ..plan import BLOCK, decode_units
+from ..settings import read_yaml
+from .escaping import one_line
+from .sound import sound
 
 if TYPE_CHECKING:
     from ..report import Report
 
 CARD, REPORT, RECIPE, PLOT = "README.md", "report.json", "recipe.yaml", "kept.png"
 SOMEWHERE = "path/to/folder"  # stands for a folder that nobody else has
-_TERMS = ("license", "license_name", "license_link")
-_TOKEN = re.compile(r"\b(?:hf_(?:oauth_|jwt_)?|api_org_)[A-Za-z0-9]{16,}[\w.-]*")
+_TERM = {
+    "license": re.compile(r"[\w.+-]{1,60}"),
+    "license_name": re.compile(r"[\w.+() -]{1,100}"),
+    "license_link": re.compile(r"[^\s<>\"'`]{1,300}"),
+}
+_TERMS = tuple(_TERM)
+_LARGEST_TEXT = 2**22  # bytes of a README or recipe
 # Head of the model class -> task on the Hub; these heads also have an ``AutoModelFor...``.
 TASKS = {
     "SequenceClassification": "text-classification",
@@ -84,50 +92,57 @@ class Known:
     @property
     def settings(self) -> Mapping[str, Any]:
         """How the run was done, as its report says."""
-        return self.told.get("settings") or {}
+        return dict(self.told.get("settings", {}))
 
     @property
     def plan(self) -> Mapping[str, Any]:
         """What the config says about pruning."""
-        return self.config.get(BLOCK) or {}
+        plan = self.config.get(BLOCK)
+        return plan if isinstance(plan, Mapping) else {}
 
     @property
     def architecture(self) -> str:
         """The model's class."""
-        return str((self.config.get("architectures") or [""])[0])
+        named = self.config.get("architectures")
+        name = str(named[0]) if isinstance(named, list) and named else ""
+        return name if name.isidentifier() else ""
 
     @property
     def title(self) -> str:
         """The repository's name, else the recipe's, else the folder's."""
         named = self.said.repo_id or self.settings.get("recipe") or self.plan.get("recipe")
-        return Path(named or self.folder or "Pruned model").name
+        return one_line(Path(str(named or self.folder or "Pruned model")).name)
 
     @property
     def task(self) -> str | None:
         """The Hub's pipeline tag."""
-        return self.said.task or self.settings.get("task") or TASKS.get(head_of(self.architecture))
+        stated = self.said.task or self.settings.get("task")
+        known = isinstance(stated, str) and re.fullmatch(r"[a-z0-9-]{1,60}", stated)
+        return stated if known else TASKS.get(head_of(self.architecture))
 
     @property
     def base_model(self) -> str | None:
         """Name or folder of the dense model."""
-        return self.said.base_model or self.settings.get("base_model") or self.plan.get("base_model")
+        found = self.said.base_model or self.settings.get("base_model") or self.plan.get("base_model")
+        return one_line(found) if isinstance(found, (str, os.PathLike)) and str(found) else None
 
     @property
     def datasets(self) -> list[str]:
         """Names or folders of the data."""
         found = self.said.datasets or self.settings.get("datasets") or ()
-        return [found] if isinstance(found, str) else list(found)
+        names = [found] if isinstance(found, str) else found if isinstance(found, (list, tuple)) else []
+        return [one_line(name) for name in names[:20] if isinstance(name, (str, os.PathLike))]
 
     @property
     def terms(self) -> dict[str, str]:
         """License, and its name and link where it is not one of the Hub's list."""
         source: Mapping[str, Any] = vars(self.said) if self.said.license else self.settings
-        return {key: source[key] for key in _TERMS if source.get(key)}
+        return sound_terms(source)
 
     @property
     def metrics(self) -> dict[str, Mapping[str, float]]:
         """Scores that compare models; a loss does not, its scale is the training's own."""
-        return {name: value for name, value in (self.told.get("metrics") or {}).items() if name != "loss"}
+        return {name: value for name, value in self.told.get("metrics", {}).items() if name != "loss"}
 
 
 def as_dict(report: Report | Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -140,7 +155,15 @@ def as_dict(report: Report | Mapping[str, Any] | None) -> Mapping[str, Any]:
 def read_config(folder: str | os.PathLike[str] | None) -> dict[str, Any]:
     """Return the folder's config.json; empty where there is none."""
     path = Path(folder or "") / "config.json"
-    return dict(json.loads(path.read_text("utf-8"))) if folder is not None and path.is_file() else {}
+    return read_json(path) if folder is not None and path.is_file() else {}
+
+
+def read_text(folder: Path, name: str) -> str:
+    """Return a text of the folder itself; empty where there is none, or a link to somebody's file elsewhere."""
+    path = folder / name
+    if not is_inside(folder, path) or path.stat().st_size > _LARGEST_TEXT:
+        return ""
+    return path.read_text("utf-8", errors="replace")
 
 
 def find_report(folder: Path) -> dict[str, Any] | None:
@@ -149,8 +172,8 @@ def find_report(folder: Path) -> dict[str, Any] | None:
     The one beside may speak of another folder (of the dense model, say); it counts where it names the same kept units.
     """
     for path in (folder / REPORT, folder.absolute().parent / REPORT):
-        if path.is_file():
-            told = dict(json.loads(path.read_text("utf-8")))
+        if is_inside(path.parent, path):
+            told = read_json(path)
             if path.parent == folder or _same_plan(told, read_config(folder).get(BLOCK)):
                 return told
     return None
@@ -160,10 +183,10 @@ def _same_plan(told: Mapping[str, Any], plan: Mapping[str, Any] | None) -> bool:
     """Whether a report and a config speak of the same kept units."""
     if plan is None:
         return False
-    kept = told.get("kept") or {}
+    kept = sound(told)["kept"]
     try:
         planned = {name: decode_units(name, text)[0] for name, text in (plan.get("kept") or {}).items()}
-    except CheckpointError:
+    except (CheckpointError, AttributeError):
         return False
     return all(kept.get(name) == units for name, units in planned.items())
 
@@ -179,19 +202,36 @@ def inherited_license(base: str | None, *, token: str | None = None, revision: s
     Returns:
         ``license``, and ``license_name`` and ``license_link`` where given.
     """
-    from huggingface_hub import HfApi, ModelCard
+    from huggingface_hub import HfApi
 
-    if not base:
+    if not base or not isinstance(base, str):
         return {}
     try:
         if Path(base).is_dir():
-            data = ModelCard.load(Path(base) / CARD).data.to_dict()
+            data = header(read_text(Path(base), CARD))
         else:
             found = HfApi(token=token).model_info(base, revision=revision, timeout=10).card_data
             data = found.to_dict() if found is not None else {}
     except Exception:  # offline, unknown, private, malformed: the card then says nothing about a license
         return {}
-    return {key: data[key] for key in _TERMS if isinstance(data.get(key), str) and _readable_elsewhere(key, data[key])}
+    return {key: value for key, value in sound_terms(data).items() if _readable_elsewhere(key, value)}
+
+
+def header(text: str) -> dict[str, Any]:
+    """Return the metadata of a card that may be anybody's; empty where there is none that can be read."""
+    match = re.match(r"\s*---\r?\n(.*?)\r?\n---", text, re.DOTALL)
+    try:
+        told = read_yaml(match[1], "The metadata") if match else None
+    except RecipeError:
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def sound_terms(source: Mapping[str, Any]) -> dict[str, str]:
+    """Return license, name and link as short texts; what cannot be one is left out."""
+    stated = {key: source.get(key) for key in _TERMS}
+    texts = {key: one_line(value) for key, value in stated.items() if isinstance(value, str)}
+    return {key: value for key, value in texts.items() if _TERM[key].fullmatch(value)}
 
 
 def _readable_elsewhere(key: str, value: str) -> bool:
@@ -219,15 +259,3 @@ def on_hub(name: str | None) -> bool:
 def mention(name: str | None) -> str | None:
     """Return a name for readers: a folder's own name instead of its path."""
     return name if name is None or on_hub(name) else Path(name).name
-
-
-def without_tokens(text: str, *secrets: str | None) -> str:
-    """Blank out access tokens; a command line or a setting may carry one, and what is published stays public.
-
-    Args:
-        text: What is to be shown.
-        secrets: Tokens in use, which need not look like the Hub's.
-    """
-    for secret in secrets:
-        text = text.replace(secret, "hf_***") if secret else text
-    return _TOKEN.sub("hf_***", text)

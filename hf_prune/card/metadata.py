@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from .escaping import one_line
 from .facts import Known, mention, on_hub
 from .numbers import finite, removed_share
 
@@ -23,8 +24,8 @@ def metadata(known: Known) -> str:
         library_name="transformers",
         pipeline_tag=known.task,
         datasets=[name for name in known.datasets if on_hub(name)] or None,
-        metrics=list(known.said.metrics) or list(known.metrics) or None,
-        tags=list(dict.fromkeys(["pruned", "hf_prune", *_sparsity_tag(known), *known.said.tags])),
+        metrics=[one_line(name)[:100] for name in known.said.metrics or known.metrics] or None,
+        tags=list(dict.fromkeys(["pruned", "hf_prune", *_sparsity_tag(known), *map(one_line, known.said.tags)])),
         **_origin(known),
         **known.terms,
         # a key of the model-index only
@@ -62,9 +63,12 @@ def _results(known: Known) -> list[EvalResult]:
         "task_type": known.task,
         "dataset_type": name,
         "dataset_name": name,
-        "dataset_config": settings.get("data_config"),
-        "dataset_split": "+".join(splits) if splits else None,
+        "dataset_config": one_line(settings["data_config"]) if settings.get("data_config") else None,
+        "dataset_split": one_line("+".join(splits)) if splits else None,
         "dataset_revision": revision if _COMMIT.fullmatch(revision) else None,
     }
     values = {metric: value["pruned"] for metric, value in known.metrics.items() if finite(value.get("pruned"))}
-    return [EvalResult(metric_type=metric, metric_value=float(value), **where) for metric, value in values.items()]
+    return [
+        EvalResult(metric_type=one_line(metric)[:100], metric_value=float(value), **where)
+        for metric, value in values.items()
+    ]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
 from .facts import Known
+from .sound import is_number
 
 
 class _Row(NamedTuple):
@@ -45,9 +45,13 @@ def numbers(known: Known) -> dict[str, Any]:
         "scored": bool(scores),
         "removed": bool(dense and pruned and pruned["parameters"] < dense["parameters"]),
         "zeros": f"{_zeros(pruned):.0%}" if _added_zeros(told) else None,
-        "kept": counts or dict(known.plan.get("kept") or {}),
+        "kept": counts or _planned(known.plan.get("kept")),
         "summary": _summary(kept, units),
     }
+
+
+def _planned(kept: Any) -> dict[str, Any]:
+    return dict(kept) if isinstance(kept, Mapping) else {}
 
 
 def removed_share(told: Mapping[str, Any]) -> float:
@@ -146,4 +150,4 @@ def _cell(value: Any, form: str) -> str:
 
 def finite(value: Any) -> TypeGuard[float]:
     """Whether there is a number to show."""
-    return value is not None and math.isfinite(value)
+    return is_number(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -9,8 +10,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoint import own_code
 from ..errors import CheckpointError, PruningError
-from ..files import shipped
+from ..files import is_inside, new_file, shipped, write_text
+from ..secrets import without_secrets
+from .escaping import Safe, block, code, text
 from .facts import (
     CARD,
     PLOT,
@@ -22,13 +26,15 @@ from .facts import (
     as_dict,
     find_report,
     head_of,
+    header,
     inherited_license,
     mention,
     read_config,
-    without_tokens,
+    read_text,
 )
 from .metadata import metadata
 from .numbers import numbers, words
+from .sound import sound
 
 if TYPE_CHECKING:
     from ..report import Report
@@ -42,6 +48,8 @@ def model_card(
     report: Report | Mapping[str, Any] | None, *, folder: str | os.PathLike[str] | None = None, **facts: Any
 ) -> str:
     """Write the README of a pruned model: metadata for the Hub, dense against pruned, how to load, how it was made.
+
+    What a report, a config or a recipe says may be a stranger's: it is shown as text, whatever markup it holds.
 
     It tells only what is known: a figure that the report lacks gets no row, and local paths never reach the metadata.
     What is not said is looked up in ``report.settings``: ``base_model``, ``datasets``, ``command``, ``license``,
@@ -67,25 +75,25 @@ def model_card(
         ...
     """
     place = Path(folder) if folder is not None else None
-    known = Known(CardFacts(**facts), as_dict(report), read_config(place), place)
+    known = Known(CardFacts(**facts), sound(as_dict(report)), read_config(place), place)
     recipe = known.said.recipe or known.settings.get("recipe_yaml")
-    text = _render(
-        metadata=metadata(known),
+    made = _render(
+        metadata=Safe(metadata(known)),
         title=known.title,
         source=known.said.repo_id or SOMEWHERE,  # never the folder: a card may be published as it stands
         base_model=mention(known.base_model),
         plot=known.said.plot,
         onnx=list(known.said.onnx),
         command=known.said.command or known.settings.get("command"),
-        recipe=recipe.strip() if recipe else None,
+        recipe=recipe.strip() if isinstance(recipe, str) else None,
         making=_making(known),
         revisions=known.settings.get("data_revision") or {},
-        seed=known.settings.get("seed"),
+        seed=_seed(known.settings.get("seed")),
         **_loading(known),
         **numbers(known),
     )
-    text = without_tokens(text)
-    return f"{text}\n<!-- hf_prune card {_digest(text)} -->\n"
+    made = without_secrets(made)
+    return f"{made}\n<!-- hf_prune card {_digest(made)} -->\n"
 
 
 def write_card(
@@ -119,61 +127,84 @@ def write_card(
     card = folder / CARD
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"A card needs a saved model with its config.json. Received: '{folder}'.")
-    older = card.read_text("utf-8") if card.is_file() else ""
+    older = read_text(folder, CARD)
+    if card.is_symlink() and not older and not force:
+        raise PruningError(f"README.md is a link out of the folder; --force replaces the link. Received: '{card}'")
     if older and not force and not may_replace(older):
         raise PruningError(
             f"README.md was written or changed by hand; --force (force=True) replaces it. Received: '{card}'"
         )
     told = as_dict(report) or find_report(folder) or {}
     said = {**_files_told(folder, told), **earlier_facts(older), **{k: v for k, v in facts.items() if v}}
-    card.write_text(model_card(told, folder=folder, **_licensed(said, told, folder)), "utf-8")
-    return card
+    return write_text(card, model_card(told, folder=folder, **_licensed(said, told, folder)))
 
 
-def may_replace(text: str) -> bool:
+def may_replace(card: str) -> bool:
     """Whether no hand has a part in a card: it is ours, or Trainer's, whose comment an editor is asked to remove."""
-    return is_ours(text) or _TRAINERS in text
+    return is_ours(card) or _TRAINERS in card
 
 
-def is_ours(text: str) -> bool:
+def is_ours(card: str) -> bool:
     """Whether a card is exactly as `model_card` wrote it."""
-    text = text.replace("\r\n", "\n")  # git may have changed the line ends
-    mark = _MARK.search(text)
-    return mark is not None and _digest(text[: mark.start()]) == mark[1]
+    card = card.replace("\r\n", "\n")  # git may have changed the line ends
+    mark = _MARK.search(card)
+    return mark is not None and _digest(card[: mark.start()]) == mark[1]
 
 
-def _digest(text: str) -> str:
-    return sha256(text.encode()).hexdigest()
+def _digest(card: str) -> str:
+    return sha256(card.encode()).hexdigest()
+
+
+def draw_plot(told: Mapping[str, Any], path: Path) -> None:
+    """Draw what a report says was kept, where it says it of groups that have our names: a picture's text is markup."""
+    from ..report import Report
+
+    known = sound(told)
+    known["metrics"] = {name: value for name, value in known["metrics"].items() if name.isidentifier()}
+    named = {name: units for name, units in known["units"].items() if re.fullmatch(r"[a-z0-9_.]{1,200}", name)}
+    kept = {name: units for name, units in known["kept"].items() if len(units) <= named.get(name, -1)}
+    unsaid = {
+        "nonzero": 0,
+        "prunable_macs": None,
+        "size_mb": 0.0,
+        "macs": None,
+        "batch": 1,
+        "length": None,
+        "threads": 1,
+    }
+    measured: dict[str, Any] = {which: {**unsaid, **known[which]} for which in ("dense", "pruned") if which in known}
+    if kept and all(named.values()):
+        with new_file(path) as file:
+            Report.from_dict({**known, **measured, "units": named, "kept": kept}).plot(file)
 
 
 def _files_told(folder: Path, told: Mapping[str, Any]) -> dict[str, Any]:
     """Draw the plot, and return what the folder's files add to the card."""
-    from ..report import Report
-
-    found: dict[str, Any] = {"onnx": sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.onnx"))}
-    if told.get("kept"):
-        Report.from_dict(told).plot(folder / PLOT)
-    if (folder / PLOT).is_file():
+    draw_plot(told, folder / PLOT)
+    onnx = [path for place in (folder, folder / "onnx") for path in place.glob("*.onnx") if is_inside(folder, path)]
+    found: dict[str, Any] = {"onnx": sorted(path.relative_to(folder).as_posix() for path in onnx)}
+    if is_inside(folder, folder / PLOT):
         found["plot"] = PLOT
-    if (folder / RECIPE).is_file():
-        found["recipe"] = (folder / RECIPE).read_text("utf-8")
-    return found
+    recipe = read_text(folder, RECIPE)
+    return {**found, "recipe": recipe} if recipe else found
 
 
-def earlier_facts(text: str) -> dict[str, Any]:
+def earlier_facts(card: str) -> dict[str, Any]:
     """Return what an earlier card of ours knew that nobody can look up."""
-    from huggingface_hub import ModelCard
-
-    if not is_ours(text):
+    if not is_ours(card):
         return {}
-    data = ModelCard(text, ignore_metadata_errors=True).data
+    data = header(card)
     kept = {key: data.get(key) for key in ("license", "license_name", "license_link", "base_model", "datasets")}
     return {key: value for key, value in kept.items() if value}
 
 
+def _seed(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
+
+
 def _licensed(said: dict[str, Any], told: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Add the dense model's license, where none is known yet."""
-    known = Known(CardFacts(**said), told, read_config(folder), folder)
+    known = Known(CardFacts(**said), sound(told), read_config(folder), folder)
     return said if known.terms else {**said, **inherited_license(known.base_model)}
 
 
@@ -181,17 +212,29 @@ def _render(**facts: Any) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     home = FileSystemLoader(shipped("model_cards"))
-    # Markdown, not HTML: escaping would spoil YAML and code.
-    environment = Environment(loader=home, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    text = environment.get_template("card.md.j2").render(**facts)
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    # every value is text for Markdown, unless the template says that it is code: no one can be forgotten
+    options: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=home, finalize=text, **options)
+    environment.filters |= {"code": code, "block": block, "quoted": _quoted, "as_name": _as_name}
+    made = environment.get_template("card.md.j2").render(**facts)
+    return re.sub(r"\n{3,}", "\n\n", made).strip() + "\n"
+
+
+def _quoted(value: str) -> Safe:
+    """Return a name as a string of Python, inside a block of code."""
+    return Safe(json.dumps(re.sub(r"[^\w./ -]", "_", value)))
+
+
+def _as_name(value: str) -> Safe:
+    """Return an identifier as it stands."""
+    return Safe(value if value.isidentifier() else "AutoModel")
 
 
 def _loading(known: Known) -> dict[str, Any]:
     """Return which of the three ways loads the folder, and the class that does."""
     head, ours = head_of(known.architecture), known.folder or Path()
     loader = f"AutoModelFor{head}" if head in TASKS else known.architecture or "AutoModel"
-    mapped = [name for name in known.config.get("auto_map") or {} if name.startswith("AutoModel")]
+    mapped = [name for name in own_code(known.config, ours).get("auto_map", {}) if name.startswith("AutoModel")]
     way = "stock" if not known.plan or known.plan.get("stock") else "standalone" if mapped else "import"
     if way == "standalone" and loader not in mapped:
         loader = mapped[0]

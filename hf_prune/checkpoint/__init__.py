@@ -3,5 +3,6 @@
 from .legacy import adopt_shapes
 from .loading import disable_loading, enable_loading, load_pruned
 from .saving import save_pruned
+from .standalone import own_code
 
-__all__ = ["adopt_shapes", "disable_loading", "enable_loading", "load_pruned", "save_pruned"]
+__all__ = ["adopt_shapes", "disable_loading", "enable_loading", "load_pruned", "own_code", "save_pruned"]

@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from functools import partial, wraps
 from importlib import import_module
 from pathlib import Path
+from threading import RLock
 from types import FrameType
 from typing import Any
 
@@ -23,8 +24,17 @@ from ..folders import put_back
 from ..given import check_given
 from ..plan import BLOCK, close_kept, read_record
 from ..removal import cut
+from .bounds import bounded_parts
 from .legacy import adopt_legacy_heads
-from .reading import check_arrived, check_files, clear_errors, hub_arguments, refuse_pickle, written_config
+from .reading import (
+    check_arrived,
+    check_config,
+    check_files,
+    clear_errors,
+    hub_arguments,
+    refuse_pickle,
+    written_config,
+)
 from .standalone import forget_standalone
 
 
@@ -64,6 +74,9 @@ def load_pruned(path_or_repo: str | Path, *, model_class: Any = None, **from_pre
     """
     put_back(path_or_repo)
     refuse_pickle(path_or_repo)
+    config = written_config(path_or_repo, None, from_pretrained_kwargs)
+    with clear_errors(path_or_repo) if Path(path_or_repo).is_dir() else nullcontext():
+        check_config(path_or_repo, config, from_pretrained_kwargs)
     if model_class is None and (Path(path_or_repo) / "modules.json").is_file():
         raise CheckpointError(
             "A folder of sentence-transformers is loaded by its own class, once hf_prune is imported: "
@@ -72,9 +85,8 @@ def load_pruned(path_or_repo: str | Path, *, model_class: Any = None, **from_pre
         )
     if model_class is None:
         model_class = _saved_class(path_or_repo, from_pretrained_kwargs)
-    load = partial(model_class.from_pretrained, path_or_repo)
-    config = written_config(path_or_repo, None, from_pretrained_kwargs)
-    with _cut_after_init(model_class):
+    with _enabled(), _cut_after_init(model_class):
+        load = partial(model_class.from_pretrained, path_or_repo)
         if BLOCK in config:  # the hook checks it
             return load(**from_pretrained_kwargs)
         return _load_checked(load, model_class, path_or_repo, config, from_pretrained_kwargs)
@@ -200,6 +212,26 @@ def disable_loading() -> None:
         _stock_post_init = None
 
 
+_borrowed, _switch = 0, RLock()
+
+
+@contextmanager
+def _enabled() -> Iterator[None]:
+    """Have `load_pruned` check and cut also after `disable_loading`, which is about everybody else's calls."""
+    global _borrowed
+    with _switch:
+        borrows = _borrowed > 0 or _stock_post_init is None
+        _borrowed += borrows
+        enable_loading()
+    try:
+        yield
+    finally:
+        with _switch:
+            _borrowed -= borrows
+            if borrows and not _borrowed:
+                disable_loading()
+
+
 def _load_checked(
     load: Callable[..., Any], model_class: Any, path: Any, config: dict[str, Any], arguments: dict[str, Any]
 ) -> Any:
@@ -207,7 +239,7 @@ def _load_checked(
     told = arguments.pop("output_loading_info", False)
     arguments.setdefault("use_safetensors", True)
     saved = config.get("architectures")
-    with clear_errors(path), _bounded(check_files(path, config, arguments)):
+    with clear_errors(path), _bounded(*check_files(path, config, arguments)):
         if _room.get() < math.inf:
             _try_to_build(model_class, path, arguments)
         model, info = load(output_loading_info=True, **arguments)
@@ -241,10 +273,11 @@ def _try_to_build(model_class: Any, path: Any, arguments: dict[str, Any]) -> Non
 
 
 @contextmanager
-def _bounded(parameters: float) -> Iterator[None]:
+def _bounded(parameters: float, tensors: int) -> Iterator[None]:
     token = _room.set(parameters)
     try:
-        yield
+        with bounded_parts(tensors):
+            yield
     finally:
         _room.reset(token)
 

@@ -15,14 +15,14 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from ..architectures.conventions import LAYER_COUNTS
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown, visible
+from ..files import check_depth, check_json_size, read_json
 from ..plan import BLOCK, check_block, new_block
+from .bounds import check_sizes
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
 _WEIGHT_TYPES = {"F64", "F32", "F16", "BF16", "I64", "BOOL"}  # without quantization: weights, counters and masks
-_SIZE = re.compile(r"size|dim|layers|heads|position|experts|width|depth|length|^(n|num|d|max)_")
 _PER_BYTE, _SPARE = (
     8,
     2**24,
@@ -41,7 +41,7 @@ def clear_errors(path: Any) -> Iterator[None]:
     except Exception as error:  # absurd settings fail anywhere in the model's own code, with whatever they like
         raise CheckpointError(
             f"The model in '{path}' cannot be loaded: a file is damaged, config.json is another model's, or an "
-            f"argument is wrong. Received: {type(error).__name__}: {str(error)[:500]}"
+            f"argument is wrong. Received: {type(error).__name__}: {visible(str(error)[:500])}"
         ) from error
 
 
@@ -58,18 +58,23 @@ def written_config(path: Any, config: Any, arguments: Mapping[str, Any]) -> dict
     given = isinstance(config, PretrainedConfig)
     if path is None or arguments.get("gguf_file") or (given and getattr(config, BLOCK, None) is None):
         return {}
+    check_json_size(Path(str(path), str(arguments.get("subfolder") or ""), CONFIG))
     try:
         told, _ = PretrainedConfig.get_config_dict(path if given or not config else config, **hub_arguments(arguments))
+    except RecursionError:
+        raise CheckpointError(f"{CONFIG} must not be nested so deeply. Received: '{path}'") from None
     except (OSError, ValueError):  # stock loading says it better
         return dict(vars(config)) if given else {}
+    check_depth(told, CONFIG)
     return dict(told)
 
 
-def check_files(path: Any, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> float:
+def check_files(path: Any, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[float, int]:
     """Check a folder's plan and weight files before any tensor is loaded.
 
     Returns:
-        How many parameters the model may have at most, so that a damaged config cannot ask for gigabytes.
+        How many parameters the model may have at most, so that a damaged config cannot ask for gigabytes, and how many
+        tensors with entries the files hold.
 
     Raises:
         CheckpointError: A file's name leads elsewhere, a header is damaged, a tensor has a type that no weight has, a
@@ -78,8 +83,8 @@ def check_files(path: Any, config: Mapping[str, Any], arguments: Mapping[str, An
     if BLOCK in config:
         check_block(config[BLOCK])
     _check_name(config.get("transformers_weights") or WEIGHTS)
-    files = _weight_files(path, arguments)
-    quantized = bool(config.get("quantization_config") or arguments.get("quantization_config"))
+    files = _weight_files(path, config, arguments)
+    quantized = bool(arguments.get("quantization_config")) or is_quantized(config)
     types = {name: kind for file in files for name, kind in _tensor_types(file).items()}
     if not quantized:
         _check_types(types, str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch."))
@@ -90,10 +95,48 @@ def check_files(path: Any, config: Mapping[str, Any], arguments: Mapping[str, An
             raise CheckpointError(
                 f"A pruned model needs {WEIGHTS}, or {INDEX} and the files that it names. Found: none"
             )
-        return math.inf
-    room = _SPARE + _PER_BYTE * sum(Path(file).stat().st_size for file in files)
-    _check_sizes(config, len(types), room)
-    return room
+        return math.inf, 0
+    return _check_room(config, files)
+
+
+def check_config(path: Any, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+    """Check the sizes in a folder's config before even a config object is made: some make a list as long as they say.
+
+    Raises:
+        CheckpointError: A file's name leads elsewhere, or the weights are too few for the sizes.
+    """
+    files = _weight_files(path, config, arguments)
+    if files:
+        _check_room(config, files)
+
+
+def _check_room(config: Mapping[str, Any], files: list[str]) -> tuple[float, int]:
+    room, tensors = _SPARE + _PER_BYTE * sum(Path(file).stat().st_size for file in files), _filled(files)
+    check_sizes(config, tensors, room)
+    return room, tensors
+
+
+def _filled(files: list[str]) -> int:
+    """Return how many tensors have entries: an empty one costs its maker a line, and us a layer."""
+    count = 0
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            count += sum(all(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return count
+
+
+def is_quantized(config: Mapping[str, Any]) -> bool:
+    """Whether a config states a quantization that transformers knows: any other, it leaves out, with a warning."""
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    stated: Any = config.get("quantization_config")
+    stated = stated.to_dict() if hasattr(stated, "to_dict") else stated
+    if not isinstance(stated, dict):
+        return False
+    try:
+        return bool(AutoHfQuantizer.supports_quant_method(stated))
+    except (ValueError, TypeError):  # no method, or one that is no text
+        return False
 
 
 def check_arrived(model: Any, saved: Any, info: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -108,7 +151,7 @@ def check_arrived(model: Any, saved: Any, info: Mapping[str, Any], config: Mappi
     Raises:
         CheckpointError: Tensors are missing, or the class that was saved has no use for some.
     """
-    if config.get("quantization_config"):
+    if is_quantized(config):
         return
     tables = {name for name, one in model.named_buffers() if not one.is_floating_point()}  # made by the constructor
     missing, unexpected = sorted({*info["missing_keys"]} - tables), sorted(info["unexpected_keys"])
@@ -156,15 +199,24 @@ def refuse_pickle(path: Any) -> None:
         )
 
 
-def _weight_files(path: Any, arguments: Mapping[str, Any]) -> list[str]:
-    """Return the local paths of a folder's or repository's safetensors files; none where it has others."""
-    single = _local(path, WEIGHTS, arguments)
+def _weight_files(path: Any, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> list[str]:
+    """Return the local paths of the safetensors files that will be read; none where a folder has others."""
+    given = arguments.get("transformers_weights", getattr(arguments.get("config"), "transformers_weights", None))
+    named = config.get("transformers_weights") if given is None else given
+    if named is not None:  # transformers reads these, whatever else is there
+        _check_name(named)
+        file = _local(path, named, arguments, must=True)
+        return _shards(path, file, arguments) if named.endswith(".json") else [file]
+    variant = f".{arguments['variant']}" if arguments.get("variant") else ""
+    single = _local(path, WEIGHTS.replace(".", f"{variant}.", 1), arguments)
     if single is not None:
         return [single]
-    index = _local(path, INDEX, arguments)
-    if index is None:
-        return []
-    stated = json.loads(Path(index).read_text("utf-8"))["weight_map"]
+    index = _local(path, INDEX.replace(".json", f"{variant}.json"), arguments)
+    return [] if index is None else _shards(path, index, arguments)
+
+
+def _shards(path: Any, index: str, arguments: Mapping[str, Any]) -> list[str]:
+    stated = read_json(index)["weight_map"]
     for name in stated.values():
         _check_name(name)
     files = {name: _local(path, name, arguments, must=True) for name in sorted(set(stated.values()))}
@@ -183,7 +235,7 @@ def _local(path: Any, name: str, arguments: Mapping[str, Any], *, must: bool = F
 
 def _check_name(name: Any) -> None:
     if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*\.safetensors(\.index\.json)?", name):
-        raise CheckpointError(f"Weight files must be safetensors files of the folder itself. Received: {name!r:.80}")
+        raise CheckpointError(f"Weight files must be safetensors files of the folder itself. Received: {shown(name)}")
 
 
 def _tensor_types(file: str) -> dict[str, str]:
@@ -204,18 +256,6 @@ def _check_types(types: Mapping[str, str], stated: str) -> None:
         raise CheckpointError(
             f"Weights must be of one floating type, as config.dtype says. Received: {odd} is {types[odd]}"
         )
-
-
-def _check_sizes(config: Mapping[str, Any], tensors: int, room: int) -> None:
-    """Check what a config says of sizes before anything of such a size is built."""
-    layers = {name for row in LAYER_COUNTS.values() for name in row}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            _check_sizes(value, tensors, room)
-        elif isinstance(value, int) and value > tensors and name in layers:
-            raise CheckpointError(f"A model cannot have more layers than tensors, {tensors}. Received: {value} layers")
-        elif isinstance(value, int) and value > room and _SIZE.search(name):
-            raise CheckpointError(f"config.{name} must fit weights of {tensors} tensors. Received: {value}")
 
 
 def _digests(file: str | Path) -> Iterator[tuple[str, str]]:

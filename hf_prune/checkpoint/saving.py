@@ -17,7 +17,7 @@ from ..skipping import is_only_masked
 from ..stock import write_record
 from .padding import pad_to_stock
 from .reading import CONFIG, write_digests
-from .standalone import FILE, forget_standalone, state_standalone
+from .standalone import FILE, forget_standalone, keep_own_code, state_standalone
 
 # what an older save wrote and this one may not: a single file beside shards would be loaded instead of them
 _STALE = ("model*.safetensors*", "pytorch_model*.bin*", "tf_model*.h5*", "flax_model*.msgpack*", FILE)
@@ -76,10 +76,11 @@ def save_pruned(
             written.save_pretrained(folder, max_shard_size=max_shard_size)
             if code:
                 (folder / FILE).write_text(code, "utf-8")
-            if digest:
-                write_digests(folder)
             if tokenizer is not None:
                 _save_tokenizer(tokenizer, folder)
+            keep_own_code(folder, written)
+            if digest:
+                write_digests(folder)
     finally:
         if standalone:
             forget_standalone(model)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,20 @@ from torch import nn
 
 from .. import __version__
 from ..errors import PruningError
+from ..files import is_inside, read_json
 from ..plan import BLOCK, annotate
 from ..removal import named_tensors
 from ..stock import cut_table, stock_twin
 from . import modeling_pruned
 
 FILE = "modeling_pruned.py"
+_WITH_CODE = (
+    "config.json",
+    "tokenizer_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)
 logger = logging.getLogger(__name__)
 _EMPTY = (
     "Linear",
@@ -65,6 +75,50 @@ def forget_standalone(model: Any) -> None:
         config.auto_map = left
     elif ours:
         del config.auto_map
+
+
+def keep_own_code(folder: Path, model: Any) -> None:
+    """Take out of a written folder's files every ``auto_map`` entry that leads to code which does not lie in it.
+
+    Loading a dense model leaves its entries in the config even where none of that code ran: ``repo--module.Class`` then
+    sends whoever trusts our folder to a stranger's repository. Only a class with code of its own brings its files.
+    """
+    stock = type(model).__module__.startswith("transformers.")
+    for path in folder.glob("*.json"):
+        if path.name in _WITH_CODE:
+            told = read_json(path)
+            own = own_code(told, folder, only=FILE if stock and path.name == "config.json" else None)
+            if own != told:
+                path.write_text(json.dumps(own, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def own_code(config: Mapping[str, Any], folder: Path, *, only: str | None = None) -> dict[str, Any]:
+    """Return a written config with those entries of ``auto_map`` whose Python file lies in its folder.
+
+    Args:
+        config: Keys of config.json, tokenizer_config.json or a processor's.
+        folder: Where the file lies.
+        only: The one Python file that counts; ``None``: any in the folder.
+    """
+    stated = config.get("auto_map")
+    if stated is None:
+        return dict(config)
+    entries = stated if isinstance(stated, dict) else {}
+    kept = {auto: _own_entry(value, folder, only) for auto, value in entries.items()}
+    kept = {auto: value for auto, value in kept.items() if value}
+    rest = {key: value for key, value in config.items() if key != "auto_map"}
+    return {**rest, "auto_map": kept} if kept else rest
+
+
+def _own_entry(value: Any, folder: Path, only: str | None) -> Any:
+    """Return an entry without its repository, if the file is here; of a tokenizer's two, those that are."""
+    if isinstance(value, (list, tuple)):
+        own = [_own_entry(one, folder, only) if isinstance(one, str) else None for one in value]
+        return own if any(own) else None
+    name = value.rpartition("--")[2] if isinstance(value, str) else ""
+    file = f"{name.split('.')[0]}.py"
+    there = re.fullmatch(r"\w+\.\w+", name) and only in (None, file) and is_inside(folder, folder / file)
+    return name if there else None
 
 
 _CLASS = """

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..card import model_card, without_tokens
+from ..card import model_card
 from ..errors import PruningError
+from ..secrets import without_tokens
 from .checking import compare
-from .gathering import PlannedFile, gather, onnx_beside
+from .gathering import Plan, PlannedFile, gather, onnx_beside
 from .sending import chained, publish
 
 if TYPE_CHECKING:
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 
     from ..report import Report
 
-__all__ = ["PlannedFile", "model_card", "onnx_beside", "push_pruned"]
+__all__ = ["Plan", "PlannedFile", "model_card", "onnx_beside", "push_pruned"]
+logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
@@ -38,8 +41,12 @@ def push_pruned(
     dry_run: bool = False,
     verify: bool = True,
     card: Mapping[str, Any] | None = None,
-) -> CommitInfo | list[PlannedFile]:
+) -> CommitInfo | Plan:
     """Upload a pruned model with its card, report, recipe, plot and ONNX files to the Hub, in one commit.
+
+    Only files go up that are known to be a model's: configs, safetensors, tokenizers and processors, chat templates,
+    ONNX files, sentence-transformers' modules, code that the config names, license, card, report, recipe and plot. All
+    else stays at home, links out of the folder too, and text with an access token in it is refused.
 
     One commit means that a failure leaves the repository as it was. Weights of an earlier push that the new ones
     replace go in the same commit, and so do older files under ``onnx/`` when `onnx` is given. Passing failures (5xx,
@@ -63,12 +70,13 @@ def push_pruned(
         card: Fields of `CardFacts`, for example ``{"license": "apache-2.0", "datasets": ["glue"]}``.
 
     Returns:
-        The Hub client's `CommitInfo`; with `dry_run` the files that would go up, with their sizes.
+        The Hub client's `CommitInfo`; with `dry_run` a list of the files that would go up, with their sizes, and as its
+        `left` what would stay, with the reason.
 
     Raises:
         CheckpointError: A folder is no model, or what came back differs from what went up.
-        PruningError: A name is not valid, or the Hub refused: the client's error is the cause, unless it
-            holds a token.
+        PruningError: A name is not valid, a file holds a token, or the Hub refused: the client's error is the cause,
+            unless it holds a token.
 
     Example:
         >>> push_pruned(model, "me/small-bert", tokenizer=tokenizer, report=report)  # doctest: +SKIP
@@ -78,16 +86,22 @@ def push_pruned(
         api = None if dry_run else _api(token)
         if api is not None and "/" not in repo_id:
             repo_id = f"{_asked(f'Pushing to {repo_id!r} failed.', api, api.whoami)['name']}/{repo_id}"
-        files = gather(model, Path(scratch), repo_id, tokenizer, report, onnx, card or {}, api)
+        files, left, folder = gather(model, Path(scratch), repo_id, tokenizer, report, onnx, card or {}, api)
+        _tell(left)
         if api is None:
-            return [PlannedFile(name, path.stat().st_size) for name, path in sorted(files.items())]
+            return Plan((PlannedFile(name, path.stat().st_size) for name, path in sorted(files.items())), left)
         message = commit_message or "Upload a model pruned with hf_prune"
         failed = f"Pushing to {repo_id!r} failed; files go up in one commit, so nothing is half-published."
         done = _asked(failed, api, lambda: publish(api, repo_id, files, private, revision, message))
         if verify:
             unread = f"{done.commit_url} is published, but could not be read back to compare it."
-            _asked(unread, api, lambda: compare(api, repo_id, done.oid, files))
+            _asked(unread, api, lambda: compare(api, repo_id, done.oid, files, folder))
         return done
+
+
+def _tell(left: Mapping[str, str]) -> None:
+    for name, why in left.items():
+        logger.log(logging.INFO if why == "not a model's file" else logging.WARNING, "%s stays here: %s", name, why)
 
 
 def _api(token: str | None) -> HfApi:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 
-def compare(api: HfApi, repo_id: str, commit: str, files: Mapping[str, Path]) -> None:
+def compare(api: HfApi, repo_id: str, commit: str, files: Mapping[str, Path], folder: Path) -> None:
     """Download a commit into an empty cache, and compare every file and the loaded model's tensors.
 
     Args:
@@ -26,6 +26,7 @@ def compare(api: HfApi, repo_id: str, commit: str, files: Mapping[str, Path]) ->
         repo_id: Repository.
         commit: What was published.
         files: Path in the repository -> what was sent.
+        folder: The model's own folder.
 
     Raises:
         CheckpointError: A file is missing or differs, or the model that loads has other tensors.
@@ -38,7 +39,7 @@ def compare(api: HfApi, repo_id: str, commit: str, files: Mapping[str, Path]) ->
                 f"'{repo_id}' at {commit} must hold the files that were sent. Received: others for "
                 f"{', '.join(sorted(wrong)[:8])}"
             )
-        _compare_models(there, files["config.json"].parent, f"'{repo_id}' at {commit}")
+        _compare_models(there, folder, f"'{repo_id}' at {commit}")
 
 
 def _same_file(one: Path, other: Path) -> bool:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from fnmatch import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,21 +14,22 @@ from ..card import (
     RECIPE,
     REPORT,
     as_dict,
+    draw_plot,
     earlier_facts,
     find_report,
     inherited_license,
     may_replace,
     model_card,
     read_config,
-    without_tokens,
 )
-from ..errors import CheckpointError, PruningError
+from ..errors import CheckpointError
+from ..secrets import without_secrets
+from .choosing import choose, refuse_tokens, without_foreign_code
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-# What training leaves in a folder. `training_args.bin` is a pickle and may hold a token.
-_PRIVATE = (".*", "*/.*", "checkpoint-*", "runs/*", "training_args.bin", "trainer_state.json", "*.pt", "*.pth")
+_CONFIGS = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 
 
 class PlannedFile(NamedTuple):
@@ -37,6 +37,22 @@ class PlannedFile(NamedTuple):
 
     path: str
     size_bytes: int
+
+
+class Plan(list[PlannedFile]):
+    """The files that a push would upload; `left` names what stays at home: name -> why."""
+
+    def __init__(self, files: Iterable[PlannedFile], left: Mapping[str, str]) -> None:
+        super().__init__(files)
+        self.left = dict(left)
+
+
+class Gathered(NamedTuple):
+    """What a push takes along: path in the repository -> local file; what stays, and why; the model's own folder."""
+
+    files: dict[str, Path]
+    left: dict[str, str]
+    folder: Path
 
 
 def gather(
@@ -48,45 +64,64 @@ def gather(
     onnx: Any,
     card: Mapping[str, Any],
     api: HfApi | None,
-) -> dict[str, Path]:
-    """Return path in the repository -> local file; what does not exist yet is written under `scratch`."""
+) -> Gathered:
+    """Choose the files of a model's folder, and write what does not exist yet under `scratch`."""
     folder, extra = _saved(model, scratch / "model", tokenizer), scratch / "extra"
     extra.mkdir()
     if tokenizer is not None and not folder.is_relative_to(scratch):
         tokenizer.save_pretrained(extra)
-    files = _files_under(folder)
+    files, left = choose(folder)
     if onnx is not None:
-        files |= _files_under(Path(onnx), "onnx/")
+        exported = choose(Path(onnx), "onnx/")
+        files, left = files | exported.files, left | exported.left
     told = as_dict(report) or find_report(folder) or {}
     _write_report(told, files, extra)
+    if not told and REPORT in files:
+        del files[REPORT]
+        left[REPORT] = "not a report"
+    _write_configs(files, folder, extra)
     older = files[CARD].read_text("utf-8") if CARD in files else ""
     if not older or may_replace(older):
         names = sorted({*files, *(path.name for path in extra.iterdir())})
         facts = {"repo_id": repo_id, **_card_files(names), **earlier_facts(older), **card}
         facts = _with_license(facts, told, folder, api)
         (extra / CARD).write_text(model_card(told, folder=folder, **facts), "utf-8")
-    return files | _files_under(extra)
+    written = choose(extra)
+    files |= written.files
+    refuse_tokens(files)
+    return Gathered(files, {name: why for name, why in (left | written.left).items() if name not in files}, folder)
 
 
 def onnx_beside(folder: Path) -> Path | None:
     """Return the ONNX export that the same run wrote beside a saved model, where there is one."""
     home = folder.absolute().parent
     ours = not (folder / REPORT).is_file() and find_report(folder) is not None
-    return home / "onnx" if ours and (home / "onnx").is_dir() else None
+    onnx = home / "onnx"
+    return onnx if ours and onnx.is_dir() and not onnx.is_symlink() else None
 
 
 def _write_report(told: Mapping[str, Any], files: Mapping[str, Path], extra: Path) -> None:
     """Write report.json, the plot and the recipe that the report knows and the folder lacks."""
-    from ..report import Report
-
     if not told:
         return
-    (extra / REPORT).write_text(without_tokens(json.dumps(told, indent=2, default=str)), "utf-8")
-    if told.get("kept"):
-        Report.from_dict(told).plot(extra / PLOT)
+    (extra / REPORT).write_text(without_secrets(json.dumps(told, indent=2, default=str)), "utf-8")
+    draw_plot(told, extra / PLOT)
     recipe = (told.get("settings") or {}).get("recipe_yaml")
-    if recipe and RECIPE not in files:
-        (extra / RECIPE).write_text(without_tokens(recipe), "utf-8")
+    if isinstance(recipe, str) and RECIPE not in files:
+        (extra / RECIPE).write_text(without_secrets(recipe), "utf-8")
+
+
+def _write_configs(files: Mapping[str, Path], folder: Path, extra: Path) -> None:
+    """Write those configs again that lead to code elsewhere: whoever trusts our code must not run a stranger's."""
+    for name in _CONFIGS:
+        own = without_foreign_code(folder, name) if files.get(name) == folder / name else None
+        if own is not None and (own.get("pruning_config") or {}).get("digests"):
+            raise CheckpointError(
+                "auto_map must name files of the folder itself: save the model again with save_pruned. "
+                f"Received: other code in {name}, which has a digest"
+            )
+        if own is not None:
+            (extra / name).write_text(json.dumps(own, indent=2) + "\n", "utf-8")
 
 
 def _with_license(facts: dict[str, Any], told: Mapping[str, Any], folder: Path, api: HfApi | None) -> dict[str, Any]:
@@ -112,13 +147,6 @@ def _saved(model: Any, scratch: Path, tokenizer: Any) -> Path:
 
     save_pruned(model, scratch, tokenizer=tokenizer)
     return scratch
-
-
-def _files_under(folder: Path, prefix: str = "") -> dict[str, Path]:
-    if not folder.is_dir():
-        raise PruningError(f"The files to push must lie in a folder. Received: {folder}.")
-    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    return {prefix + n: path for n, path in found.items() if not any(fnmatch(n, pattern) for pattern in _PRIVATE)}
 
 
 def _card_files(names: Sequence[str]) -> dict[str, Any]:

@@ -5,22 +5,21 @@ from __future__ import annotations
 import ctypes
 import errno
 import glob
-import logging
 import os
-import shutil
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from .moving import bring_over, files_in, inherit, move_in
+from .places import keep_ways, mounts_in, remove_tree, somebody_stands_in
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-logger = logging.getLogger(__name__)
-_CONFIG = "config.json"  # without it no folder is taken for a model's
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.EACCES)  # by another folder; the last is Windows'
 _CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)  # old kernels, and file systems such as NFS
 _STAYS = (errno.EBUSY, errno.EXDEV)  # mount points that hide, and folders of a container's image
@@ -33,8 +32,11 @@ def whole_folder(path: str | Path, *, stale: Sequence[str] = ()) -> Iterator[Pat
     A process that is killed leaves the old folder or the new one, and at most a hidden folder ``.NAME.saving-…`` that
     the next save removes. Where a system cannot exchange two folders (macOS, Windows, NFS), the old one is set aside as
     ``.NAME.previous`` for a moment: `put_back` repairs what a kill in that moment leaves. A folder that must stay where
-    it is (a mount point, the current directory) gets the finished files one by one: a kill between two of them leaves
-    it without config.json, so that nothing takes it for whole.
+    it is (a mount point, one with something mounted in it, a process's current directory) gets the finished files one
+    by one: a kill between two of them leaves it without config.json, so that nothing takes it for whole.
+
+    Nothing is removed but stale files and those that new ones replace: what other processes write into the old folder
+    meanwhile is brought over, links stay links and are never followed, and folders keep their owner and mode.
 
     Args:
         path: The folder, which may exist or not. A link to a folder stays a link.
@@ -54,13 +56,14 @@ def whole_folder(path: str | Path, *, stale: Sequence[str] = ()) -> Iterator[Pat
     try:
         yield staging
         _flush(staging)
+        ours = files_in(staging)
         if home == target:
-            _move_in(staging, target, stale)
+            move_in(staging, target, stale, ours)
         else:
-            _inherit(staging, target, stale)
-            _take_place(staging, target, stale)
+            inherit(staging, target, stale)
+            _take_place(staging, target, stale, ours)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)  # half a new folder, or by now the old one
+        remove_tree(staging)  # half a new folder, or by now the old one
         if lock is not None:
             os.close(lock)
 
@@ -77,11 +80,10 @@ def _aside(target: Path) -> Path:
 
 
 def _must_stay(target: Path) -> bool:
-    """Whether a folder cannot be exchanged for another: a mount point, a process's own place, no room beside it."""
+    """Whether a folder cannot be exchanged for another: with mounts, a process's place, or no room beside it."""
     if not target.is_dir():
         return False
-    here = Path.cwd()
-    return os.path.ismount(target) or target in (here, *here.parents) or not os.access(target.parent, os.W_OK)
+    return bool(mounts_in(target)) or somebody_stands_in(target) or not os.access(target.parent, os.W_OK)
 
 
 def _new_staging(home: Path, target: Path) -> tuple[Path, int | None]:
@@ -91,8 +93,8 @@ def _new_staging(home: Path, target: Path) -> tuple[Path, int | None]:
         staging.mkdir()  # with the usual permissions, unlike what tempfile makes
         lock = _lock(staging, wait=True)
         if staging.is_dir():  # no other save was faster to sweep it away
-            if target.is_dir():
-                shutil.copymode(target, staging)
+            if target.is_dir() and home != target:
+                keep_ways(target, staging)
             return staging, lock
 
 
@@ -117,10 +119,10 @@ def _sweep(target: Path) -> None:
     for left in [*target.parent.glob(pattern), *target.glob(pattern)]:
         lock = _lock(left)
         if lock is not None:
-            shutil.rmtree(left, ignore_errors=True)
+            remove_tree(left)
             os.close(lock)
     if target.exists():
-        shutil.rmtree(_aside(target), ignore_errors=True)
+        remove_tree(_aside(target))
 
 
 def _flush(folder: Path) -> None:
@@ -140,54 +142,31 @@ def _flush_one(path: Path) -> None:
         os.close(descriptor)
 
 
-def _inherit(staging: Path, target: Path, stale: Sequence[str]) -> None:
-    """Link what the old folder holds and the new one was not given; copy where links do not work."""
-    for place, folders, names in os.walk(target):
-        inside = Path(place).relative_to(target)
-        for name in folders:
-            old, new = Path(place, name), staging / inside / name
-            if old.is_symlink():
-                _link(old, new)
-            else:
-                new.mkdir(exist_ok=True)
-        for name in names:
-            old, new = Path(place, name), staging / inside / name
-            if not (inside == Path() and _matches(name, stale)) and not os.path.lexists(new):
-                _link(old, new)
-
-
-def _link(old: Path, new: Path) -> None:
-    try:
-        os.link(old, new, follow_symlinks=False)
-    except (FileExistsError, FileNotFoundError):  # another process has put a new folder there, which holds it too
-        pass
-    except (OSError, NotImplementedError):
-        shutil.copy2(old, new, follow_symlinks=False)
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(Path(name).match(pattern) for pattern in patterns)
-
-
-def _take_place(staging: Path, target: Path, stale: Sequence[str]) -> None:
+def _take_place(staging: Path, target: Path, stale: Sequence[str], ours: Collection[Path]) -> None:
     """Put a finished folder where another may be, in one step; in two, or file by file, where that is not possible."""
     try:
-        if not (target.is_dir() and _exchange(staging, target)):
-            _replace(staging, target)
+        old = staging if target.is_dir() and _exchange(staging, target) else _replace(staging, target, stale, ours)
     except OSError as error:
         if error.errno not in _STAYS:
             raise
         inner = target / staging.name
         os.rename(staging, inner)  # if not even that is possible, nothing has been touched yet
         try:
-            _move_in(inner, target, stale)
+            move_in(inner, target, stale, ours)
         finally:
-            shutil.rmtree(inner, ignore_errors=True)
+            remove_tree(inner)
+    else:
+        bring_over(old, target, stale, ours)
+        remove_tree(old)
     _flush_one(target.parent)
 
 
-def _replace(staging: Path, target: Path) -> None:
-    """Put a folder in place by renaming; again while another process puts one there in between."""
+def _replace(staging: Path, target: Path, stale: Sequence[str], ours: Collection[Path]) -> Path:
+    """Put a folder in place by renaming; again while another process puts one there in between.
+
+    Returns:
+        Where the old folder lies now, if there was one.
+    """
     aside = _aside(target)
     for _ in range(10):
         try:
@@ -197,12 +176,14 @@ def _replace(staging: Path, target: Path) -> None:
             if error.errno not in _TAKEN or not target.is_dir():
                 put_back(target)
                 raise
-        shutil.rmtree(aside, ignore_errors=True)
+        if aside.is_dir():
+            bring_over(aside, staging, stale, ours)
+            remove_tree(aside)
         os.rename(target, aside)  # killed after this, `put_back` brings it again
     else:
         put_back(target)
         raise FileExistsError(errno.EEXIST, "other processes write the same folder", str(target))
-    shutil.rmtree(aside, ignore_errors=True)
+    return aside
 
 
 def _exchange(first: Path, second: Path) -> bool:
@@ -217,17 +198,3 @@ def _exchange(first: Path, second: Path) -> bool:
     if number in _CANNOT_EXCHANGE:
         return False
     raise OSError(number, os.strerror(number), str(second))
-
-
-def _move_in(staging: Path, target: Path, stale: Sequence[str]) -> None:
-    """Move finished files into a folder that must stay where it is; its config leaves first and comes last."""
-    logger.info("%s cannot be replaced in one step: its files are, one by one.", target)
-    (target / _CONFIG).unlink(missing_ok=True)
-    for old in [old for old in target.iterdir() if _matches(old.name, stale)]:
-        old.unlink()
-    files = [path for path in staging.rglob("*") if path.is_symlink() or not path.is_dir()]
-    for path in sorted(files, key=lambda path: path == staging / _CONFIG):
-        place = target / path.relative_to(staging)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(path, place)
-    _flush_one(target)
