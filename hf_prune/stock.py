@@ -14,7 +14,17 @@ from .architectures import find_groups
 from .architectures.conventions import CONFIG_COUNTS
 from .architectures.site import setting
 from .errors import PruningError
-from .plan import BLOCK, FORMAT, Record, annotate, encode_units, parent_name, read_record
+from .plan import (
+    BLOCK,
+    FORMAT,
+    Record,
+    encode_units,
+    forget_parts,
+    note,
+    own_configs,
+    parent_name,
+    read_record,
+)
 from .skipping import selected_heads
 from .structure import Group
 
@@ -32,13 +42,15 @@ def write_record(model: nn.Module, record: Record, *, stock: bool = True) -> Non
     """
     if not record:
         return
+    own_configs(model)
     config = getattr(model, "config", None)
     kept = {name: encode_units(*units) for name, units in record.items()}
     if not hasattr(config, "model_type"):  # a module of one's own carries the block itself
-        annotate(model, format=FORMAT, library_version=__version__, kept=kept)
+        note(model, format=FORMAT, library_version=__version__, kept=kept)
         return
     before = read_record(model)
-    annotate(model, kept=kept)  # groups are called by the dense numbers of the layers that are left
+    forget_parts(model)
+    note(model, kept=kept)  # groups are called by the dense numbers of the layers that are left
     groups = find_groups(model)
     stated = {group.name: {record.dense_units(group), _units_before(group, before, record)} for group in groups}
     dense = config_counts(config, groups, lambda group: record.dense_units(group), stated)
@@ -48,9 +60,9 @@ def write_record(model: nn.Module, record: Record, *, stock: bool = True) -> Non
     fits = stock and _builds_shapes(model, small)
     for name, value in small.items() if fits else ():
         setattr(config, name, value)
-    annotate(model, format=FORMAT, library_version=__version__, stock=fits, kept=kept)
+    note(model, format=FORMAT, library_version=__version__, stock=fits, kept=kept)
     if "standalone" in getattr(config, BLOCK):  # a model that was loaded so, and is saved so again
-        annotate(model, standalone=cut_table(model))
+        note(model, standalone=cut_table(model))
 
 
 def _units_before(group: Group, before: Record, record: Record) -> int:

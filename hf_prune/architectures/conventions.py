@@ -282,23 +282,6 @@ EXPERT_COUNTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_nu
 CHOSEN = ("top_k", "num_experts_per_tok", "moe_topk", "moe_top_k", "experts_per_token", "num_selects")
 
 # --- names -----------------------------------------------------------------------------------------------------------
-TOWERS = {
-    "vision_model": "vision",
-    "vision_tower": "vision",
-    "visual": "vision",
-    "image_encoder": "vision",
-    "vision_encoder": "vision",
-    "image_model": "vision",
-    "text_model": "text",
-    "text_encoder": "text",
-    "language_model": "text",
-    "audio_model": "audio",
-    "audio_tower": "audio",
-    "audio_encoder": "audio",
-    "encoder": "encoder",
-    "decoder": "decoder",
-    "qformer": "qformer",
-}
 SUBLISTS = ("ffn", "experts", "norms")  # lists inside a layer: their numbers are not layer numbers
 
 # --- config attributes -----------------------------------------------------------------------------------------------

@@ -56,13 +56,18 @@ def written_config(path: Any, config: Any, arguments: Mapping[str, Any]) -> dict
     from transformers import PretrainedConfig
 
     given = isinstance(config, PretrainedConfig)
-    if path is None or arguments.get("gguf_file") or (given and getattr(config, BLOCK, None) is None):
+    if path is None or arguments.get("gguf_file") or (given and not states_plan(config.to_dict())):
         return {}
     try:
         told, _ = PretrainedConfig.get_config_dict(path if given or not config else config, **hub_arguments(arguments))
     except (OSError, ValueError):  # stock loading says it better
         return dict(vars(config)) if given else {}
     return dict(told)
+
+
+def states_plan(config: Mapping[str, Any]) -> bool:
+    """Whether a written config, or that of a part inside of it, holds a plan."""
+    return BLOCK in config or any(states_plan(one) for one in config.values() if isinstance(one, Mapping))
 
 
 def check_files(path: Any, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> float:
@@ -75,8 +80,7 @@ def check_files(path: Any, config: Mapping[str, Any], arguments: Mapping[str, An
         CheckpointError: A file's name leads elsewhere, a header is damaged, a tensor has a type that no weight has, a
             digest differs, or the config states sizes that the weights are too few for.
     """
-    if BLOCK in config:
-        check_block(config[BLOCK])
+    _check_blocks(config)
     _check_name(config.get("transformers_weights") or WEIGHTS)
     files = _weight_files(path, arguments)
     quantized = bool(config.get("quantization_config") or arguments.get("quantization_config"))
@@ -94,6 +98,14 @@ def check_files(path: Any, config: Mapping[str, Any], arguments: Mapping[str, An
     room = _SPARE + _PER_BYTE * sum(Path(file).stat().st_size for file in files)
     _check_sizes(config, len(types), room)
     return room
+
+
+def _check_blocks(config: Mapping[str, Any]) -> None:
+    if BLOCK in config:
+        check_block(config[BLOCK])
+    for one in config.values():
+        if isinstance(one, Mapping):
+            _check_blocks(one)
 
 
 def check_arrived(model: Any, saved: Any, info: Mapping[str, Any], config: Mapping[str, Any]) -> None:
