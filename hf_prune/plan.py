@@ -268,7 +268,8 @@ def split_tower(name: str) -> tuple[str, str]:
     parts = name.split(".")
     starts = [i for i, part in enumerate(parts) if part in ("layers", "stages")]
     numbers = [i - 1 for i, part in enumerate(parts) if part.isdigit()]
-    at = min([*starts, *numbers], default=0)
+    words = next((i for i, part in enumerate(parts) if part not in TOWERS.values()), 0)  # T5's encoder.attention.heads
+    at = min([*starts, *numbers], default=words)
     return ".".join(parts[:at]), ".".join(parts[at:])
 
 

@@ -55,8 +55,11 @@ def write_record(model: nn.Module, record: Record, *, stock: bool = True) -> Non
     stated = {group.name: {record.dense_units(group), _units_before(group, before, record)} for group in groups}
     dense = config_counts(config, groups, lambda group: record.dense_units(group), stated)
     small = config_counts(config, groups, lambda group: group.units, stated)
-    for name, value in dense.items():
-        setattr(config, name, value)
+    if any(setting(config, name) != value for name, value in dense.items()) and _builds_dense(
+        model, dense, groups, record
+    ):
+        for name, value in dense.items():
+            setattr(config, name, value)
     fits = stock and _builds_shapes(model, small)
     for name, value in small.items() if fits else ():
         setattr(config, name, value)
@@ -108,6 +111,20 @@ def _builds_shapes(model: nn.Module, changes: Mapping[str, int]) -> bool:
         return False
     mine, theirs = model.state_dict(), stock.state_dict()
     return mine.keys() == theirs.keys() and all(mine[key].shape == theirs[key].shape for key in mine)
+
+
+def _builds_dense(model: nn.Module, changes: Mapping[str, int], groups: Sequence[Group], record: Record) -> bool:
+    """Whether the stock class, built from the changed config, has the dense model's units.
+
+    Of MiMo's layers some have twice the key/value heads that its config states: the number alone does not tell which.
+    """
+    try:
+        built = find_groups(stock_twin(model, changes))
+    except Exception:  # a class that refuses these counts does not mean them
+        return False
+    units = {(group.kind, group.slices[0].parameter): group.units for group in built if group.slices}
+    mine = {(group.kind, group.slices[0].parameter): record.dense_units(group) for group in groups if group.slices}
+    return all(units.get(key, number) == number for key, number in mine.items())
 
 
 def stock_twin(model: Any, changes: Mapping[str, int]) -> Any:

@@ -131,7 +131,7 @@ def _whole(model: Any, told: Mapping[str, Any]) -> Any:
     kind = getattr(transformers, str(name), None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise CheckpointError(
-            f"{type(model).__name__} must be what was saved, or a part of it that transformers has. Received: {name!s:.80}"
+            f"{type(model).__name__} must be what was saved, or a part of what transformers has. Received: {name!s:.80}"
         )
     config = kind.config_class.from_dict(copy.deepcopy(dict(told)))  # type: ignore[union-attr]
     with torch.random.fork_rng(devices=[]), torch.device("meta"):

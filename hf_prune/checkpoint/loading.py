@@ -7,12 +7,12 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial, wraps
 from importlib import import_module
 from pathlib import Path
-from threading import Lock
+from threading import Lock, RLock
 from types import FrameType
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..errors import CheckpointError
 from ..folders import put_back
 from ..plan import BLOCK
 from .applying import apply_plan, apply_plans
+from .classes import saved_class
 from .legacy import adopt_legacy_heads
 from .reading import check_arrived, check_files, clear_errors, hub_arguments, refuse_pickle, states_plan, written_config
 from .standalone import forget_standalone
@@ -34,41 +35,29 @@ def load_pruned(path_or_repo: str | Path, *, model_class: Any = None, **from_pre
     Args:
         path_or_repo: A folder, or a name on the Hub.
         model_class: Another class, such as a base model or another head; ``None`` takes ``config.architectures``.
-        **from_pretrained_kwargs: Passed on: ``dtype``, ``device_map``, ``revision``, ``token`` …
+        **from_pretrained_kwargs: Passed on: ``dtype``, ``device_map``, ``revision``, ``token`` …; a class whose code
+            lies in the folder needs ``trust_remote_code=True``, as it does everywhere.
 
     Returns:
         The small model.
 
     Raises:
-        CheckpointError: The plan does not fit the model, or the config names no class.
+        CheckpointError: The plan does not fit the model, or the config names no class; or the class' code lies in
+            the folder, and is not trusted.
     """
     put_back(path_or_repo)
     refuse_pickle(path_or_repo)
     if model_class is None:
-        model_class = _saved_class(path_or_repo, from_pretrained_kwargs)
+        model_class = saved_class(path_or_repo, from_pretrained_kwargs)
     load = partial(model_class.from_pretrained, path_or_repo)
     config = written_config(path_or_repo, None, from_pretrained_kwargs)
-    with _cut_after_init(model_class):
+    with _loading, _cut_after_init(model_class):
         if states_plan(config):  # the hook checks it
             return load(**from_pretrained_kwargs)
         return _load_checked(load, model_class, path_or_repo, config, from_pretrained_kwargs)
 
 
-def _saved_class(path: Any, arguments: dict[str, Any]) -> Any:
-    import transformers
-
-    loading = {**hub_arguments(arguments), "trust_remote_code": arguments.get("trust_remote_code")}
-    with clear_errors(path) if Path(path).is_dir() else nullcontext():
-        config = transformers.AutoConfig.from_pretrained(path, **loading)
-    names = config.architectures if isinstance(config.architectures, list) else None
-    model_class = getattr(transformers, str((names or ["?"])[0]), None)
-    if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
-        raise CheckpointError(
-            f"config.architectures must name a class of transformers. Received: {(names or ['?'])[0]!s:.80}"
-        )
-    return model_class
-
-
+_loading = RLock()  # one at a time: transformers 4 patches torch for all threads while it builds a model
 _lock, _loads = Lock(), Counter[type]()
 
 
@@ -154,8 +143,11 @@ def enable_loading(modeling_utils: Any = None) -> None:
     def from_pretrained(cls: Any, path: Any, *args: Any, **arguments: Any) -> Any:
         load = partial(stock_load.__func__, cls, path, *args)
         config = written_config(path, arguments.get("config"), arguments)
-        with _reading(config), _cut_after_init(cls) if states_plan(config) else nullcontext():
-            return _load_checked(load, cls, path, config, arguments) if states_plan(config) else load(**arguments)
+        if not states_plan(config):
+            with _reading(None):
+                return load(**arguments)
+        with _loading, _reading(config), _cut_after_init(cls):
+            return _load_checked(load, cls, path, config, arguments)
 
     base.post_init, base.from_pretrained = post_init, classmethod(from_pretrained)
 
@@ -212,7 +204,7 @@ def _try_to_build(model_class: Any, path: Any, arguments: dict[str, Any]) -> Non
 
 
 @contextmanager
-def _reading(config: dict[str, Any]) -> Iterator[None]:
+def _reading(config: dict[str, Any] | None) -> Iterator[None]:
     token = _folder.set(config)
     try:
         yield

@@ -14,6 +14,7 @@ from ..plan import BLOCK, read_record
 from ..sharding import check_whole
 from ..skipping import is_only_masked
 from ..stock import write_record
+from .classes import register_code
 from .padding import pad_to_stock
 from .reading import CONFIG, write_digests
 from .standalone import FILE, forget_standalone, state_standalone
@@ -60,6 +61,7 @@ def save_pruned(
     if stock not in ("auto", "never", "require"):
         raise PruningError(f"stock must be 'auto', 'never' or 'require'. Received: {stock!r}")
     _check_masks(model)
+    register_code(model)
     record = read_record(model)
     write_record(model, record, stock=stock != "never")
     fits = not record or getattr(model.config, BLOCK)["stock"]
