@@ -133,9 +133,10 @@ def _whole(model: Any, told: Mapping[str, Any]) -> Any:
         raise CheckpointError(
             f"{type(model).__name__} must be what was saved, or a part of what transformers has. Received: {name!s:.80}"
         )
-    config = kind.config_class.from_dict(copy.deepcopy(dict(told)))  # type: ignore[union-attr]
+    whole_class: Any = kind
+    config = whole_class.config_class.from_dict(copy.deepcopy(dict(told)))
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        whole = kind(config)
+        whole = whole_class(config)
     apply_plans(whole)
     return whole
 

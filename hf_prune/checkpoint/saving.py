@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..adapters import adapted
+from ..architectures import find_groups
 from ..errors import PruningError
 from ..folders import whole_folder
-from ..plan import BLOCK, read_record
+from ..plan import BLOCK, Record, pruned_parts, read_record
 from ..sharding import check_whole
 from ..skipping import is_only_masked
 from ..stock import write_record
@@ -63,6 +64,7 @@ def save_pruned(
     _check_masks(model)
     register_code(model)
     record = read_record(model)
+    _check_parts(model, record)
     write_record(model, record, stock=stock != "never")
     fits = not record or getattr(model.config, BLOCK)["stock"]
     written = pad_to_stock(model) if stock == "require" and not fits else model
@@ -111,6 +113,16 @@ def _check_masks(model: Any) -> None:
         raise PruningError(
             "Masks of torch.nn.utils.prune rename weights: call hf_prune.adopt_torch_masks(model) first. "
             f"Received: {', '.join(torch_masked[:4])}"
+        )
+
+
+def _check_parts(model: Any, record: Record) -> None:
+    """Refuse a composite whose pruned parts lost what no group of the whole is called like: it would not load."""
+    unknown = record.keys() - {group.name for group in find_groups(model)} if [*pruned_parts(model)] else set()
+    if unknown:
+        raise PruningError(
+            f"What parts of a composite lost before must have a name in the whole: save the parts of this "
+            f"{type(model).__name__} one by one, and compose them again. Received: {sorted(unknown)[:4]}"
         )
 
 
