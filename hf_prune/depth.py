@@ -22,7 +22,7 @@ from .architectures.conventions import (
 from .architectures.layers import configs_of, layer_count
 from .architectures.site import setting
 from .errors import PruningError
-from .plan import BLOCK, transformers_part
+from .plan import BLOCK, own_configs, transformers_part
 from .skipping import INDICES
 from .structure import Group, Kept
 
@@ -40,6 +40,7 @@ def drop_modules(model: nn.Module, groups: Sequence[Group], live_kept: Kept) -> 
         parent = group.modules[0].rpartition(".")[0]
         modules: Any = model.get_submodule(parent)
         if group.kind == "layer":
+            own_configs(model)
             for config in configs_of(model, parent):
                 _tell(config, group, stays)
         for unit in reversed(range(group.units)):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +26,24 @@ _TYPES: dict[str, type] = {
     "standalone": dict,
     "weights": dict,
     "dense": dict,
+}
+# what modules that hold a tower are called: the first words of our names
+TOWERS = {
+    "vision_model": "vision",
+    "vision_tower": "vision",
+    "visual": "vision",
+    "image_encoder": "vision",
+    "vision_encoder": "vision",
+    "image_model": "vision",
+    "text_model": "text",
+    "text_encoder": "text",
+    "language_model": "text",
+    "audio_model": "audio",
+    "audio_tower": "audio",
+    "audio_encoder": "audio",
+    "encoder": "encoder",
+    "decoder": "decoder",
+    "qformer": "qformer",
 }
 _PLACES = 4  # of how many groups a tensor's axis is at most: heads, their KV groups, the branch, the layer
 _TEXT = re.compile(r"(\d{1,7}(-\d{1,7})?(,\d{1,7}(-\d{1,7})?)*)? ?of (\d{1,7})")  # 7 digits: no text asks for gigabytes
@@ -220,7 +239,7 @@ def read_record(model: nn.Module) -> Record:
     """
     block = read_block(model)
     if block is None:
-        return Record()
+        return _record_of_parts(model)
     check_block(block)
     kept = block.get("kept", {})
     room = _PLACES * sum(max(tensor.shape, default=1) for tensor in model.parameters())
@@ -233,6 +252,47 @@ def read_record(model: nn.Module) -> Record:
 def read_block(model: nn.Module) -> Any:
     """Return the block that a model carries, unchecked; ``None`` where it carries none."""
     return getattr(_holder(model), BLOCK, None)
+
+
+def _record_of_parts(model: nn.Module) -> Record:
+    """Return what the models that a composite was made of had lost before, under the names that it has here."""
+    result = Record()
+    for path, part in pruned_parts(model):
+        towers = dict.fromkeys(TOWERS[name] for name in path.split(".") if name in TOWERS)
+        for name, units in read_record(part).items():
+            tower, inside = split_tower(name)
+            mine = [*dict.fromkeys([*towers, *(tower.split(".") if tower else ())])]
+            mine = mine[:-1] if len(mine) > 1 and mine[-1] == "encoder" else mine
+            result[".".join([*mine, inside])] = units
+    return result
+
+
+def pruned_parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield path and module of each part of a composite that came with a plan of its own, the outermost ones."""
+    if not hasattr(getattr(model, "config", None), "model_type") or getattr(model.config, BLOCK, None) is not None:
+        return
+    found: tuple[str, ...] = ()
+    for path, module in model.named_modules():
+        config = vars(module).get("config")
+        if path.startswith(found) or not hasattr(config, "model_type") or getattr(config, BLOCK, None) is None:
+            continue
+        found = (*found, f"{path}.")
+        yield path, module
+
+
+def split_tower(name: str) -> tuple[str, str]:
+    """Split a group's name into its tower, which may be empty, and what is inside of it.
+
+    Example:
+        >>> split_tower("encoder.layers.0.mlp.neurons")
+        ('encoder', 'layers.0.mlp.neurons')
+    """
+    parts = name.split(".")
+    starts = [i for i, part in enumerate(parts) if part in ("layers", "stages")]
+    numbers = [i - 1 for i, part in enumerate(parts) if part.isdigit()]
+    words = next((i for i, part in enumerate(parts) if part not in TOWERS.values()), 0)  # T5's encoder.attention.heads
+    at = min([*starts, *numbers], default=words)
+    return ".".join(parts[:at]), ".".join(parts[at:])
 
 
 def check_block(block: Any) -> None:
@@ -258,7 +318,43 @@ def annotate(model: nn.Module, **notes: Any) -> None:
     """Add keys such as ``recipe`` and ``base_model`` to the block in the model's config; ``None`` adds nothing."""
     told = {key: value for key, value in notes.items() if value is not None}
     if told:
-        setattr(_holder(model), BLOCK, {**new_block(), **(read_block(model) or {}), **told})
+        own_configs(model)
+        note(model, **told)
+
+
+def note(model: nn.Module, **told: Any) -> None:
+    """Add keys to the block of a model whose configs are its own already."""
+    setattr(_holder(model), BLOCK, {**new_block(), **(read_block(model) or {}), **told})
+
+
+def forget_parts(model: nn.Module) -> None:
+    """Take the blocks out of a composite's parts: from now on its own speaks for all."""
+    configs = [part.config for _, part in pruned_parts(model)]
+    configs += configs_inside(getattr(model, "config", None))
+    for config in configs:
+        if BLOCK in vars(config):
+            delattr(config, BLOCK)
+
+
+def configs_inside(config: Any) -> Iterator[Any]:
+    """Yield the configs of parts that a config holds, and those inside of them."""
+    for value in vars(config).values() if hasattr(config, "model_type") else ():
+        if hasattr(value, "model_type") and hasattr(value, "to_dict"):
+            yield value
+            yield from configs_inside(value)
+
+
+def own_configs(model: nn.Module) -> None:
+    """Give a model configs of its own, before anything is written into them.
+
+    `AutoModel.from_config` hands one config object to every model that is made of it. What is one object inside this
+    model stays one.
+    """
+    copies: dict[int, Any] = {}
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if hasattr(value, "model_type") and hasattr(value, "to_dict") and not isinstance(value, nn.Module):
+                vars(module)[name] = copy.deepcopy(value, copies)
 
 
 def new_block() -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .architectures import find_groups, inspect_model
 from .depth import check_depth
 from .errors import PruningError
+from .plan import read_record
 from .removal import mask_units, shrink
 from .structure import Group
 
@@ -63,12 +64,14 @@ def verify(model: nn.Module, inputs: Mapping[str, Any], *, seed: int = 0) -> Ver
         >>> verify(model, tokenizer("a sentence", return_tensors="pt")).passed  # doctest: +SKIP
         True
     """
-    groups = find_groups(model)
+    groups, record = find_groups(model), read_record(model)
+    numbers = {group.name: record.dense_numbers(group) for group in groups}
     kinds = list(dict.fromkeys(group.kind for group in groups))
     differences, effects, failures = dict[str, float](), dict[str, float](), dict[str, str]()
     dense = output_of(copy.deepcopy(model), inputs)
     for name, wanted in [*((kind, [kind]) for kind in kinds), ("all", kinds)]:
-        plan = random_plan(model, [group for group in groups if group.kind in wanted], seed)
+        live = random_plan(model, [group for group in groups if group.kind in wanted], seed)
+        plan = {group: [numbers[group][unit] for unit in units] for group, units in live.items()}
         if not plan:
             continue
         try:
@@ -82,7 +85,7 @@ def verify(model: nn.Module, inputs: Mapping[str, Any], *, seed: int = 0) -> Ver
 
 
 def random_plan(model: nn.Module, groups: Sequence[Group], seed: int) -> dict[str, list[int]]:
-    """Draw units to keep, between one and all but one where a group has several; KV groups and heads agree.
+    """Draw live units to keep, between one and all but one where a group has several; KV groups and heads agree.
 
     Of each list of layers one goes that the config can do without, and about a third of all branches.
     """

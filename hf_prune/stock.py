@@ -15,7 +15,18 @@ from .architectures import find_groups
 from .architectures.conventions import CONFIG_COUNTS
 from .architectures.site import setting
 from .errors import PruningError
-from .plan import BLOCK, FORMAT, Record, annotate, encode_units, parent_name, read_record, transformers_part
+from .plan import (
+    BLOCK,
+    FORMAT,
+    Record,
+    encode_units,
+    forget_parts,
+    note,
+    own_configs,
+    parent_name,
+    read_record,
+    transformers_part,
+)
 from .skipping import selected_heads
 from .structure import Group
 
@@ -34,27 +45,32 @@ def write_record(model: nn.Module, record: Record, *, stock: bool = True) -> Non
     if not record:
         return
     model = transformers_part(model)
+    own_configs(model)
     config = getattr(model, "config", None)
     kept = {name: encode_units(*units) for name, units in record.items()}
     if not hasattr(config, "model_type"):  # a module of one's own carries the block itself
-        annotate(model, format=FORMAT, library_version=__version__, kept=kept)
+        note(model, format=FORMAT, library_version=__version__, kept=kept)
         return
     before = read_record(model)
     if before != record:
         mark_changed(model)
-    annotate(model, kept=kept)  # groups are called by the dense numbers of the layers that are left
+    forget_parts(model)
+    note(model, kept=kept)  # groups are called by the dense numbers of the layers that are left
     groups = find_groups(model)
     stated = {group.name: {record.dense_units(group), _units_before(group, before, record)} for group in groups}
     dense = config_counts(config, groups, lambda group: record.dense_units(group), stated)
     small = config_counts(config, groups, lambda group: group.units, stated)
-    for name, value in dense.items():
-        setattr(config, name, value)
+    if any(setting(config, name) != value for name, value in dense.items()) and _builds_dense(
+        model, dense, groups, record
+    ):
+        for name, value in dense.items():
+            setattr(config, name, value)
     fits = stock and _builds_shapes(model, small)
     for name, value in small.items() if fits else ():
         setattr(config, name, value)
-    annotate(model, format=FORMAT, library_version=__version__, stock=fits, kept=kept)
+    note(model, format=FORMAT, library_version=__version__, stock=fits, kept=kept)
     if "standalone" in getattr(config, BLOCK):  # a model that was loaded so, and is saved so again
-        annotate(model, standalone=cut_table(model))
+        note(model, standalone=cut_table(model))
 
 
 def _units_before(group: Group, before: Record, record: Record) -> int:
@@ -75,8 +91,11 @@ def config_counts(
     An attribute counts only if it states now what the dense model has, or what the model had before this cut.
     """
     result: dict[str, int] = {}
+    of_kv = CONFIG_COUNTS["kv_group"] if any(group.kind == "kv_group" for group in groups) else ()
     for kind, attributes in CONFIG_COUNTS.items():
         for name in attributes:
+            if kind == "head" and name in of_kv:  # MiMo's layers have KV heads of two numbers, heads of one
+                continue
             tower = name.partition("_")[0]
             mine = [
                 group
@@ -100,6 +119,20 @@ def _builds_shapes(model: nn.Module, changes: Mapping[str, int]) -> bool:
         return False
     mine, theirs = model.state_dict(), stock.state_dict()
     return mine.keys() == theirs.keys() and all(mine[key].shape == theirs[key].shape for key in mine)
+
+
+def _builds_dense(model: nn.Module, changes: Mapping[str, int], groups: Sequence[Group], record: Record) -> bool:
+    """Whether the stock class, built from the changed config, has the dense model's units.
+
+    Of MiMo's layers some have twice the key/value heads that its config states: the number alone does not tell which.
+    """
+    try:
+        built = find_groups(stock_twin(model, changes))
+    except Exception:  # a class that refuses these counts does not mean them
+        return False
+    units = {(group.kind, group.slices[0].parameter): group.units for group in built if group.slices}
+    mine = {(group.kind, group.slices[0].parameter): record.dense_units(group) for group in groups if group.slices}
+    return all(units.get(key) == number for key, number in mine.items())
 
 
 def stock_twin(model: Any, changes: Mapping[str, int]) -> Any:

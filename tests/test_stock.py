@@ -11,6 +11,7 @@ import sys
 
 import pytest
 import torch
+import transformers
 import zoo
 from models import (
     BUILD,
@@ -153,3 +154,21 @@ def test_only_the_dense_shape_is_no_answer(tmp_path):
     heads = {name: units for name, units in UNEVEN.items() if name.endswith("heads")}
     with pytest.raises(PruningError, match="the nearest shape that it can say is the dense one"):
         save_pruned(shrink(build_bert(), heads), tmp_path, stock="require")
+
+
+@pytest.mark.skipif(not hasattr(transformers, "MiMoV2FlashForCausalLM"), reason="transformers 4 has no such model")
+@pytest.mark.parametrize(
+    "plan",
+    [
+        {"layers.1.attention.kv_groups": [0, 1]},
+        {"layers": [1], "layers.1.attention.kv_groups": [0, 1]},
+        {f"layers.{i}.attention.kv_groups": [i % 2] for i in range(3)},
+    ],
+)
+def test_layers_with_different_numbers_of_kv_heads_are_saved_and_loaded(plan, tmp_path):
+    model = zoo.build("mimo_v2_flash", "causal_lm")
+    batch = zoo.inputs(model)
+    for name, kept in plan.items():  # one after another, as training does
+        shrink(model, {name: kept})
+    loaded = load_pruned(save_pruned(model, tmp_path), dtype=torch.float32)
+    torch.testing.assert_close(loaded.eval()(**batch).logits, model.eval()(**batch).logits)

@@ -170,6 +170,7 @@ HEAD_ARGUMENTS: dict[str, tuple[tuple[str, str], ...]] = {
     "MPNetSelfAttention": (("position_bias", "1"),),
     "LayoutLMv3SelfAttention": (("position_bias", "1"), ("rel_pos", "1"), ("rel_2d_pos", "1")),
     "ProphetNetAttention": (("attention_mask", "1"),),
+    "XLMProphetNetAttention": (("attention_mask", "1"),),
     "CpmAntAttention": (("position_bias", "1"),),
     "BeitAttention": (("attention_mask", "1"),),  # on transformers 5 the shared position bias is added to it
     "BeitSelfAttention": (("relative_position_bias", "1"),),
@@ -204,6 +205,10 @@ BRANCHLESS: dict[str, str] = {
     "HrmTextAttention": "its layers run several times for one token",
     "HYV4Attention": "later layers read which tokens it chose",
     "LongcatFlashDecoderLayer": "its layers hold two attentions each",
+    "XLMProphetNetAttention": "its layers read what it returns beside",
+    "XLMProphetNetNgramSelfAttention": "its layers read what it returns beside",
+    "XLMProphetNetEncoderLayer": "its layers return tuples of their own",
+    "XLMProphetNetDecoderLayer": "its layers return tuples of their own",
     "LiltLayer": "it computes two streams at once",
     "RwkvBlock": "it hands on a state of its own",
     "ZambaMambaDecoderLayer": "which layers are hybrid follows from numbers in the config",
@@ -282,23 +287,6 @@ EXPERT_COUNTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_nu
 CHOSEN = ("top_k", "num_experts_per_tok", "moe_topk", "moe_top_k", "experts_per_token", "num_selects")
 
 # --- names -----------------------------------------------------------------------------------------------------------
-TOWERS = {
-    "vision_model": "vision",
-    "vision_tower": "vision",
-    "visual": "vision",
-    "image_encoder": "vision",
-    "vision_encoder": "vision",
-    "image_model": "vision",
-    "text_model": "text",
-    "text_encoder": "text",
-    "language_model": "text",
-    "audio_model": "audio",
-    "audio_tower": "audio",
-    "audio_encoder": "audio",
-    "encoder": "encoder",
-    "decoder": "decoder",
-    "qformer": "qformer",
-}
 SUBLISTS = ("ffn", "experts", "norms")  # lists inside a layer: their numbers are not layer numbers
 
 # --- config attributes -----------------------------------------------------------------------------------------------

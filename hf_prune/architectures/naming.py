@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from .conventions import CROSS_ATTENTIONS, SUBLISTS, TOWERS
+from ..plan import TOWERS
+from .conventions import CROSS_ATTENTIONS, SUBLISTS
 
 
 def layer_numbers(path: str) -> list[int]:

@@ -5,26 +5,27 @@ from __future__ import annotations
 import copy
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial, wraps
 from importlib import import_module
 from pathlib import Path
-from threading import RLock
+from threading import Lock, RLock
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..architectures import find_groups
-from ..errors import CheckpointError, PruningError, UnsupportedModelError
+from ..errors import CheckpointError, PruningError
 from ..folders import put_back
 from ..given import check_given
-from ..plan import BLOCK, close_kept, read_record
-from ..removal import cut
+from ..plan import BLOCK
+from .applying import apply_plan, apply_plans
 from .bounds import bounded_parts
+from .classes import saved_class
 from .legacy import adopt_legacy_heads
 from .reading import (
     check_arrived,
@@ -33,6 +34,7 @@ from .reading import (
     clear_errors,
     hub_arguments,
     refuse_pickle,
+    states_plan,
     written_config,
 )
 from .standalone import forget_standalone
@@ -64,13 +66,15 @@ def load_pruned(path_or_repo: str | Path, *, model_class: Any = None, **from_pre
     Args:
         path_or_repo: A folder, or a name on the Hub.
         model_class: Another class, such as a base model or another head; ``None`` takes ``config.architectures``.
-        **from_pretrained_kwargs: Passed on: ``dtype``, ``device_map``, ``revision``, ``token`` …
+        **from_pretrained_kwargs: Passed on: ``dtype``, ``device_map``, ``revision``, ``token`` …; a class whose code
+            lies in the folder needs ``trust_remote_code=True``, as it does everywhere.
 
     Returns:
         The small model.
 
     Raises:
-        CheckpointError: The plan does not fit the model, or the config names no class.
+        CheckpointError: The plan does not fit the model, or the config names no class; or the class' code lies in
+            the folder, and is not trusted.
     """
     put_back(path_or_repo)
     refuse_pickle(path_or_repo)
@@ -84,84 +88,70 @@ def load_pruned(path_or_repo: str | Path, *, model_class: Any = None, **from_pre
             "with model_class=AutoModel. Received: modules.json"
         )
     if model_class is None:
-        model_class = _saved_class(path_or_repo, from_pretrained_kwargs)
-    with _enabled(), _cut_after_init(model_class):
+        model_class = saved_class(path_or_repo, from_pretrained_kwargs)
+    with _enabled(), _loading, _cut_after_init(model_class):
         load = partial(model_class.from_pretrained, path_or_repo)
-        if BLOCK in config:  # the hook checks it
+        if states_plan(config):  # the hook checks it
             return load(**from_pretrained_kwargs)
         return _load_checked(load, model_class, path_or_repo, config, from_pretrained_kwargs)
 
 
-def _saved_class(path: Any, arguments: dict[str, Any]) -> Any:
-    import transformers
-
-    loading = {**hub_arguments(arguments), "trust_remote_code": arguments.get("trust_remote_code")}
-    with clear_errors(path) if Path(path).is_dir() else nullcontext():
-        config = transformers.AutoConfig.from_pretrained(path, **loading)
-    names = config.architectures if isinstance(config.architectures, list) else None
-    model_class = getattr(transformers, str((names or ["?"])[0]), None)
-    if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
-        raise CheckpointError(
-            f"config.architectures must name a class of transformers. Received: {(names or ['?'])[0]!s:.80}"
-        )
-    return model_class
+_loading = RLock()  # one at a time: transformers 4 patches torch for all threads while it builds a model
+_lock, _loads = Lock(), Counter[type]()
 
 
 @contextmanager
 def _cut_after_init(model_class: Any) -> Iterator[None]:
-    """Cut models of this class when their constructor ends: on transformers 4 a few never call `post_init`."""
-    stock = model_class.__init__
+    """Cut models of this class when their constructor ends: on transformers 4 a few never call `post_init`.
+
+    However loads overlap in threads, the class is wrapped once, and the last one to leave unwraps it.
+    """
+    with _lock:
+        _loads[model_class] += 1
+        if _loads[model_class] == 1:
+            _wrap_init(model_class)
+    try:
+        yield
+    finally:
+        with _lock:
+            _loads[model_class] -= 1
+            if not _loads[model_class]:
+                del _loads[model_class]
+                model_class.__init__.unwrap()
+
+
+def _wrap_init(model_class: Any) -> None:
+    own, stock = "__init__" in vars(model_class), model_class.__init__
 
     @wraps(stock)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         stock(self, *args, **kwargs)
-        if _stock_post_init is not None and type(self) is model_class and not getattr(self, _CUT, False):
-            apply_plan(self)
+        if _stock_post_init is not None and type(self) is model_class:
+            _finish(self, sys._getframe(1))
 
+    def unwrap() -> None:
+        if own:
+            model_class.__init__ = stock
+        else:
+            del model_class.__init__
+
+    __init__.unwrap = unwrap  # type: ignore[attr-defined]
     model_class.__init__ = __init__
-    try:
-        yield
-    finally:
-        model_class.__init__ = stock
 
 
-def apply_plan(model: Any) -> None:
-    """Cut a model that was just built dense to the plan in its config; what already has its size is left alone.
-
-    Raises:
-        CheckpointError: The plan names groups or units that this model does not have.
-    """
-    if getattr(model.config, BLOCK, None) is None:
+def _finish(model: Any, frame: FrameType | None) -> None:
+    """Cut a model that is whole now to its plan: the root, or a part that brings a plan of its own."""
+    if getattr(model, _CUT, False):
         return
-    record = read_record(model)
-    if not record:
+    around = [*_builders(model, frame)]
+    if not around:
+        adopt_legacy_heads(model)
+        apply_plans(model, _folder.get())
         _check_room(model)
-        return
-    try:
-        groups = {group.name: group for group in find_groups(model)}
-    except UnsupportedModelError as error:
-        raise CheckpointError(f"{BLOCK} is for a model with prunable groups. {error}") from error
-    unknown = [name for name in record if name not in groups]
-    if unknown:
-        raise CheckpointError(
-            f"{BLOCK}.kept names groups that {type(model).__name__} does not have. Received: {str(unknown[:4])[:200]}"
-        )
-    live: dict[str, list[int]] = {}
-    stock = getattr(model.config, BLOCK).get("stock", False)
-    for name, (units, dense) in record.items():
-        if groups[name].units not in ((len(units),) if stock else (dense, len(units))):
-            raise CheckpointError(
-                f"{BLOCK}.kept['{name}'] is for {dense} units, {type(model).__name__} has {groups[name].units}. "
-                f"Received: {getattr(model.config, BLOCK)['kept'][name]!r:.80}"
-            )
-        if groups[name].units == dense and not stock:
-            live[name] = units
-    try:
-        with torch.device("cpu"):  # from_pretrained builds under a meta device, where index arithmetic has no values
-            cut(model, list(groups.values()), close_kept(list(groups.values()), live))
-    except PruningError as error:
-        raise CheckpointError(f"{BLOCK}.kept cannot be applied to {type(model).__name__}: {error}") from error
-    _check_room(model)
+    elif all(getattr(one.config, BLOCK, None) is None for one in around):
+        apply_plan(model)
+    if getattr(model.config, BLOCK, None) is not None:
+        setattr(model, _CUT, True)
 
 
 # the hooks: right after the root model is built, and before any weight arrives, it is cut to its config's plan; what
@@ -169,6 +159,7 @@ def apply_plan(model: Any) -> None:
 _stock_post_init: Callable[[Any], None] | None = None
 _stock_from_pretrained: Any = None
 _room: ContextVar[float] = ContextVar("parameters of the model that is being loaded", default=math.inf)
+_folder: ContextVar[dict[str, Any] | None] = ContextVar("the config of the folder that is being loaded", default=None)
 _CUT = "_hf_prune_cut"  # says of a model, or of a class that does it itself, that its constructor has cut it
 
 
@@ -185,18 +176,17 @@ def enable_loading(modeling_utils: Any = None) -> None:
     @wraps(stock)
     def post_init(self: Any) -> None:
         stock(self)
-        if getattr(self, _CUT, False) or _is_nested(self, sys._getframe(1)):
-            return
-        adopt_legacy_heads(self)
-        if getattr(self.config, BLOCK, None) is not None:
-            apply_plan(self)
-            setattr(self, _CUT, True)
+        _finish(self, sys._getframe(1))
 
     @wraps(stock_load.__func__)
     def from_pretrained(cls: Any, path: Any, *args: Any, **arguments: Any) -> Any:
         load = partial(stock_load.__func__, cls, path, *args)
         config = written_config(path, arguments.get("config"), arguments)
-        return _load_checked(load, cls, path, config, arguments) if BLOCK in config else load(**arguments)
+        if not states_plan(config):
+            with _reading(None):
+                return load(**arguments)
+        with _loading, _reading(config), _cut_after_init(cls):
+            return _load_checked(load, cls, path, config, arguments)
 
     base.post_init, base.from_pretrained = post_init, classmethod(from_pretrained)
 
@@ -244,7 +234,7 @@ def _load_checked(
             _try_to_build(model_class, path, arguments)
         model, info = load(output_loading_info=True, **arguments)
         check_arrived(model, saved, info, vars(model.config))
-    if BLOCK in config:
+    if getattr(model.config, BLOCK, None) is not None:
         getattr(model.config, BLOCK).pop("digests", None)  # of the files; the live model's tensors will change
     forget_standalone(model)
     return (model, info) if told else model
@@ -273,6 +263,15 @@ def _try_to_build(model_class: Any, path: Any, arguments: dict[str, Any]) -> Non
 
 
 @contextmanager
+def _reading(config: dict[str, Any] | None) -> Iterator[None]:
+    token = _folder.set(config)
+    try:
+        yield
+    finally:
+        _folder.reset(token)
+
+
+@contextmanager
 def _bounded(parameters: float, tensors: int) -> Iterator[None]:
     token = _room.set(parameters)
     try:
@@ -291,15 +290,14 @@ def _check_room(model: Any) -> None:
         )
 
 
-def _is_nested(model: nn.Module, frame: FrameType | None) -> bool:
-    """Whether another model's constructor is building this one: only the root is cut, once it is whole.
+def _builders(model: nn.Module, frame: FrameType | None) -> Iterator[Any]:
+    """Yield the models whose constructors are building this one.
 
     Reading the stack keeps no state, so that a constructor that raised cannot disturb later ones.
     """
     kind = sys.modules["transformers.modeling_utils"].PreTrainedModel
     while frame is not None:
         owner = frame.f_locals.get("self") if frame.f_code.co_name == "__init__" else None
-        if isinstance(owner, kind) and owner is not model:
-            return True
+        if isinstance(owner, kind) and owner is not model and hasattr(owner, "config"):
+            yield owner
         frame = frame.f_back
-    return False

@@ -56,7 +56,7 @@ def written_config(path: Any, config: Any, arguments: Mapping[str, Any]) -> dict
     from transformers import PretrainedConfig
 
     given = isinstance(config, PretrainedConfig)
-    if path is None or arguments.get("gguf_file") or (given and getattr(config, BLOCK, None) is None):
+    if path is None or arguments.get("gguf_file") or (given and not states_plan(config.to_dict())):
         return {}
     check_json_size(Path(str(path), str(arguments.get("subfolder") or ""), CONFIG))
     try:
@@ -67,6 +67,11 @@ def written_config(path: Any, config: Any, arguments: Mapping[str, Any]) -> dict
         return dict(vars(config)) if given else {}
     check_depth(told, CONFIG)
     return dict(told)
+
+
+def states_plan(config: Mapping[str, Any]) -> bool:
+    """Whether a written config, or that of a part inside of it, holds a plan."""
+    return BLOCK in config or any(states_plan(one) for one in config.values() if isinstance(one, Mapping))
 
 
 def check_files(path: Any, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[float, int]:
@@ -80,8 +85,7 @@ def check_files(path: Any, config: Mapping[str, Any], arguments: Mapping[str, An
         CheckpointError: A file's name leads elsewhere, a header is damaged, a tensor has a type that no weight has, a
             digest differs, or the config states sizes that the weights are too few for.
     """
-    if BLOCK in config:
-        check_block(config[BLOCK])
+    _check_blocks(config)
     _check_name(config.get("transformers_weights") or WEIGHTS)
     files = _weight_files(path, config, arguments)
     quantized = bool(arguments.get("quantization_config")) or is_quantized(config)
@@ -137,6 +141,14 @@ def is_quantized(config: Mapping[str, Any]) -> bool:
         return bool(AutoHfQuantizer.supports_quant_method(stated))
     except (ValueError, TypeError):  # no method, or one that is no text
         return False
+
+
+def _check_blocks(config: Mapping[str, Any]) -> None:
+    if BLOCK in config:
+        check_block(config[BLOCK])
+    for one in config.values():
+        if isinstance(one, Mapping):
+            _check_blocks(one)
 
 
 def check_arrived(model: Any, saved: Any, info: Mapping[str, Any], config: Mapping[str, Any]) -> None:

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..adapters import adapted
+from ..architectures import find_groups
 from ..errors import PruningError
 from ..folders import whole_folder
 from ..given import check_given, check_model
-from ..plan import BLOCK, of_sentence_transformers, read_record
+from ..plan import BLOCK, Record, of_sentence_transformers, pruned_parts, read_record
 from ..sharding import check_whole
 from ..skipping import is_only_masked
 from ..stock import write_record
+from .classes import register_code
 from .padding import pad_to_stock
 from .reading import CONFIG, write_digests
 from .standalone import FILE, forget_standalone, keep_own_code, state_standalone
@@ -66,7 +68,9 @@ def save_pruned(
     if of_sentence_transformers(model):
         return _save_sentence_transformers(model, path, stock, standalone=standalone, digest=digest)
     _check_masks(model)
+    register_code(model)
     record = read_record(model)
+    _check_parts(model, record)
     write_record(model, record, stock=stock != "never")
     fits = not record or getattr(model.config, BLOCK)["stock"]
     written = pad_to_stock(model) if stock == "require" and not fits else model
@@ -133,6 +137,16 @@ def _check_masks(model: Any) -> None:
         raise PruningError(
             "Masks of torch.nn.utils.prune rename weights: call hf_prune.adopt_torch_masks(model) first. "
             f"Received: {', '.join(torch_masked[:4])}"
+        )
+
+
+def _check_parts(model: Any, record: Record) -> None:
+    """Refuse a composite whose pruned parts lost what no group of the whole is called like: it would not load."""
+    unknown = record.keys() - {group.name for group in find_groups(model)} if [*pruned_parts(model)] else set()
+    if unknown:
+        raise PruningError(
+            f"What parts of a composite lost before must have a name in the whole: save the parts of this "
+            f"{type(model).__name__} one by one, and compose them again. Received: {sorted(unknown)[:4]}"
         )
 
 

@@ -49,15 +49,28 @@ def state_standalone(model: Any) -> str:
     if block is None or (block["stock"] and block["kept"]) or not block["kept"]:
         logger.info("Stock transformers loads this %s: a standalone folder needs no file.", type(model).__name__)
         return ""
+    _refuse_code(model)
     table = cut_table(model)
     _check(model, table)
     classes = _auto_classes(model)
     if type(model).__name__ not in classes.values():
-        raise PruningError(f"A standalone folder is for classes of transformers. Received: {type(model).__name__}")
+        raise PruningError(
+            f"A standalone folder is for classes that an Auto class loads. Received: {type(model).__name__}"
+        )
     annotate(model, standalone=table)
     auto_map = {auto: f"{Path(FILE).stem}.{name}" for auto, name in classes.items()}
     model.config.auto_map = {**(getattr(model.config, "auto_map", None) or {}), **auto_map}
     return _text(classes)
+
+
+def _refuse_code(model: Any) -> None:
+    import transformers
+
+    if not isinstance(model, getattr(transformers, type(model).__name__, ())):
+        raise PruningError(
+            "A standalone folder is for classes of transformers; a class with code of its own loads after `import "
+            f"hf_prune`: save it without standalone. Received: {type(model).__module__}.{type(model).__name__}"
+        )
 
 
 def forget_standalone(model: Any) -> None:
