@@ -22,7 +22,8 @@ from .architectures.conventions import (
 from .architectures.layers import configs_of, layer_count
 from .architectures.site import setting
 from .errors import PruningError
-from .plan import BLOCK, own_configs, transformers_part
+from .parts import own_configs, transformers_part
+from .plan import BLOCK
 from .skipping import INDICES
 from .structure import Group, Kept
 

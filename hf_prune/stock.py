@@ -15,18 +15,8 @@ from .architectures import find_groups
 from .architectures.conventions import CONFIG_COUNTS
 from .architectures.site import setting
 from .errors import PruningError
-from .plan import (
-    BLOCK,
-    FORMAT,
-    Record,
-    encode_units,
-    forget_parts,
-    note,
-    own_configs,
-    parent_name,
-    read_record,
-    transformers_part,
-)
+from .parts import own_configs, transformers_part
+from .plan import BLOCK, FORMAT, Record, encode_units, forget_parts, note, parent_name, read_record
 from .skipping import selected_heads
 from .structure import Group
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from ..plan import TOWERS
+from ..parts import TOWERS
 from .conventions import CROSS_ATTENTIONS, SUBLISTS
 
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from ..architectures import find_groups
 from ..errors import CheckpointError, PruningError, UnsupportedModelError
-from ..plan import BLOCK, close_kept, note, own_configs, pruned_parts, read_record, split_tower
+from ..parts import own_configs, split_tower
+from ..plan import BLOCK, close_kept, note, pruned_parts, read_record
 from ..removal import cut
 from ..structure import Group
 

@@ -12,7 +12,8 @@ from ..architectures import find_groups
 from ..errors import PruningError
 from ..folders import whole_folder
 from ..given import check_given, check_model
-from ..plan import BLOCK, Record, of_sentence_transformers, pruned_parts, read_record
+from ..parts import of_sentence_transformers
+from ..plan import BLOCK, Record, pruned_parts, read_record
 from ..sharding import check_whole
 from ..skipping import is_only_masked
 from ..stock import write_record

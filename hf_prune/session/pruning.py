@@ -33,12 +33,10 @@ from .scoring import Scorer
 from .selection import select_alone, select_together
 from .shadows import Shadows
 from .state import gather, restore, state_of
-from .stepping import before_step, count_batches, due_now
+from .stepping import before_step, count_batches, due_now, fade, read_next
 from .weights import mask_weights
 
 logger = logging.getLogger(__name__)
-DECAY = 0.95  # of the running means of scores: about the last 20 steps that were read
-READ_FIRST, READ_EVERY = 16, 4  # scores are read from the first steps' batches, and then from one step's of four
 
 
 class Pruning:
@@ -127,7 +125,7 @@ class Pruning:
         apply_masks(named_tensors(self.model), self.masks, optimizer)
         self.watcher = self._watch()
         self._hooks = hook_model(self) if self.reviving & {*self.chosen} and data is None else []
-        self._read_next()
+        read_next(self)
         self.shadows, self.most_bytes = Shadows(), 0
         self.scorer = Scorer(self.model, self.watcher, self.shadows, seed)
         self._watch_steps, self._checked = StepWatch(optimizer, functools.partial(before_step, self)), False
@@ -162,9 +160,8 @@ class Pruning:
             self._change(due)
         elif self.masks or self._leaky:
             self.hold()
-        if taken and self.watcher is not None and self.watcher.active and self.data is None:
-            self.watcher.fade(DECAY)
-        self._read_next()
+        fade(self, taken)
+        read_next(self)
         return bool(due)
 
     def finish(self, shrink: bool = True) -> Report:
@@ -328,15 +325,6 @@ class Pruning:
         if self.data is None:
             watcher.start()
         return watcher
-
-    def _reads(self, step: int) -> bool:
-        """Whether scores are read from a step's batches: reading takes time, and means move slowly."""
-        ahead = [change for i in self.chosen for change in self.changes[i] if change >= step]
-        return bool(ahead) and (step <= READ_FIRST or (min(ahead) - step) % READ_EVERY == 0)
-
-    def _read_next(self) -> None:
-        if self.watcher is not None and self.data is None:
-            self.watcher.active = self._reads(self.steps + 1)
 
     def _unit_scores(self, due: Sequence[int]) -> dict[str, Tensor]:
         """Return ``(units,)`` scores of every group of the pruners that are due, checked to be finite."""

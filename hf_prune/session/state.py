@@ -19,6 +19,7 @@ from ..sharding import any_sharded, join, whole_copy
 from ..stock import write_record
 from .counting import count_zeros
 from .reviving import keep_masks
+from .stepping import read_next
 
 if TYPE_CHECKING:
     from .pruning import Pruning
@@ -89,7 +90,7 @@ def restore(pruning: Pruning, state: Mapping[str, Any]) -> None:
         pruning.watcher.groups = [group for group in pruning.groups if group.name in pruning.watcher.means["gate"]]
         if not pruning.finished and pruning.data is None:
             pruning.watcher.start()
-    pruning._read_next()
+    read_next(pruning)
     skip_removed(pruning.model, pruning.groups, pruning._live_kept())
     pruning.zeros = count_zeros(pruning)
     pruning.hold()

@@ -13,6 +13,25 @@ if TYPE_CHECKING:
     from .pruning import Pruning
 
 
+_DECAY = 0.95  # of the running means of scores: about the last 20 steps that were read
+_READ_FIRST, _READ_EVERY = 16, 4  # scores are read from the first steps' batches, and then from one step's of four
+
+
+def read_next(pruning: Pruning) -> None:
+    """Decide whether scores are read from the next step's batches: reading takes time, and means move slowly."""
+    if pruning.watcher is not None and pruning.data is None:
+        step = pruning.steps + 1
+        ahead = [change for i in pruning.chosen for change in pruning.changes[i] if change >= step]
+        near = step <= _READ_FIRST or (min(ahead, default=0) - step) % _READ_EVERY == 0
+        pruning.watcher.active = bool(ahead) and near
+
+
+def fade(pruning: Pruning, taken: bool) -> None:
+    """Let a step that was read count more than those before it."""
+    if taken and pruning.watcher is not None and pruning.watcher.active and pruning.data is None:
+        pruning.watcher.fade(_DECAY)
+
+
 def before_step(pruning: Pruning, scale: float) -> None:
     """Read gradients that are complete, and as many times too large as `scale` says."""
     watched = pruning.watcher is not None and pruning.watcher.gating
