@@ -56,7 +56,7 @@ def hear(model: nn.Module, student: nn.Module, collect: Callable[[ExitStack], An
         running.close()
         forwards[:] = [one for one in forwards if one.outputs is not None]  # one that failed, and is tried again
         given = dict(zip(names, args), **kwargs)  # sentence-transformers write their results into what they are given
-        given = {key: dict(value) if isinstance(value, dict) else value for key, value in given.items()}
+        given = {key: dict(value) if isinstance(value, Mapping) else value for key, value in given.items()}
         forward = Forward(given, None, collect(running))
         forwards.append(forward)
         if given.get(FUSED):
