@@ -1,7 +1,9 @@
-"""Every Trainer keeps its own loss: with nothing from the teacher it is untouched, else the teacher's terms are added."""
+"""Every Trainer keeps its own loss: untouched with nothing from the teacher, else the teacher's terms are added."""
 
 from __future__ import annotations
 
+import copy
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from models import build_bert, build_llama, draw_batch, draw_rows, randomize, training_arguments
+from models import build_bert, build_llama, draw_batch, draw_rows, training_arguments
 from test_distillation_terms import build_bart, words
 from torch import Tensor, tensor
 from torch.nn import functional
@@ -280,3 +282,144 @@ def test_the_step_is_the_same_in_parts(name, tmp_path):
     )
     assert parts[0] == pytest.approx(whole[0], rel=1e-3, abs=2e-4)
     assert_same(parts[1], whole[1], rtol=1e-3, atol=1e-5)
+
+
+# a Trainer's own ways
+def test_every_forward_is_compared_and_metrics_are_not(tmp_path):
+    """A loss of two forwards, and one without gradients beside them, as TRL runs for its figures."""
+
+    class Twice(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            with torch.no_grad():
+                model(**inputs)
+            one = model(inputs["input_ids"], inputs["attention_mask"])
+            other = model(input_ids=inputs["input_ids"].flip(0), attention_mask=inputs["attention_mask"].flip(0))
+            return (one.logits + 2 * other.logits).square().mean()
+
+    def both(student: Any, teacher: Any, batch: Any) -> Tensor:
+        back = {key: value.flip(0) for key, value in batch.items()}
+        return (of_rows(student, teacher, batch) + of_rows(student, teacher, back)) / 2
+
+    case = Case(Twice, classifier, plain, both)
+    loss, gradients = one_step(make_trainer(case, tmp_path))
+    trainer = make_trainer(case, tmp_path, Distillation(hard=1.0, logits=1.0))
+    reached, mixed = one_step(trainer)
+    batch = next(iter(trainer.get_train_dataloader()))
+    term = both(classifier(0), classifier(1), batch)
+    assert reached == pytest.approx(loss + term.item(), rel=1e-3)
+    assert any(not torch.allclose(mixed[name], gradients[name]) for name in mixed)
+
+
+def test_a_number_of_items_means_what_it_means_to_the_trainer(tmp_path):
+    """Handed over by hand, outside of a step."""
+    model, batch = build_llama(), draw_batch(build_llama())
+    options = {"args": training_arguments(tmp_path), "train_dataset": [], "model": model}
+    trainer = DistillationTrainer(**options, teacher="self", distillation=Distillation(hard=1.0, logits=0.5))
+    for number in (None, tensor(7), tensor(50)):
+        expected = Trainer(**options).compute_loss(model.train(), dict(batch), num_items_in_batch=number)
+        reached = trainer.compute_loss(model, dict(batch), num_items_in_batch=number)
+        assert reached.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("terms", [{"logits": 1.0}, {"logits": 0.0, "hidden": 1.0}])
+def test_a_part_without_items_adds_nothing(terms, tmp_path):
+    """A batch whose labels are all -100 beside one that has some: their mean would be that of nothing."""
+    rows = draw_rows(build_llama(), 8)
+    for row in rows[:4]:
+        row["labels"] = torch.full_like(row["labels"], -100)
+    norms = []
+    for size in (8, 4):
+        arguments = training_arguments(
+            tmp_path, **{**QUIET, "per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size}
+        )
+        trainer = DistillationTrainer(
+            build_llama(), arguments, train_dataset=rows, teacher=build_llama(1),
+            distillation=Distillation(hard=0.5, **terms),
+        )  # fmt: skip
+        trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(rows)
+        norms.append(one_step(trainer))
+    assert norms[1][0] == pytest.approx(norms[0][0], rel=1e-3)
+    assert_same(norms[1][1], norms[0][1], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "head", ["ForSequenceClassification", "ForQuestionAnswering", "Model", "ForTokenClassification"]
+)
+@pytest.mark.parametrize("which", ["student", "teacher", "both"])
+def test_tuples_teach_as_named_outputs_do(head, which, tmp_path):
+    batch = draw_batch(build_bert())
+    batch = {key: value for key, value in batch.items() if key != "labels"}
+    if head == "ForSequenceClassification":
+        batch["labels"] = tensor([0, 1, 2, 0])
+    losses: list[float] = []
+    for named in (True, False):
+        student, teacher = (build_bert(head, seed, num_labels=3 if "Classif" in head else 2) for seed in (0, 1))
+        student.config.return_dict = named or which == "teacher"
+        teacher.config.return_dict = named or which == "student"
+        trainer = DistillationTrainer(
+            student, training_arguments(tmp_path), teacher=teacher, distillation=Distillation(hidden=1.0)
+        )
+        losses.append(trainer.compute_loss(student.train(), dict(batch)).item())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[0] > 1e-3
+
+
+def test_evaluation_and_a_saved_model_stay_the_trainers_own(tmp_path):
+    class Mine(DistillationMixin, Weighted):
+        pass
+
+    model = classifier()
+    rows, options = draw_rows(model, 8), {"args": training_arguments(tmp_path)}
+    expected = Weighted(copy.deepcopy(model), eval_dataset=rows, **options).evaluate()["eval_loss"]
+    trainer = Mine(model, eval_dataset=rows, teacher="self", distillation=Distillation(hard=0.1), **options)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-6)
+
+
+# what cannot be
+REFUSED = {
+    "GRPO": ("trl", "SFTTrainer"),
+    "RLOO": ("trl", "SFTTrainer"),
+    "Distillation": ("trl", "teacher of its own"),
+    "experimental.gkd.GKD": ("trl", "teacher of its own"),
+    "experimental.online_dpo.OnlineDPO": ("trl", "SFTTrainer"),
+    "": ("setfit", "Received: Between, Trainer"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_is_refused_by_name(name):
+    """Before the Trainer itself begins: none of its arguments is needed."""
+    package, hint = REFUSED[name]
+    pytest.importorskip(package)
+    place, _, kind = f"{package}.{name}Trainer".rpartition(".")
+    other = getattr(importlib.import_module(place), kind)
+    mixed = type("Mine", (DistillationMixin, type("Between", (other,), {})), {})
+    with pytest.raises(PruningError, match=hint) as error:
+        mixed(None, None, teacher="self")
+    assert kind in str(error.value)
+
+
+def test_a_loss_above_the_mixin_is_refused(tmp_path):
+    """The teacher would not be asked."""
+
+    class Above(DistillationTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            return Trainer.compute_loss(self, model, inputs, return_outputs)
+
+    model = classifier()
+    trainer = Above(model, training_arguments(tmp_path), train_dataset=draw_rows(model, 4), teacher="self")
+    with pytest.raises(PruningError, match=r"put the mixin before"):
+        trainer.train()
+    assert torch.equal(model.classifier.weight, classifier().classifier.weight)
+
+
+def test_a_loss_that_asks_another_model_is_refused(tmp_path):
+    class Other(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            return model.classifier.weight.sum()
+
+    kind = type("Mine", (DistillationMixin, Other), {})
+    model = classifier()
+    trainer = kind(model, training_arguments(tmp_path), train_dataset=draw_rows(model, 4), teacher="self")
+    with pytest.raises(PruningError, match=r"calls the model that it is given.*Mine"):
+        trainer.train()
