@@ -423,3 +423,35 @@ def test_a_loss_that_asks_another_model_is_refused(tmp_path):
     trainer = kind(model, training_arguments(tmp_path), train_dataset=draw_rows(model, 4), teacher="self")
     with pytest.raises(PruningError, match=r"calls the model that it is given.*Mine"):
         trainer.train()
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_a_loss_that_says_how_it_is_scaled_is_believed(scaled, tmp_path):
+    """One divides by the rows of the step itself; the other's mean is what Trainer would divide by the parts."""
+
+    class Said(Trainer):
+        loss_is_scaled_for_ga = scaled
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            labels = inputs.pop("labels")
+            losses = functional.cross_entropy(model(**inputs).logits, labels, reduction="none")
+            return losses.sum() / 12 if scaled else losses.mean()
+
+    case, settings = Case(Said, classifier, plain, of_rows), Distillation(hard=0.3, logits=0.7)
+    whole = one_step(make_trainer(case, tmp_path, settings, per_device_train_batch_size=12))
+    parts = one_step(
+        make_trainer(case, tmp_path, settings, per_device_train_batch_size=4, gradient_accumulation_steps=3)
+    )
+    assert parts[0] == pytest.approx(whole[0], rel=1e-3)
+    assert_same(parts[1], whole[1], rtol=1e-3, atol=1e-5)
+
+
+def test_a_cached_loss_of_sentences_is_refused(tmp_path):
+    """It runs the model with gradients only while it goes back: nothing could be compared."""
+    losses = pytest.importorskip("sentence_transformers.losses")
+    case = CASES["SentenceTransformer"]()
+    trainer = make_trainer(case, tmp_path, Distillation())
+    trainer.train_dataset = trainer.train_dataset.remove_columns("label")
+    trainer.loss = losses.CachedMultipleNegativesRankingLoss(trainer.model)
+    with pytest.raises(PruningError, match="with gradients, before it returns"):
+        trainer.train()

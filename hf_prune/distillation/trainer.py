@@ -36,6 +36,7 @@ class _Share(NamedTuple):
 
     items: Tensor
     rows: Tensor
+    hard: Tensor  # of the Trainer's own loss: all of it, where that has scaled itself
     number: Any = None
 
 
@@ -210,23 +211,33 @@ class DistillationMixin:
     def _label_names(self) -> list[str]:
         return list(getattr(self, "label_names", None) or [])
 
+    @property
+    def _scales_itself(self) -> bool:
+        """Whether the Trainer says that its loss is normalised over the optimizer step already."""
+        return self._own.get("loss_is_scaled_for_ga") is True
+
     def _share_of(self, batch: Mapping[str, Any], number: Any) -> _Share:
         """Return which share of the optimizer step a batch is; all of it, where nothing is said of a step."""
+        whole = torch.ones(())
         if number is None:
-            return _Share(torch.ones(()), torch.ones(()))
+            return _Share(whole, whole, whole)
         arguments: Any = self.args  # type: ignore[attr-defined]
         step = self._step if self._own and self._step is not None else _Step(number, None, number)
-        here = count(self._follow().student, batch)
-        totals = (step.items, step.rows if step.rows is not None else step.items)
-        items, rows = (one / torch.as_tensor(total).to(one.device).clamp(min=1) for one, total in zip(here, totals))
-        trainers = (
-            None
-            if step.trainers is None or arguments.n_gpu > 1
-            else torch.as_tensor(step.trainers) * items.to(arguments.device)
+        here, totals = (
+            count(self._follow().student, batch),
+            (step.items, step.items if step.rows is None else step.rows),
         )
-        across = arguments.average_tokens_across_devices
-        processes = self.accelerator.num_processes if across else 1  # type: ignore[attr-defined]
-        return _Share(processes * items, processes * rows if step.rows is not None else processes * items, trainers)
+        items, rows = (
+            one.to(arguments.device) / torch.as_tensor(total).to(arguments.device).clamp(min=1)
+            for one, total in zip(here, totals)
+        )
+        rows = items if step.rows is None else rows
+        processes = self.accelerator.num_processes if arguments.average_tokens_across_devices else 1  # type: ignore[attr-defined]
+        if self._scales_itself:
+            return _Share(processes * items, processes * rows, whole, step.trainers)
+        known = step.trainers is not None and arguments.n_gpu <= 1
+        own = torch.as_tensor(step.trainers).to(arguments.device) * items if known else None
+        return _Share(processes * items, processes * rows, processes * items, own)
 
     def _own_loss(self, model: Any, inputs: Any, return_outputs: bool, number: Any) -> tuple[Tensor | None, Any]:
         """Return the Trainer's loss as a mean over the batch, and the outputs; no loss where it has no labels for one.
@@ -239,7 +250,9 @@ class DistillationMixin:
             outputs = model(**inputs)
             loss = loss_of(outputs)
         else:
-            with having(self, **self._own), having(self.args, average_tokens_across_devices=False):  # type: ignore[attr-defined]
+            arguments: Any = self.args  # type: ignore[attr-defined]
+            across = arguments.average_tokens_across_devices and self._scales_itself
+            with having(self, **self._own), having(arguments, average_tokens_across_devices=across):
                 result = plain(model, inputs, return_outputs, number)
             loss, outputs = result if return_outputs else (result, None)
         return None if loss is None else loss.mean(), outputs
@@ -250,9 +263,9 @@ class DistillationMixin:
         """Return the weighted sum of terms, each by the share of a step's items that this batch holds."""
         if not terms:
             raise PruningError(f"Distillation has nothing to learn from this batch. Received keys: {sorted(batch)}")
-        parts = []
+        shares, parts = {"hard": share.hard, "logits": share.items}, []
         for name, value in terms.items():
-            part = weights[name] * (share.rows if name in ("hidden", "attention") else share.items).to(value.device)
+            part = weights[name] * shares.get(name, share.rows).to(value.device)
             parts.append(torch.where(part > 0, part * value.float(), 0.0))  # the mean of nothing is NaN
         return torch.stack(parts).sum()
 
