@@ -13,12 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..adapters import bare
 from ..architectures import find_groups, layer_lists, live_shapes
 from ..errors import PruningError
 from ..plan import BLOCK, Record, read_record
 from ..skipping import is_only_masked
 from ..structure import Group, Slice
+from .matching import transformers_model
 
 Key = tuple[str, int]  # a list of layers and a dense number, such as ("decoder.layers", 3)
 Place = tuple[str, int, str]  # with the attention's name, such as ("decoder.layers", 3, "cross_attention")
@@ -40,11 +40,11 @@ class Anatomy:
     """The layers and attentions that a model has now; looked up again when units have left.
 
     Args:
-        model: A model, not wrapped; of a PeftModel the one inside.
+        model: A model, not wrapped; of a PeftModel or a sentence-transformer the one inside.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = bare(model)
+        self.model: nn.Module = transformers_model(model)
         self._seen: object = None
         self._layers: dict[Key, str] = {}
         self._attentions: dict[Place, Attention] = {}

@@ -99,6 +99,7 @@ def row_mean(values: Tensor, mask: Tensor | None) -> Tensor:
 
 def pool(hidden: Tensor, mask: Tensor | None) -> Tensor:
     """Return each row's mean over its positions that count, ``(rows, positions, width)`` to ``(rows, width)``."""
+    hidden = hidden.float()  # a sum of long texts is too large for float16
     if mask is None:
         return hidden.mean(1)
     weights = mask.to(hidden.dtype)[..., None]

@@ -28,14 +28,14 @@ else:  # pydantic would warn of the list that a tuple is in YAML
 class Distillation:
     """How much to learn from labels, and how much from the teacher.
 
-    The loss is ``hard * L(labels) + logits * T^2 * KL(teacher_T || student_T) + hidden * H + attention * A``.
+    The loss is ``hard * (the Trainer's own) + logits * T^2 * KL(teacher_T || student_T) + hidden * H + attention * A``.
 
     A weight is a number, or ``(start, end)``: then it goes linearly with training progress, from `start` at the first
     step to `end` after the last. Terms of weight 0 cost nothing.
 
     Args:
         temperature: T, softens both distributions; above 0 (Hinton et al. 2015, arXiv:1503.02531).
-        hard: Weight of the model's own loss on the labels, at least 0.
+        hard: Weight of the loss that the Trainer computes without a teacher, at least 0.
         logits: Weight of the Kullback-Leibler term, at least 0. For regression it is the squared difference, for models
             of embeddings 1 - their cosine.
         hidden: Weight of H, at least 0: the squared distance of layers' outputs, each scaled to length 1, the mean over

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import copy
 import inspect
+import types
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..adapters import bare
 from ..errors import PruningError
+from .hearing import BESIDE
+from .matching import match_outputs
+
+_NOT_TAUGHT = {*BESIDE, "return_dict", "output_hidden_states", "output_attentions"}
 
 
 def load_teacher(teacher: Any, student: Any, dtype: str | None = None, *, maps: bool = False) -> Any:
@@ -25,7 +31,7 @@ def load_teacher(teacher: Any, student: Any, dtype: str | None = None, *, maps: 
         maps: Whether one that is loaded here must hand out maps of its attention.
 
     Raises:
-        PruningError: Its outputs have another width than the student's, or it is the student.
+        PruningError: Its outputs mean something else than the student's, or it is the student.
     """
     wanted = getattr(torch, dtype) if dtype else None
     options = {"dtype": wanted} if wanted else {}
@@ -33,45 +39,61 @@ def load_teacher(teacher: Any, student: Any, dtype: str | None = None, *, maps: 
     if isinstance(teacher, (str, Path)) and teacher != "self":
         teacher = _read(teacher, student, options).requires_grad_(False)
     elif isinstance(teacher, str):
-        teacher = copy.deepcopy(student).requires_grad_(False)
+        teacher = _copy(student).requires_grad_(False)
     elif teacher is student:
         raise PruningError(
             'The teacher must be another object than the model that learns. Received: itself. Try "self"'
         )
-    theirs, ours = (_outputs(model) for model in (teacher, student))
-    if theirs != ours:
-        raise PruningError(f"The teacher's outputs must be as many as the student's {ours}. Received: {theirs}")
+    match_outputs(student, teacher)
     if wanted is not None and any(one.dtype != wanted for one in teacher.parameters() if one.is_floating_point()):
         teacher = copy.deepcopy(teacher).to(wanted)
     return teacher.eval()
 
 
 def teacher_inputs(teacher: Any, inputs: Mapping[str, Any], labels: Collection[str]) -> dict[str, Any]:
-    """Return what the teacher reads of a batch: no labels, but for decoders that make their inputs of them.
+    """Return what the teacher reads of what the student read: no labels, but for decoders that make inputs of them.
 
     Args:
         teacher: The teacher.
-        inputs: The student's batch.
+        inputs: What the student read.
         labels: Names of labels.
     """
-    parameters = inspect.signature(teacher.forward).parameters
+    parameters = inspect.signature(type(teacher).forward).parameters
     takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
-    keep = {"labels"} if getattr(teacher.config, "is_encoder_decoder", False) else set()
-    given = {key: value for key, value in inputs.items() if key in keep or key not in {*labels, "labels"}}
+    config = getattr(teacher, "config", None)
+    keep = {"labels"} if getattr(config, "is_encoder_decoder", False) else set()
+    given = {key: value for key, value in inputs.items() if key in keep or key not in {*labels, *_NOT_TAUGHT}}
     given = {key: value for key, value in given.items() if takes_all or key in parameters}
+    if not getattr(config, "return_dict", True):
+        given["return_dict"] = True
     dtype = next(one.dtype for one in teacher.parameters() if one.is_floating_point())
     return {key: _cast(value, dtype) if key not in keep else value for key, value in given.items()}
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, dict):
+        return {key: _cast(one, dtype) for key, one in value.items()}
     return value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value
+
+
+def _copy(student: Any) -> Any:
+    """Copy a model; a forward that was put on the model itself (TRL's fused head) must not lead back to the student."""
+    result = copy.deepcopy(student)
+    for mine, its in zip(student.modules(), result.modules()):
+        put = vars(its).get("forward")
+        for cell in getattr(getattr(put, "__func__", put), "__closure__", None) or ():
+            if getattr(cell.cell_contents, "__self__", None) is mine:
+                its.forward = types.MethodType(cell.cell_contents.__func__, its)
+    return result
 
 
 def _read(path: str | Path, student: Any, options: dict[str, Any]) -> Any:
     """Load with the student's class, or the checkpoint's own where it is of another family."""
     import transformers
 
-    base = student.get_base_model() if hasattr(student, "get_base_model") else student  # PEFT
+    base: Any = bare(student)
+    if not hasattr(base, "from_pretrained"):  # sentence-transformers
+        return type(base)(str(path), **({"model_kwargs": options} if options else {}))
     config = transformers.AutoConfig.from_pretrained(path)
     if config.model_type == base.config.model_type:
         return type(base).from_pretrained(path, **options)
@@ -82,9 +104,3 @@ def _read(path: str | Path, student: Any, options: dict[str, Any]) -> Any:
             f"A teacher of another family must name a class of transformers in its config. Received: {named}"
         )
     return own.from_pretrained(path, **options)
-
-
-def _outputs(model: Any) -> int | None:
-    """Return how many outputs a model has: words of a language model, else labels."""
-    words = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return getattr(model.config, "num_labels", None) if words is None else len(words.weight)
