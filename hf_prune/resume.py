@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .architectures import find_groups
+from .dense import note_dense
 from .errors import CheckpointError, PruningError
 from .plan import BLOCK, Record, check_block, close_kept, decode_units, read_record
 from .removal import cut
@@ -304,6 +305,7 @@ def fit_shapes(model: Any, *_: Any) -> None:
         kept = close_kept(groups, live.to_live(groups, {name: units for name, (units, _) in record.items()}))
     except PruningError as error:
         raise CheckpointError(f"{folder} does not fit the model, which must not be smaller: {error}") from error
+    note_dense(model, groups, live)
     cut(model, groups, kept)
     write_record(model, record)
 
