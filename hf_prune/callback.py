@@ -37,8 +37,9 @@ logger = logging.getLogger(__name__)
 class PruningCallback(TrainerCallback):  # type: ignore[misc]
     """Prune gradually while any Trainer trains.
 
-    What is logged is also written to ``pruning_log.csv`` in `output_dir`, one row a log, over resumes too. Under FSDP
-    the Trainer's model keeps zeros, and ``callback.pruning.model`` is the whole, shrunk one when training has ended.
+    What is logged in training is also written to ``pruning_log.csv`` in `output_dir`, one row a log, over resumes too;
+    a run that begins anew replaces it. Under FSDP the Trainer's model keeps zeros, and ``callback.pruning.model`` is
+    the whole, shrunk one when training has ended.
 
     Its checkpoints hold the state of pruning: a run that is killed, even while it saves, goes on with
     ``trainer.train(resume_from_checkpoint=True)`` as if nothing had been.

@@ -54,7 +54,11 @@ def check_data(data: Any) -> None:
 
 def check_batch(batch: Any) -> None:
     """Check that a batch says which input is which."""
+    from torch import Tensor
+
+    rule = "A batch must be a dict of tensors, such as {'input_ids': …, 'labels': …}"
     if not isinstance(batch, Mapping):
-        raise PruningError(
-            f"A batch must be a dict of tensors, such as {{'input_ids': …, 'labels': …}}. Received: {told(batch)}"
-        )
+        raise PruningError(f"{rule}. Received: {told(batch)}")
+    if not any(isinstance(value, (Tensor, Mapping)) for value in batch.values()):
+        kinds = {name: type(value).__name__ for name, value in batch.items()}
+        raise PruningError(f"{rule}; a data collator makes them of rows. Received: {kinds}")

@@ -225,6 +225,8 @@ def read_record(model: nn.Module) -> Record:
     check_block(block)
     kept = block.get("kept", {})
     room = _PLACES * sum(max(tensor.shape, default=1) for tensor in model.parameters())
+    if len(kept) > room:
+        raise CheckpointError(f"{BLOCK}.kept must name groups that there are. Received: {len(kept)} names")
     told = sum(len(run) for name, text in kept.items() for run in _read_runs(name, text)[0])
     if told > room:
         raise CheckpointError(f"{BLOCK}.kept must keep units that {type(model).__name__} has. Received: {told} units")

@@ -25,7 +25,8 @@ class Pruner:
     """Settings that all pruners share.
 
     Args:
-        sparsity: Fraction to remove, in [0, 1). ``None`` where a `Target` decides over all structured pruners.
+        sparsity: Fraction of the dense model's units to remove, in [0, 1), also where some are gone already. ``None``
+            where a `Target` decides over all structured pruners.
         score: A registered name, or a function from a weight to scores of its shape.
         allocation: ``"global"`` ranks over all groups by score per cost, ``"uniform"`` inside each; or a registered
             name or a function.
@@ -295,8 +296,8 @@ class Target:
     """How much is to remain, over all structured pruners together; they then leave `sparsity` at ``None``.
 
     Args:
-        macs: Share of the multiply-accumulates per token in the matrices that units can be cut from (projections and
-            feed-forward parts), in (0, 1]; 0.5: half remains.
+        macs: Share of the dense model's multiply-accumulates per token in the matrices that units can be cut from
+            (projections and feed-forward parts), in (0, 1]; 0.5: half remains.
 
     Example:
         >>> Target(macs=0.5).macs

@@ -68,7 +68,7 @@ class TrainSettings(_Settings):
         group_by_length: Put rows of like length into one batch: less padding.
     """
 
-    epochs: float = Field(default=3, gt=0)
+    epochs: float = Field(default=3, gt=0, le=1e6)
     batch_size: int = Field(default=32, ge=1)
     learning_rate: float = Field(default=5e-5, gt=0)
     warmup: float = Field(default=0.1, ge=0, lt=1)
@@ -184,7 +184,7 @@ class Recipe(_Settings):
     push: str | None = None
     output: Path
     report_to: list[str] = []
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
 
     def yaml(self) -> str:
         """Return the recipe with every setting that is not its default, as YAML."""
@@ -215,7 +215,7 @@ def load_recipe(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> R
     else:
         path = _find(recipe)
         source, plain = str(recipe), _read(path)
-    for override in overrides:
+    for override in [overrides] if isinstance(overrides, str) else overrides:
         _override(plain, override)
     try:
         return Recipe.model_validate(plain)

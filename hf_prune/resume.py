@@ -262,14 +262,17 @@ def _read_plain(path: Path) -> dict[str, Any]:
     """Read all of a pruning state but its tensors."""
     from safetensors import SafetensorError, safe_open
 
+    if not path.is_file():  # a pipe would wait for ever
+        raise CheckpointError(f"{path.name} is {'no file' if path.exists() else 'missing'}")
     try:
         with safe_open(path, "pt") as file:
-            plain: dict[str, Any] = json.loads((file.metadata() or {})["state"])
-            return plain
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.name} is missing") from None
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
+            plain = json.loads((file.metadata() or {})["state"])
+    except (OSError, KeyError, ValueError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"The pruning state {path} cannot be read: {error}") from error
+    sound = isinstance(plain, dict) and isinstance(plain.get("steps"), int) and isinstance(plain.get("tensors"), list)
+    if not sound:
+        raise CheckpointError(f"The pruning state {path} cannot be read: it does not say its steps")
+    return dict(plain)
 
 
 # from a Trainer's own frames

@@ -64,9 +64,10 @@ def _explain_one(problem: Any, known: list[str], known_at: Callable[[tuple[Any, 
     key = visible(".".join(str(part)[:80] for part in path))
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         names = list(known_at(path[:-1])) if known_at else known
-        return f"unknown key '{key}'.{did_you_mean(str(path[-1])[:80], names)} Known: {', '.join(names)}"
+        return f"unknown key '{key}'.{did_you_mean(key.rpartition('.')[2], names)} Known: {', '.join(names)}"
     message = problem["msg"].removeprefix("Value error, ")
-    received = "" if "Received" in message else f" Received: {shown(problem['input'])}"
+    given = getattr(problem["input"], "kwargs", problem["input"])  # of what a setting is missing from, all that came
+    received = "" if "Received" in message else f" Received: {shown(given)}"
     return f"{key}: {message.rstrip('.')}.{received}" if received else f"{key}: {message}"
 
 

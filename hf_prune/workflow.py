@@ -219,7 +219,10 @@ def write_down(job: Job, report: Report) -> None:
     folder = job.output / "model"
     write_text(job.output / REPORT, json.dumps(report.to_dict(), indent=2) + "\n")
     write_text(folder / RECIPE, report.settings["recipe_yaml"])
-    write_card(folder, report, force=True)
+    try:
+        write_card(folder, report)
+    except PruningError as kept:  # a hand has written it
+        say(f"The card stays as it is: {kept}")
     with contextlib.suppress(OSError):  # Trainer's folder, where it wrote nothing into it
         (job.output / "checkpoints").rmdir()
     say(f"Model, card and picture: {folder}")

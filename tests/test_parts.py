@@ -14,7 +14,7 @@ import transformers
 
 from hf_prune import CheckpointError, PruningError, find_groups, load_pruned, save_pruned, shrink, verify
 from hf_prune.checkpoint import loading
-from hf_prune.plan import split_tower
+from hf_prune.parts import split_tower
 
 SIZES: dict[str, Any] = {
     "vocab_size": 60,

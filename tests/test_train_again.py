@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 import transformers
-from models import build_bert, build_llama, draw_batch, draw_rows, training_arguments
+from models import build_bert, build_llama, draw_batch, draw_rows, randomize, training_arguments
 
 from hf_prune import (
     ExpertPruner,
@@ -151,3 +151,24 @@ def test_a_sparsity_that_was_not_reached_is_said(build, pruner, said, caplog):
         prune(build(), pruner)
     messages = [record.getMessage() for record in caplog.records]
     assert [said in one for one in messages] == ([True] if said else [])
+
+
+def test_a_part_counts_from_its_own_dense_size(tmp_path):
+    sizes = {"vocab_size": 60, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 4}
+    dense = prunable_macs(transformers.T5EncoderModel(transformers.T5Config(**sizes)))
+    whole = randomize(transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes)))
+    prune(whole, [HeadPruner(score="l1"), NeuronPruner(score="l1")], target=Target(macs=0.6))
+    part = transformers.T5EncoderModel.from_pretrained(save_pruned(whole, tmp_path / "m"), dtype=torch.float32)
+    report = prune(part, NeuronPruner(score="l1"), target=Target(macs=0.4))
+    assert report.settings["macs_left"] == pytest.approx(prunable_macs(part) / dense, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("pruner", "target"), [(NeuronPruner(sparsity=0.5, score="l1"), None), (NeuronPruner(score="l1"), Target(macs=0.9))]
+)
+def test_a_request_that_was_met_before_is_said(pruner, target, caplog):
+    model = build_bert()
+    prune(model, NeuronPruner(sparsity=0.75, score="l1"))
+    with caplog.at_level(logging.WARNING, "hf_prune"):
+        prune(model, pruner, target=target)
+    assert ["No unit was removed" in record.getMessage() for record in caplog.records] == [True]

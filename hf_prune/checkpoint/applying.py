@@ -16,7 +16,7 @@ from ..plan import BLOCK, close_kept, note, pruned_parts, read_record
 from ..removal import cut
 from ..structure import Group
 
-_OF_FILES = ("digests", "standalone", "weights")  # keys of a block that speak of the whole's files
+_OF_WHOLE = ("digests", "standalone", "weights", "dense")  # keys of a block that speak of the whole, or its files
 
 
 def apply_plans(model: Any, folder: Mapping[str, Any] | None = None) -> None:
@@ -117,7 +117,7 @@ def _name_part(model: Any, folder: Mapping[str, Any] | None) -> None:
             f"{str(list(block['kept'])[:4])[:200]}"
         )
     if towers:
-        note(model, **({key: value for key, value in block.items() if key not in _OF_FILES} | {"kept": kept}))
+        note(model, **({key: value for key, value in block.items() if key not in _OF_WHOLE} | {"kept": kept}))
 
 
 def _whole(model: Any, told: Mapping[str, Any]) -> Any:

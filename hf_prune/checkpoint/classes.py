@@ -29,7 +29,7 @@ def saved_class(path: Any, arguments: Mapping[str, Any]) -> Any:
         _refuse_code(written)
     names = written.get("architectures")
     name = str(names[0]) if isinstance(names, list) and names else "?"
-    if hasattr(transformers, name) and written.get("model_type") not in transformers.CONFIG_MAPPING:
+    if hasattr(transformers, name) and str(written.get("model_type")) not in transformers.CONFIG_MAPPING:
         return _model_class(getattr(transformers, name), name)  # no Auto class knows it: SigLIP's text tower on 4.57
     loading = {**hub_arguments(arguments), "trust_remote_code": trusted}
     with clear_errors(path) if Path(path).is_dir() else nullcontext():
@@ -67,7 +67,7 @@ def _refuse_code(config: Mapping[str, Any]) -> None:
     entries = dict(told) if isinstance(told, dict) else {}
     name = str(names[0]) if isinstance(names, list) and names else ""
     ours = hasattr(transformers, name) or not any(str(one).endswith(f".{name}") for one in entries.values())
-    if not ours or ("AutoConfig" in entries and config.get("model_type") not in transformers.CONFIG_MAPPING):
+    if not ours or ("AutoConfig" in entries and str(config.get("model_type")) not in transformers.CONFIG_MAPPING):
         raise CheckpointError(
             "The class of this model is code that lies beside its weights: read it, and where you trust it, pass "
             f"trust_remote_code=True. Received: {str(entries)[:200]}"

@@ -31,6 +31,7 @@ from .reading import (
     check_arrived,
     check_config,
     check_files,
+    check_places,
     clear_errors,
     hub_arguments,
     refuse_pickle,
@@ -234,6 +235,7 @@ def _load_checked(
             _try_to_build(model_class, path, arguments)
         model, info = load(output_loading_info=True, **arguments)
         check_arrived(model, saved, info, vars(model.config))
+        check_places(model, path, config, arguments)
     if getattr(model.config, BLOCK, None) is not None:
         getattr(model.config, BLOCK).pop("digests", None)  # of the files; the live model's tensors will change
     forget_standalone(model)

@@ -65,6 +65,8 @@ def written_config(path: Any, config: Any, arguments: Mapping[str, Any]) -> dict
         raise CheckpointError(f"{CONFIG} must not be nested so deeply. Received: '{path}'") from None
     except (OSError, ValueError):  # stock loading says it better
         return dict(vars(config)) if given else {}
+    except TypeError:
+        raise CheckpointError(f"{CONFIG} must be a mapping. Received: '{path}'") from None
     check_depth(told, CONFIG)
     return dict(told)
 
@@ -178,6 +180,30 @@ def check_arrived(model: Any, saved: Any, info: Mapping[str, Any], config: Mappi
         )
 
 
+def check_places(model: Any, path: Any, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+    """Check that no tensor of the files has taken another's place, and that whole numbers have filled no weight.
+
+    transformers 5 reads ``bert.bert.pooler`` as ``bert.pooler``, and ``gamma`` as ``weight``: the last one wins.
+
+    Raises:
+        CheckpointError: Two tensors are for one place, or one is of a type that no weight has.
+    """
+    if is_quantized(config) or arguments.get("quantization_config"):
+        return
+    types = {
+        name: kind for file in _weight_files(path, config, arguments) for name, kind in _tensor_types(file).items()
+    }
+    live, prefix = model.state_dict(), f"{model.base_model_prefix}."
+    for name, kind in types.items():
+        plain = re.sub(r"\bbeta$", "bias", re.sub(r"\bgamma$", "weight", name))
+        places = {plain, prefix + plain, plain.removeprefix(prefix)} - {name}
+        twice = next((place for place in places if place in types), None) if name not in live else None
+        if twice is not None:
+            raise CheckpointError(f"Each tensor must be there once. Received: '{name:.80}' beside '{twice:.80}'")
+        if kind in ("I64", "BOOL") and name in live and live[name].is_floating_point():
+            raise CheckpointError(f"Weights must be of a floating type. Received: {name:.80} is {kind}")
+
+
 def write_digests(folder: Path) -> None:
     """Add the SHA-256 of each tensor, and of the config itself, to the block of a written folder's config.json."""
     path = folder / CONFIG
@@ -261,8 +287,10 @@ def _check_types(types: Mapping[str, str], stated: str) -> None:
     wrong = set(types.values()) - _WEIGHT_TYPES
     if stated in _HALF.values():
         wrong |= {kind for kind in halves if _HALF[kind] != stated}
-    elif len(halves) > 1:
+    elif len(halves) > 1 or stated == "float32":
         wrong |= halves
+    if stated and stated != "float64":
+        wrong |= {"F64"}
     odd = next((name for name, kind in types.items() if kind in wrong), None)
     if odd is not None:
         raise CheckpointError(

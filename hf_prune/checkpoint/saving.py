@@ -23,7 +23,10 @@ from .reading import CONFIG, write_digests
 from .standalone import FILE, forget_standalone, keep_own_code, state_standalone
 
 # what an older save wrote and this one may not: a single file beside shards would be loaded instead of them
-_STALE = ("model*.safetensors*", "pytorch_model*.bin*", "tf_model*.h5*", "flax_model*.msgpack*", FILE)
+_STALE = (
+    *("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json"),
+    *("pytorch_model.bin", "pytorch_model-?????-of-?????.bin", "pytorch_model.bin.index.json", FILE),
+)
 
 
 def save_pruned(

@@ -82,7 +82,8 @@ def forget_standalone(model: Any) -> None:
     if hasattr(type(model), "_hf_prune_cut"):
         return
     (getattr(config, BLOCK, None) or {}).pop("standalone", None)
-    ours = getattr(config, "auto_map", None) or {}
+    stated = getattr(config, "auto_map", None)
+    ours = stated if isinstance(stated, dict) else {}
     left = {auto: value for auto, value in ours.items() if stem not in str(value)}
     if left:
         config.auto_map = left

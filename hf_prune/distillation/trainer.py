@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
 from ..calibration import average_over_processes
 from ..errors import PruningError
+from ..given import check_given
 from .behind import check_trainer, having
 from .hearing import loss_of
 from .lesson import Lesson
@@ -70,6 +71,9 @@ class DistillationMixin:
 
     def __init__(self, *args: Any, teacher: Any, distillation: Distillation | None = None, **kwargs: Any) -> None:
         check_trainer(type(self))
+        kinds = (Distillation, type(None))
+        check_given("distillation", distillation, kinds, "a Distillation, such as Distillation(logits=0.5)")
+        check_given("teacher", teacher, (str, Path, nn.Module), "a model, a folder, a name on the Hub, or 'self'")
         super().__init__(*args, **kwargs)
         trainer: Any = self
         self.distillation = distillation or Distillation()
@@ -111,7 +115,7 @@ class DistillationMixin:
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train; a checkpoint that is resumed brings the matrices between different widths along."""
-        self._resumed = resume_from_checkpoint
+        self._resumed, self._terms = resume_from_checkpoint, {}
         if getattr(self, "model_init", None) is None:
             self._follow()
         return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
@@ -180,11 +184,12 @@ class DistillationMixin:
     ) -> Any:
         """Return the Trainer's own loss mixed with the teacher's terms, and the outputs where they are asked for."""
         self._asked = True
+        told = {"return_outputs": return_outputs, "num_items_in_batch": num_items_in_batch}  # by name, as Trainer does
         if not model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
+            return super().compute_loss(model, inputs, **told)  # type: ignore[misc]
         lesson, weights, batch = self._follow(), self._weights(), copy.copy(inputs)
         if not self._teaches:
-            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
+            result = super().compute_loss(model, inputs, **told)  # type: ignore[misc]
             loss = result[0] if return_outputs else result
             self._note({"hard": loss})
             return (weights["hard"] * loss, result[1]) if return_outputs else weights["hard"] * loss
@@ -253,7 +258,7 @@ class DistillationMixin:
             arguments: Any = self.args  # type: ignore[attr-defined]
             across = arguments.average_tokens_across_devices and self._scales_itself
             with having(self, **self._own), having(arguments, average_tokens_across_devices=across):
-                result = plain(model, inputs, return_outputs, number)
+                result = plain(model, inputs, return_outputs=return_outputs, num_items_in_batch=number)
             loss, outputs = result if return_outputs else (result, None)
         return None if loss is None else loss.mean(), outputs
 

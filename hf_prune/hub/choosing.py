@@ -33,19 +33,20 @@ _TOKENIZERS = (
     *("word_shape.json", "word_pronunciation.json"),
 )
 _SENTENCES = ("modules.json", "config_sentence_transformers.json", "sentence_*_config.json", "config_setfit.json")
-_TOLD = (CARD, REPORT, RECIPE, PLOT, "LICENSE*", "NOTICE*", "COPYING*")
+_TERMS = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
+_TOLD = (CARD, REPORT, RECIPE, PLOT, *(f"{name}{end}" for name in _TERMS for end in ("", ".txt", ".md", ".rst")))
 _ONNX = ("*.onnx", "*.onnx_data", "*.onnx.data", "ort_config.json")
 _PARTS = re.compile(
     r"\d+_[A-Z]\w*|qformer_tokenizer"
 )  # modules of sentence-transformers, InstructBLIP's second tokenizer
 _INSIDE = {
     "": (*_CONFIGS, *_PROCESSORS, *_TOKENIZERS, *_SENTENCES, *_TOLD, *_ONNX),
-    "onnx": (*_CONFIGS, *_PROCESSORS, *_TOKENIZERS, *_ONNX),
+    "onnx": (*_CONFIGS, *_PROCESSORS, *_TOKENIZERS, *_ONNX, "export.json"),  # which transformers 5 writes
     "additional_chat_templates": ("*.jinja",),
     "PART": (*_CONFIGS, *_PROCESSORS, *_TOKENIZERS, "sentence_*_config.json"),
 }
 _NEEDED = (*_CONFIGS[:1], "tokenizer_config.json")  # without which what goes up would be another model
-_TEXT = (".json", ".txt", ".md", ".yaml", ".py", ".jinja", "")
+_TEXT = (".json", ".txt", ".md", ".rst", ".yaml", ".py", ".jinja", ".codes", "")
 # the keys of a recipe; `tests/test_hub.py` compares them with `Recipe`'s
 _RECIPE = (
     "name task model data dense train pruners target schedule distillation shrink_during_training metrics measure onnx "
@@ -85,6 +86,10 @@ def choose(folder: Path, prefix: str = "") -> Chosen:
             left[name + "/" * path.is_dir()] = "not a model's file"
         elif not is_inside(folder, path):
             left[name] = "a link that leads out of the folder" if path.is_symlink() else "not a file"
+        elif not _allowed(path.resolve().name, within) and path.is_symlink() and not _in_cache(path):
+            left[name] = "a link to a file that is not a model's"
+        elif _WEIGHTS.fullmatch(path.name) and path.suffix == ".safetensors" and not _is_safetensors(path):
+            left[name] = "not a safetensors file"
         elif path.name == RECIPE and not _is_recipe(path):
             left[name] = "not a recipe, or one with a secret"
         else:
@@ -105,12 +110,21 @@ def refuse_tokens(files: dict[str, Path]) -> None:
         PruningError: One does; the token is not repeated.
     """
     for name, path in sorted(files.items()):
-        if path.suffix in _TEXT and path.stat().st_size < 2**28:
-            text = path.read_text("utf-8", errors="replace")
-            if without_tokens(text) != text:
-                raise PruningError(
-                    f"A file to push must hold no access token: remove it there first. Received: {name} with one"
-                )
+        texts = _readings(path.read_bytes()) if path.suffix in _TEXT and path.stat().st_size < 2**28 else ()
+        if any(without_tokens(text) != text for text in texts):
+            raise PruningError(
+                f"A file to push must hold no access token: remove it there first. Received: {name} with one"
+            )
+
+
+def _readings(data: bytes) -> Iterator[str]:
+    """Yield what a file says to those who read it: its characters may be written in several ways."""
+    text = data.decode("utf-8", errors="replace")
+    yield text
+    if "\\u" in text:
+        yield re.sub(r"\\u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), text)
+    if b"\0" in data:
+        yield data.replace(b"\0", b"").decode("utf-8", errors="replace")  # of two or four bytes each
 
 
 def without_foreign_code(folder: Path, name: str) -> dict[str, Any] | None:
@@ -166,6 +180,22 @@ def _imported(path: Path) -> Iterator[str]:
             for name in [node.module] if node.module else [one.name for one in node.names]:
                 if (path.parent / f"{name}.py").is_file():
                     yield f"{name}.py"
+
+
+def _in_cache(path: Path) -> bool:
+    """Whether a link leads into the Hub's cache, where files are named by their content."""
+    return path.resolve().parent.name == "blobs"
+
+
+def _is_safetensors(path: Path) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            told = str(file.metadata() or {})
+            return without_tokens(told) == told
+    except (OSError, SafetensorError):
+        return False
 
 
 def _is_recipe(path: Path) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .. import given
 from ..errors import PruningError
@@ -99,6 +99,16 @@ def check_disjoint(chosen: Mapping[int, Sequence[Group]], target: Target | None)
     inside = {group.place for groups in chosen.values() for group in groups if group.kind == "head"}
     if target is not None and parents & inside:
         raise PruningError("A target takes KV groups or the heads inside them, not both. Received: two HeadPruners")
+
+
+def check_scores(scores: Mapping[str, Tensor]) -> None:
+    """Something tells units apart: all zeros say that no gradient has come."""
+    if scores and not any(bool(values.any()) for values in scores.values()):
+        raise PruningError(
+            "Scores of units must not all be zero, or chance would choose: the loss has given no gradient (labels that "
+            "are all -100, a frozen loss, an optimizer that has taken no step). Nothing was cut. Received: zeros for "
+            f"{len(scores)} groups"
+        )
 
 
 _REVIVABLE = ("head", "kv_group", "neuron")  # others are masked by hooks too, or have running statistics

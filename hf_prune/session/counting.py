@@ -66,7 +66,13 @@ def numbers_of(pruning: Pruning) -> dict[str, float]:
 
 
 def warn_of_missed(pruning: Pruning) -> None:
-    """Say where a target or a sparsity was not reached."""
+    """Say where a target or a sparsity was not reached, and where there was nothing left to do for it."""
+    untouched = pruning.record == pruning.before and all(bool(alive.all()) for alive in pruning.alive.values())
+    if pruning.before and pruning.chosen and untouched:
+        logger.warning(
+            f"No unit was removed: a sparsity or a target is a share of the dense model, of whose MACs "
+            f"{pruning.macs_left():.1%} were left before."
+        )
     why = "min_kept, multiple_of, include, exclude and what a model needs at least let no more units go."
     if pruning.target is not None:
         if pruning.macs_left() > pruning.target.macs:

@@ -26,7 +26,15 @@ from ..scores import Score
 from ..sharding import unwrap
 from ..stock import write_record
 from ..structure import Group, keep_vectors, matrix_entries
-from .checks import check_disjoint, check_finds_unused, check_kinds, check_model, check_reversible, check_settings
+from .checks import (
+    check_disjoint,
+    check_finds_unused,
+    check_kinds,
+    check_model,
+    check_reversible,
+    check_scores,
+    check_settings,
+)
 from .counting import by_kind, bytes_of, count_zeros, numbers_of, warn_of_missed
 from .reviving import compute_masked, hide_masked, hook_model, keep_masks, reopen
 from .scoring import Scorer
@@ -98,7 +106,7 @@ class Pruning:
         check_finds_unused(self.pruners, getattr(model, "find_unused_parameters", True))
         structured = any(isinstance(pruner, UnitPruner) for pruner in self.pruners)
         self.groups = find_groups(self.model) if structured else []
-        self.record = read_record(self.model)
+        self.record = self.before = read_record(self.model)
         dense, units = self.record.dense_groups(self.groups), dict[int, list[Group]]()
         for i, pruner in enumerate(self.pruners):
             if isinstance(pruner, UnitPruner):
@@ -339,7 +347,9 @@ class Pruning:
             hide_masked(self)
         if self.watcher is not None:
             self.watcher.synchronize()
-        return {one.name: ready[one.name] if one.name in ready else self.scorer.units(s, one) for s, one in units}
+        scores = {one.name: ready[one.name] if one.name in ready else self.scorer.units(s, one) for s, one in units}
+        check_scores(scores)
+        return scores
 
     def _score(self, i: int) -> Score:
         return self.pruners[i].resolve_score()

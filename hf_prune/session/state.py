@@ -65,6 +65,13 @@ def restore(pruning: Pruning, state: Mapping[str, Any]) -> None:
         raise PruningError(
             f"The pruning state must be of this model and these pruners. Received: {sorted(state['alive'])[:4]}"
         )
+    for need, mean in ((need, mean) for need, known in means.items() for mean in known.items()):
+        found = state[f"mean_{need}"].get(mean[0])
+        if found is None or found.shape != mean[1].shape:
+            raise PruningError(
+                f"The pruning state must have running means of all groups. Received: {need} of '{mean[0]}' "
+                f"{'missing' if found is None else 'of another size'}"
+            )
     pruning.steps, pruning._leaky, pruning._unchecked = state["steps"], state["leaky"], state["unchecked"]
     pruning.skipped, pruning.most_bytes = state.get("skipped", 0), state.get("most_bytes", 0)
     pruning.record = Record({name: (list(kept), dense) for name, (kept, dense) in state["record"].items()})
