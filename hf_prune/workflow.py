@@ -394,8 +394,7 @@ def _hub_name(name: str | None) -> str | None:
 
 def _without_paths(recipe: Recipe, text: str) -> str:
     """Shorten this machine's folders to their last part: a card is for everybody."""
-    places = [recipe.output, *(Path(name) for name in (recipe.model.name, recipe.data.name) if name)]
-    for place in places:
+    for place in [recipe.output, *(Path(name) for name in (recipe.model.name, recipe.data.name) if name)]:
         outside = place.is_absolute() or ".." in place.parts
         text = text.replace(str(place), place.name) if outside else text
     return text

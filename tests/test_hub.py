@@ -333,8 +333,9 @@ def test_a_branch_and_a_name_without_namespace(hub: HubServer, saved: Path, tmp_
 
 
 def test_a_bad_card_is_refused_before_any_upload(hub: HubServer, saved: Path, tmp_path: Path) -> None:
-    options = {"card": {"license": ["not", "a", "string"]}}
-    told = in_client(hub, tmp_path, client_push, str(saved), "tester/tiny", options, token=hub.token)
+    folder = shutil.copytree(saved, tmp_path / "mine")
+    (folder / "README.md").write_text("---\nlicense: [not, a, string]\n---\nby hand\n")
+    told = in_client(hub, tmp_path, client_push, str(folder), "tester/tiny", {}, token=hub.token)
     assert '"license" must be a string' in told["error"]
     assert hub.count("PUT", "/lfs/") == 0
 
@@ -382,7 +383,7 @@ def private_folder(saved: Path, home: Path) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"api_key: {SECRET}" if name in PRIVATE else "{}")
     (folder / "configuration_own.py").write_text("from .helping import x\nfrom .gone import y\n")
-    told = {"auto_map": {"AutoTokenizer": ["configuration_own.Own", None], "AutoX": "me/evil--modeling_mine.Y"}}
+    told = {"auto_map": {"AutoTokenizer": ["configuration_own.Own", None], "AutoX": "me/evil--modeling_theirs.Y"}}
     (folder / "tokenizer_config.json").write_text(json.dumps(told))
     return folder
 

@@ -101,14 +101,15 @@ def check_disjoint(chosen: Mapping[int, Sequence[Group]], target: Target | None)
         raise PruningError("A target takes KV groups or the heads inside them, not both. Received: two HeadPruners")
 
 
-def check_scores(scores: Mapping[str, Tensor]) -> None:
-    """Something tells units apart: all zeros say that no gradient has come."""
+def checked_scores(scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return scores of which some tell units apart: all zeros say that no gradient has come."""
     if scores and not any(bool(values.any()) for values in scores.values()):
         raise PruningError(
             "Scores of units must not all be zero, or chance would choose: the loss has given no gradient (labels that "
             "are all -100, a frozen loss, an optimizer that has taken no step). Nothing was cut. Received: zeros for "
             f"{len(scores)} groups"
         )
+    return scores
 
 
 _REVIVABLE = ("head", "kv_group", "neuron")  # others are masked by hooks too, or have running statistics

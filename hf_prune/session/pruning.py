@@ -32,7 +32,6 @@ from .checks import (
     check_kinds,
     check_model,
     check_reversible,
-    check_scores,
     check_settings,
 )
 from .counting import by_kind, bytes_of, count_zeros, numbers_of, warn_of_missed
@@ -229,7 +228,7 @@ class Pruning:
         return self._macs_now() / self.dense_macs
 
     def logs(self) -> dict[str, float]:
-        """Return what a log should show: sparsity in all and by kind, and the share of MACs left.
+        """Return what a log should show.
 
         `sparsity` is the share of zeros in all matrices that units can be cut from or that single weights may leave.
         `reversible_mb` is the most memory, in 10^6 bytes of this process, that masks which may be taken back and scores
@@ -347,9 +346,8 @@ class Pruning:
             hide_masked(self)
         if self.watcher is not None:
             self.watcher.synchronize()
-        scores = {one.name: ready[one.name] if one.name in ready else self.scorer.units(s, one) for s, one in units}
-        check_scores(scores)
-        return scores
+        ready |= {one.name: self.scorer.units(score, one) for score, one in units if one.name not in ready}
+        return checked_scores({one.name: ready[one.name] for _, one in units})
 
     def _score(self, i: int) -> Score:
         return self.pruners[i].resolve_score()
