@@ -26,14 +26,7 @@ from ..scores import Score
 from ..sharding import unwrap
 from ..stock import write_record
 from ..structure import Group, keep_vectors, matrix_entries
-from .checks import (
-    check_disjoint,
-    check_finds_unused,
-    check_kinds,
-    check_model,
-    check_reversible,
-    check_settings,
-)
+from . import checks
 from .counting import by_kind, bytes_of, count_zeros, numbers_of, warn_of_missed
 from .reviving import compute_masked, hide_masked, hook_model, keep_masks, reopen
 from .scoring import Scorer
@@ -95,14 +88,14 @@ class Pruning:
         shrink_live: bool = False,
         seed: int = 0,
     ) -> None:
-        check_kinds(model, schedule, target, total_steps, optimizer, data)
+        checks.check_kinds(model, schedule, target, total_steps, optimizer, data)
         self.model, self.pruners = unwrap(model, accelerator), as_pruners(pruners)
         self.schedule, self.target, self.total_steps = schedule or Schedule(), target, total_steps
         self.optimizer, self.data, self.loss, self.shrink_live = optimizer, data, loss, shrink_live
         self.accelerator, self.steps, self.skipped = accelerator, 0, 0
-        check_settings(self.pruners, target, self.schedule)
-        check_model(self.model, shrink_live)
-        check_finds_unused(self.pruners, getattr(model, "find_unused_parameters", True))
+        checks.check_settings(self.pruners, target, self.schedule)
+        checks.check_model(self.model, shrink_live)
+        checks.check_finds_unused(self.pruners, getattr(model, "find_unused_parameters", True))
         structured = any(isinstance(pruner, UnitPruner) for pruner in self.pruners)
         self.groups = find_groups(self.model) if structured else []
         self.record = self.before = read_record(self.model)
@@ -114,10 +107,10 @@ class Pruning:
         self.weights = {
             i: p.choose_weights(self.model) for i, p in enumerate(self.pruners) if isinstance(p, WeightPruner)
         }
-        check_disjoint(self.chosen, target)
+        checks.check_disjoint(self.chosen, target)
         self.swaps = swaps_weights(optimizer)
         self.reviving = {i for i, pruner in enumerate(self.pruners) if pruner.may_revive()}
-        check_reversible(self.model, self.pruners, self.chosen, self.weights, shrink_live, self.swaps)
+        checks.check_reversible(self.model, self.pruners, self.chosen, self.weights, shrink_live, self.swaps)
         schedules = {i: pruner.schedule or self.schedule for i, pruner in enumerate(self.pruners)}
         self.changes = {i: one.change_steps(total_steps) for i, one in schedules.items()}
         for one in {str(schedule): schedule for schedule in schedules.values()}.values():
@@ -347,7 +340,7 @@ class Pruning:
         if self.watcher is not None:
             self.watcher.synchronize()
         ready |= {one.name: self.scorer.units(score, one) for score, one in units if one.name not in ready}
-        return checked_scores({one.name: ready[one.name] for _, one in units})
+        return checks.checked_scores({one.name: ready[one.name] for _, one in units})
 
     def _score(self, i: int) -> Score:
         return self.pruners[i].resolve_score()
