@@ -17,6 +17,7 @@ from models import (
     assert_same_weights,
     build_bert,
     build_llama,
+    draw_batch,
     draw_rows,
     training_arguments,
     units_of,
@@ -216,6 +217,8 @@ def test_a_damaged_state_is_a_checkpoint_error(tmp_path):
 def test_state_goes_to_a_file_and_back(tmp_path):
     model = build_bert()
     pruning = Pruning(model, [*BOTH, WeightPruner(sparsity=0.5, score="l1")], target=Target(macs=0.5), total_steps=10)
+    model(**draw_batch(model)).loss.backward()
+    pruning.after_backward()
     pruning.step()
     state = pruning.state_dict()
     write_state(state, tmp_path / STATE)

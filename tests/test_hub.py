@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hub_cards import card_faults
 from hub_server import HubServer
+from safetensors.torch import save_file
 
 TESTS = Path(__file__).parent
 KEPT = {
@@ -382,6 +384,7 @@ def private_folder(saved: Path, home: Path) -> Path:
     for name in (*PRIVATE, *OPEN):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"api_key: {SECRET}" if name in PRIVATE else "{}")
+    save_file({"weight": torch.zeros(2)}, folder / "2_Dense" / "model.safetensors")
     (folder / "configuration_own.py").write_text("from .helping import x\nfrom .gone import y\n")
     told = {"auto_map": {"AutoTokenizer": ["configuration_own.Own", None], "AutoX": "me/evil--modeling_theirs.Y"}}
     (folder / "tokenizer_config.json").write_text(json.dumps(told))

@@ -48,7 +48,7 @@ def _same_file(one: Path, other: Path) -> bool:
 
 
 def _compare_models(there: Path, here: Path, what: str) -> None:
-    """Load both folders, and compare each tensor bit by bit; of code in a folder, which is not run, files say enough."""
+    """Load both folders, and compare each tensor bit by bit; code in a folder is not run: its files say enough."""
     if _is_own_code(read_config(here)):
         return
     found, meant = (
