@@ -7,6 +7,7 @@ or `constraints.txt` have changed. Needs Python 3.11, because transformers 5 doe
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import time
@@ -87,7 +88,9 @@ def run_tests(lane: str, arguments: list[str]) -> tuple[bool, str]:
     """Run pytest in a lane, and return whether it failed and its closing line."""
     command = [python(lane), "-m", "pytest", "-n", str(WORKERS), *arguments]
     closing = ""
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    # tests start hundreds of processes: what the first has compiled, the others must not compile again
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment) as process:
         for line in process.stdout or ():
             print(line, end="", flush=True)
             closing = line.strip() or closing
