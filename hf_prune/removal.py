@@ -92,8 +92,9 @@ def shrink(model: Model, kept: Kept | None = None, *, optimizer: Any = None) -> 
     live = unmasked_units(model, groups) if kept is None else record.to_live(groups, kept)
     live = close_kept(groups, live)
     check_depth(model, groups, live)
-    note_dense(model, groups, record)
-    record = record.after(groups, live)
+    before, record = record, record.after(groups, live)
+    if record:
+        note_dense(model, groups, before)
     cut(model, groups, live, optimizer=optimizer)
     write_record(model, record)
     return model

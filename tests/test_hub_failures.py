@@ -99,7 +99,7 @@ def test_somebody_elses_commit_is_not_overwritten(hub: HubServer, saved: Path, t
     sharded.mkdir()
     for path in saved.iterdir():
         (sharded / path.name).write_bytes(path.read_bytes())
-    (sharded / "notes.txt").write_text("new")
+    (sharded / "NOTICE.txt").write_text("new")
     told = push(hub, tmp_path, sharded)
     assert "412" in told["error"]
     assert commits(hub)[-1] == "Somebody else's"

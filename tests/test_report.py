@@ -122,7 +122,7 @@ def test_unknown_architecture_still_gets_measured():
 
 @pytest.mark.parametrize(
     ("model", "runtime", "message"),
-    [("x.onnx", "torch", "Received: str for 'torch'"), (None, "onnxruntime", "NoneType for 'onnxruntime'")],
+    [("x.onnx", "torch", "Received: 'x.onnx' for 'torch'"), (None, "onnxruntime", "None for 'onnxruntime'")],
 )
 def test_runtime_and_model_must_fit(model, runtime, message):
     with pytest.raises(PruningError, match=message):

@@ -62,8 +62,11 @@ def _save_base(model: Any, folder: Path) -> None:
 @contextmanager
 def _without_adapters(base: Any) -> Iterator[Any]:
     """Take a model's adapters out of it for a moment; no tensor is copied."""
-    inner = {path: _inside(module) for path, module in base.named_modules()}
-    swapped = {path: (base.get_submodule(path), module) for path, module in inner.items() if module is not None}
+    swapped: dict[str, tuple[nn.Module, nn.Module]] = {}
+    for path, module in base.named_modules():
+        inner = None if path.startswith(tuple(f"{done}." for done in swapped)) else _inside(module)
+        if inner is not None:
+            swapped[path] = module, inner
     native = vars(base).get("_hf_peft_config_loaded")
     base._hf_peft_config_loaded = False
     try:
@@ -81,7 +84,9 @@ def _without_adapters(base: Any) -> Iterator[Any]:
 def _inside(module: Any) -> Any:
     """Return what an adapter, or one of PEFT's trained copies, lies around; ``None``: it is neither."""
     if is_adapted(module):
-        return module.base_layer
+        while is_adapted(module):  # of stacked experts each tensor has one around the other
+            module = module.base_layer
+        return module
     original = getattr(module, "original_module", None)
     return original if isinstance(original, nn.Module) else None
 

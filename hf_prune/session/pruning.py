@@ -371,8 +371,9 @@ class Pruning:
             return
         kept = close_kept(self.groups, self._live_kept())
         vectors, tensors = self._vectors(), named_tensors(self.model)
-        note_dense(self.model, self.groups, self.record)
-        self.record = self.record.after(self.groups, kept)
+        before, self.record = self.record, self.record.after(self.groups, kept)
+        if self.record:
+            note_dense(self.model, self.groups, before)
         cut(self.model, self.groups, kept, optimizer=self.optimizer)
         write_record(self.model, self.record)
         for (name, dim), vector in vectors.items():

@@ -65,11 +65,11 @@ def restore(pruning: Pruning, state: Mapping[str, Any]) -> None:
         raise PruningError(
             f"The pruning state must be of this model and these pruners. Received: {sorted(state['alive'])[:4]}"
         )
-    for need, mean in ((need, mean) for need, known in means.items() for mean in known.items()):
-        found = state[f"mean_{need}"].get(mean[0])
-        if found is None or found.shape != mean[1].shape:
+    for need, name in ((need, name) for need, known in means.items() for name in known):
+        found = state[f"mean_{need}"].get(name)
+        if found is None or found.shape != state["alive"].get(name, found).shape:
             raise PruningError(
-                f"The pruning state must have running means of all groups. Received: {need} of '{mean[0]}' "
+                f"The pruning state must have running means of all groups. Received: {need} of '{name}' "
                 f"{'missing' if found is None else 'of another size'}"
             )
     pruning.steps, pruning._leaky, pruning._unchecked = state["steps"], state["leaky"], state["unchecked"]
