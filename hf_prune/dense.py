@@ -13,6 +13,8 @@ from .plan import Record, annotate, read_block
 from .stock import config_counts, stock_twin
 from .structure import Group, matrix_entries
 
+_LARGEST = 2.0**62  # of any number that a note can state
+
 
 def note_dense(model: nn.Module, groups: Sequence[Group], record: Record) -> None:
     """Write down what a model costs before its first unit is removed.
@@ -31,9 +33,10 @@ def note_dense(model: nn.Module, groups: Sequence[Group], record: Record) -> Non
 
 def dense_note(model: nn.Module) -> dict[str, Any]:
     """Return what `note_dense` wrote; empty of a model that is dense, or that an older version has cut."""
-    told = (read_block(model) or {}).get("dense", {})
-    sound = all(isinstance(told.get(key), (int, float)) for key in ("parameters", "prunable_macs", "size_mb"))
-    return told if sound and told["prunable_macs"] > 0 else {}
+    stated = (read_block(model) or {}).get("dense", {})
+    told = {key: stated.get(key) for key in ("parameters", "prunable_macs", "size_mb")}
+    sound = all(isinstance(value, (int, float)) and 0 < value < _LARGEST for value in told.values())
+    return told if sound else {}  # a stranger may have written anything
 
 
 def dense_macs(model: nn.Module, groups: Sequence[Group], record: Record) -> int:

@@ -99,10 +99,8 @@ class Pruning:
         structured = any(isinstance(pruner, UnitPruner) for pruner in self.pruners)
         self.groups = find_groups(self.model) if structured else []
         self.record = self.before = read_record(self.model)
-        dense, units = self.record.dense_groups(self.groups), dict[int, list[Group]]()
-        for i, pruner in enumerate(self.pruners):
-            if isinstance(pruner, UnitPruner):
-                units[i] = pruner.choose(dense)
+        dense = self.record.dense_groups(self.groups)
+        units = {i: p.choose(dense) for i, p in enumerate(self.pruners) if isinstance(p, UnitPruner)}
         self.chosen = {i: self._live(chosen) for i, chosen in units.items()}
         self.weights = {
             i: p.choose_weights(self.model) for i, p in enumerate(self.pruners) if isinstance(p, WeightPruner)
