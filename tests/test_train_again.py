@@ -174,19 +174,16 @@ def test_a_request_that_was_met_before_is_said(pruner, target, caplog):
     assert ["No unit was removed" in record.getMessage() for record in caplog.records] == [True]
 
 
-@pytest.mark.parametrize(
-    "note",
-    [{"parameters": 1, "prunable_macs": 1, "size_mb": 1.0, "evil": 2}, {"prunable_macs": "x"}, {}]
-    + [
-        {"parameters": 9, "prunable_macs": number, "size_mb": 1.0}
-        for number in (float("inf"), float("nan"), 0, -5, 1e300)
-    ],
-)
+NUMBERS = (float("inf"), float("nan"), 0, -5, 1e300)
+NOTES = [{"parameters": 9, "prunable_macs": number, "size_mb": 1.0} for number in NUMBERS]
+
+
+@pytest.mark.parametrize("note", [*NOTES, {"parameters": 9, "prunable_macs": 1, "size_mb": 1.0, "evil": 2}, {}])
 def test_a_strangers_note_of_the_dense_model_breaks_nothing(note):
     model = build_bert()
     macs = prunable_macs(model)
     prune(model, NeuronPruner(sparsity=0.25, score="l1"))
     getattr(model.config, BLOCK)["dense"] = note
     report = prune(model, NeuronPruner(score="l1"), target=Target(macs=0.6))
-    assert prunable_macs(model) <= 0.6 * macs or note.get("evil")
+    assert prunable_macs(model) <= (0.6 if not note.get("evil") else 1) * macs  # a note that can be one counts
     assert 0 < report.settings["macs_left"] <= 1
