@@ -75,12 +75,16 @@ class StepWatch:
 
     Args:
         optimizer: The optimizer, or a wrapper around it; ``None``, or one without hooks: every step counts as taken.
-        before: Called just before a step that is taken, with the factor that gradients still have.
+        before: Called just before a step that is taken, with the factor that gradients still have; not where a closure
+            computes them inside the step, as Lightning's does.
+
+    Attributes:
+        in_closure: Whether a step with a closure is under way: gradients are complete when the loop says so.
     """
 
     def __init__(self, optimizer: Any, before: Callable[[float], None]) -> None:
         self.before, self.scale, self.scaled = before, 1.0, False
-        self._taken = False
+        self._taken, self.in_closure = False, False
         inner = bare_optimizer(optimizer)
         self.watching = hasattr(inner, "register_step_pre_hook")
         hooks = (torch.compiler.disable(self._before), torch.compiler.disable(self._after))  # type: ignore[no-untyped-call]
@@ -103,12 +107,13 @@ class StepWatch:
         scaler = _scaler_above(sys._getframe(1))
         self.scaled = scaler is not None and scaler.is_enabled()
         self.scale = float(scaler.get_scale()) if scaler is not None and self.scaled else 1.0
-        if not _overflowed(optimizer):
+        self.in_closure = any(map(callable, (*args, kwargs.get("closure"))))
+        if not (self.in_closure or _overflowed(optimizer)):
             left = getattr(optimizer, "grad_scale", None)  # what a fused optimizer will divide by itself
             self.before(1.0 if left is None else float(left))
 
     def _after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        self._taken = self._taken or not _overflowed(optimizer)
+        self._taken, self.in_closure = self._taken or not _overflowed(optimizer), False
 
 
 def _overflowed(optimizer: Any) -> bool:

@@ -303,3 +303,29 @@ def test_lbfgs_is_refused():
     optimizer.step(closure)
     with pytest.raises(PruningError, match="LBFGS"):
         pruning.step()
+
+
+@pytest.mark.parametrize("score", ["taylor", "movement"])
+def test_a_closure_that_computes_gradients_inside_a_step_is_as_good(score):
+    def run(closure):
+        model = build_bert().train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        early = Schedule(begin=2, end=6, frequency=1)
+        pruning = Pruning(model, [WeightPruner(sparsity=0.5, score=score)], early, total_steps=8, optimizer=optimizer)
+        for step in range(8):
+
+            def compute(step=step):
+                optimizer.zero_grad()
+                loss = model(**draw_batch(model, seed=step)).loss
+                loss.backward()
+                pruning.after_backward()
+                return loss
+
+            optimizer.step(compute) if closure else (compute(), optimizer.step())
+            pruning.step()
+        return pruning
+
+    plain, inside = run(False), run(True)
+    assert inside.finished
+    for name, mask in plain.masks.items():
+        assert torch.equal(mask, inside.masks[name])

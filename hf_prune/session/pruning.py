@@ -136,9 +136,10 @@ class Pruning:
     def after_backward(self) -> None:
         """Read gradients: call it when they are complete (and clipped), before the optimizer's step.
 
-        An optimizer that was handed over calls for it by itself, and only in steps that it takes.
+        An optimizer that was handed over calls for it by itself, and only in steps that it takes; but a closure that
+        computes gradients inside of a step has to say when they are complete.
         """
-        if not (self._watch_steps.watching or self._accumulates()):
+        if self._watch_steps.in_closure or not (self._watch_steps.watching or self._accumulates()):
             before_step(self, 1.0)
 
     def step(self) -> bool:
