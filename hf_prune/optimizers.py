@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -86,11 +87,11 @@ class StepWatch:
         self.before, self.scale, self.scaled = before, 1.0, False
         self._taken, self.in_closure = False, False
         inner = bare_optimizer(optimizer)
-        self.watching = hasattr(inner, "register_step_pre_hook")
-        hooks = (torch.compiler.disable(self._before), torch.compiler.disable(self._after))  # type: ignore[no-untyped-call]
-        self._handles = (
-            [inner.register_step_pre_hook(hooks[0]), inner.register_step_post_hook(hooks[1])] if self.watching else []
-        )
+        self._handles: list[Any] = []
+        with contextlib.suppress(AttributeError):  # a wrapper that only looks like an optimizer of torch
+            self._handles.append(inner.register_step_pre_hook(torch.compiler.disable(self._before)))  # type: ignore[no-untyped-call]
+            self._handles.append(inner.register_step_post_hook(torch.compiler.disable(self._after)))  # type: ignore[no-untyped-call]
+        self.watching = len(self._handles) == 2
 
     def took(self) -> bool:
         """Whether a step was taken since this was last asked."""
