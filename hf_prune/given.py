@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import PruningError
+from .errors import PruningError, shown
 
 
 def check_given(name: str, value: Any, kinds: type | tuple[type, ...], would: str) -> None:
@@ -29,7 +29,7 @@ def told(value: Any) -> str:
     if isinstance(value, type):
         return f"class {value.__name__}"
     plain = value is None or isinstance(value, (str, int, float, list, tuple))
-    return f"{value!r:.60}" if plain else type(value).__name__
+    return shown(value, 60) if plain else type(value).__name__
 
 
 def check_model(model: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from rich import print as show
 
 from ..errors import PruningError, UnsupportedModelError
+from ..given import told
 from .lanes import Lane, choose_lane, export_parts, read_graph
 from .parity import check_parity
 from .parts import SEQ2SEQ, choose_task, split
@@ -115,21 +116,17 @@ def _check_settings(
     """Refuse wrong types here: further inside they would be somebody else's tracebacks."""
     for name, value in {"task": task, "lane": lane}.items():
         if not isinstance(value, str):
-            raise PruningError(f"{name} must be a name. Received: {_short(value)}.")
+            raise PruningError(f"{name} must be a name. Received: {told(value)}.")
     if dtype != "fp32":
         raise PruningError(f"dtype must be 'fp32', the only one exported so far. Received: {dtype!r}.")
     if not isinstance(output, (str, os.PathLike)) or not str(output):
-        raise PruningError(f"output must be the name of a folder. Received: {_short(output)}.")
+        raise PruningError(f"output must be the name of a folder. Received: {told(output)}.")
     if isinstance(model, type) or not (isinstance(model, (str, Path)) or hasattr(model, "forward")):
         rule = "model_or_path must be a model, a checkpoint's folder or its name on the Hub"
-        raise UnsupportedModelError(f"{rule}. Received: {_short(model)}.")
+        raise UnsupportedModelError(f"{rule}. Received: {told(model)}.")
     if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
-        raise PruningError(f"tokenizer must be a tokenizer or a processor. Received: {_short(tokenizer)}.")
+        raise PruningError(f"tokenizer must be a tokenizer or a processor. Received: {told(tokenizer)}.")
     if opset is not None and (isinstance(opset, bool) or not isinstance(opset, int)):
-        raise PruningError(f"opset must be a whole number or None. Received: {_short(opset)}.")
+        raise PruningError(f"opset must be a whole number or None. Received: {told(opset)}.")
     if isinstance(atol, bool) or not isinstance(atol, (int, float)) or not atol >= 0:
-        raise PruningError(f"atol must be a number of at least 0. Received: {_short(atol)}.")
-
-
-def _short(value: Any) -> str:
-    return repr(value)[:80]
+        raise PruningError(f"atol must be a number of at least 0. Received: {told(atol)}.")

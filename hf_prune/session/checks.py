@@ -62,7 +62,7 @@ def check_settings(pruners: Sequence[Pruner], target: Target | None, schedule: S
         )
 
 
-def check_model(model: nn.Module, shrink_live: bool) -> None:
+def check_shards(model: nn.Module, shrink_live: bool) -> None:
     """Parameters are whole, or sharded by FSDP2."""
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
         raise PruningError(

@@ -94,7 +94,7 @@ class Pruning:
         self.optimizer, self.data, self.loss, self.shrink_live = optimizer, data, loss, shrink_live
         self.accelerator, self.steps, self.skipped = accelerator, 0, 0
         checks.check_settings(self.pruners, target, self.schedule)
-        checks.check_model(self.model, shrink_live)
+        checks.check_shards(self.model, shrink_live)
         checks.check_finds_unused(self.pruners, getattr(model, "find_unused_parameters", True))
         structured = any(isinstance(pruner, UnitPruner) for pruner in self.pruners)
         self.groups = find_groups(self.model) if structured else []
