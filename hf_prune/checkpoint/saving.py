@@ -82,18 +82,22 @@ def save_pruned(
         code = state_standalone(written) if standalone else ""
         with _or_as_it_was(path), whole_folder(path, stale=_STALE) as folder:
             written.save_pretrained(folder, max_shard_size=max_shard_size)
-            if code:
-                (folder / FILE).write_text(code, "utf-8")
-            if tokenizer is not None:
-                _save_tokenizer(tokenizer, folder)
-            keep_own_code(folder, written)
-            if digest:
-                write_digests(folder)
+            _add_files(folder, written, code, tokenizer, digest)
     finally:
         if standalone:
             forget_standalone(model)
         write_record(model, record)
     return Path(path)
+
+
+def _add_files(folder: Path, model: Any, code: str, tokenizer: Any, digest: bool) -> None:
+    if code:
+        (folder / FILE).write_text(code, "utf-8")
+    if tokenizer is not None:
+        _save_tokenizer(tokenizer, folder)
+    keep_own_code(folder, model)
+    if digest:  # of all that was written
+        write_digests(folder)
 
 
 def _save_sentence_transformers(model: Any, path: str | Path, stock: str, *, standalone: bool, digest: bool) -> Path:
