@@ -222,7 +222,7 @@ def test_a_file_that_is_mounted_over_stays_or_is_refused(versions, folder, mount
     volume = mounted("runs/secret", file=True)
     versions[1].save(folder)
     assert (folder / "runs" / "secret").read_text() == "a terabyte"
-    mounted("model.safetensors.index.json.lock", file=True)  # matches the pattern of old weights
+    mounted("pytorch_model.bin", file=True)  # old weights, by the name
     with pytest.raises(PruningError, match="could not be written; what was there before is untouched. .*mounted over"):
         versions[0].save(folder)
     assert (volume / "precious.bin").read_text() == "a terabyte"
@@ -273,7 +273,7 @@ def test_what_others_write_meanwhile_is_brought_over(way, versions, folder, monk
 
     def meanwhile(*arguments):
         (folder / "events").write_text("a week")
-        (folder / "model-new.safetensors").write_text("older weights by their name")
+        (folder / "pytorch_model.bin").write_text("older weights by their name")
         (folder / "new" / "deep").mkdir(parents=True)
         (folder / "new" / "deep" / "one").write_text("1")
         (folder / "new" / "empty").mkdir()
