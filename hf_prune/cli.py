@@ -55,9 +55,9 @@ def inspect(
 
     Example: [bold]hf-prune inspect bert-base-uncased --verify[/]
     """
-    from .architectures import inspect_model, live_shapes, prunable_macs
+    from .architectures import inspect_model, prunable_macs
     from .plan import read_record
-    from .structure import unit_cost
+    from .structure import live_shapes, unit_cost
 
     loaded = _load(model)
     record, shapes, found = read_record(loaded), live_shapes(loaded), inspect_model(loaded)

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from .architectures import find_groups, live_shapes
+from .architectures import find_groups
 from .plan import Record, annotate, read_block
 from .stock import config_counts, stock_twin
-from .structure import Group, matrix_entries
+from .structure import Group, live_shapes, matrix_entries
 
 _LARGEST = 2.0**62  # of any number that a note can state
 

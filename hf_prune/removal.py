@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .adapters import is_adapted, mark_changed, sync_adapter
-from .architectures import find_groups, live_shapes
+from .architectures import find_groups
 from .dense import note_dense
 from .depth import check_depth, drop_modules
 from .given import check_given, check_model
@@ -31,7 +31,7 @@ from .skipping import (
     skip_projection,
 )
 from .stock import write_record
-from .structure import Group, KeepVectors, Kept, Shapes, Slice, keep_vectors
+from .structure import Group, KeepVectors, Kept, Shapes, Slice, keep_vectors, live_shapes, named_tensors
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -240,14 +240,6 @@ def zero_removed(tensors: dict[str, torch.Tensor], vectors: KeepVectors, optimiz
             gone = (~vector).nonzero().view(-1)
             for tensor, axis in ((tensors[name], dim), *moments_along(optimizer, tensors[name], dim)):
                 fill(tensor, axis, gone, 0)
-
-
-def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return parameters and buffers by name, tied ones under each of their names."""
-    return {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
 
 
 def _even_parts(used: torch.Tensor, least: int) -> torch.Tensor:

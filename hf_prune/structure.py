@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import nn
 
 Kind = Literal["head", "kv_group", "neuron", "expert", "channel", "branch", "layer"]
 Kept = Mapping[str, Sequence[int]]
@@ -121,6 +122,19 @@ class Group:
 
 Shapes = Mapping[str, Sequence[int]]
 KeepVectors = dict[tuple[str, int], torch.Tensor]
+
+
+def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return parameters and buffers by name, tied ones under each of their names."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+def live_shapes(model: nn.Module) -> Shapes:
+    """Return the shape of every parameter and buffer by name."""
+    return {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
 
 
 def keep_vectors(groups: Sequence[Group], live_kept: Kept, shapes: Shapes) -> KeepVectors:

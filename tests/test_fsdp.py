@@ -44,8 +44,8 @@ from hf_prune import (
 )
 from hf_prune.allocation import select_weights
 from hf_prune.masks import check_ranks_agree
-from hf_prune.removal import named_tensors
 from hf_prune.sharding import local, part_of, select_across, whole
+from hf_prune.structure import named_tensors
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 

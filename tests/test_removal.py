@@ -26,7 +26,7 @@ from models import (
 )
 
 from hf_prune import PruningError, load_pruned, mask_units, save_pruned, shrink
-from hf_prune.removal import named_tensors
+from hf_prune.structure import named_tensors
 
 # what trains masked exactly as shrunk: not query heads whose KV group stays (q = 0 still reads the mean of v; see
 # test_session.py for how a session holds these)

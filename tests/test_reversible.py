@@ -31,9 +31,9 @@ from hf_prune import (
     register_score,
     save_pruned,
 )
-from hf_prune.removal import named_tensors
 from hf_prune.scores import SCORES
 from hf_prune.session import recover
+from hf_prune.structure import named_tensors
 
 MATRIX = "bert.encoder.layer.0.intermediate.dense.weight"
 TWICE = Schedule("linear", begin=2, end=4, frequency=2, initial=0.999)

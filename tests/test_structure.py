@@ -34,8 +34,8 @@ from hf_prune import (
     register_architecture,
     shrink,
 )
-from hf_prune.architectures import ARCHITECTURES, inspect_model, live_shapes, prunable_macs
-from hf_prune.structure import keep_vectors, matrix_entries, unit_cost
+from hf_prune.architectures import ARCHITECTURES, inspect_model, prunable_macs
+from hf_prune.structure import keep_vectors, live_shapes, matrix_entries, unit_cost
 
 
 @pytest.mark.parametrize("name", BUILD)

@@ -11,7 +11,7 @@ from ..adapters import adapted, bare, cut_with_adapters
 from ..errors import PruningError, UnsupportedModelError, did_you_mean
 from ..given import check_model
 from ..registry import Registry, load_entry_points
-from ..structure import Group, Kind, Shapes, matrix_entries
+from ..structure import Group, Kind, live_shapes, matrix_entries
 from .big_bird import big_bird
 from .codegen import codegen
 from .conventions import FEED_FORWARDS, FUSED, QUERY_KEY_VALUE
@@ -118,12 +118,6 @@ def layer_lists(model: nn.Module) -> list[Group]:
     """
     load_entry_points()
     return [group for group in _inspect(bare(model)).groups if group.kind == "layer"]
-
-
-def live_shapes(model: nn.Module) -> Shapes:
-    """Return the shape of every parameter and buffer by name."""
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return {name: tuple(tensor.shape) for name, tensor in tensors}
 
 
 def prunable_macs(model: nn.Module) -> int:

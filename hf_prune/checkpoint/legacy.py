@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from ..architectures import find_groups, live_shapes
+from ..architectures import find_groups
 from ..errors import CheckpointError, PruningError
 from ..given import check_model
 from ..plan import BLOCK, Record, close_kept, encode_units, parent_name
 from ..removal import Model, cut, tell_counters
 from ..stock import write_record
-from ..structure import Group, Shapes
+from ..structure import Group, Shapes, live_shapes
 
 
 def adopt_legacy_heads(model: Any) -> None:

@@ -15,8 +15,8 @@ from .. import __version__
 from ..errors import PruningError
 from ..files import is_inside, read_json
 from ..plan import BLOCK, annotate
-from ..removal import named_tensors
 from ..stock import cut_table, stock_twin
+from ..structure import named_tensors
 from . import modeling_pruned
 
 FILE = "modeling_pruned.py"

@@ -13,11 +13,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..architectures import find_groups, layer_lists, live_shapes
+from ..architectures import find_groups, layer_lists
 from ..errors import PruningError
 from ..plan import BLOCK, Record, read_record
 from ..skipping import is_only_masked
-from ..structure import Group, Slice
+from ..structure import Group, Slice, live_shapes
 from .matching import transformers_model
 
 Key = tuple[str, int]  # a list of layers and a dense number, such as ("decoder.layers", 3)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..masks import count_masked, entries_left
-from ..removal import named_tensors
-from ..structure import Group
+from ..structure import Group, named_tensors
 
 if TYPE_CHECKING:
     from .pruning import Pruning

@@ -12,20 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters import mark_changed
-from ..architectures import find_groups, live_shapes
+from ..architectures import find_groups
 from ..calibration import GateWatcher, Loss
 from ..dense import dense_macs, dense_note, note_dense
 from ..masks import Masks, apply_masks, check_masks, check_ranks_agree
 from ..optimizers import StepWatch, swaps_weights
 from ..plan import annotate, close_kept, read_record
 from ..pruners import Pruner, Target, UnitPruner, WeightPruner, as_pruners
-from ..removal import cut, named_tensors, skip_removed, zero_removed
+from ..removal import cut, skip_removed, zero_removed
 from ..report import Measurement, Report, count
 from ..schedules import Schedule
 from ..scores import Score
 from ..sharding import unwrap
 from ..stock import write_record
-from ..structure import Group, keep_vectors, matrix_entries
+from ..structure import Group, keep_vectors, live_shapes, matrix_entries, named_tensors
 from . import checks
 from .counting import by_kind, bytes_of, count_zeros, numbers_of, warn_of_missed
 from .reviving import compute_masked, hide_masked, hook_model, keep_masks, reopen

@@ -7,12 +7,11 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ..architectures import live_shapes
 from ..errors import CheckpointError
 from ..plan import close_kept
-from ..removal import named_tensors, unmasked_units
+from ..removal import unmasked_units
 from ..sharding import whole
-from ..structure import Group, unit_cost
+from ..structure import Group, live_shapes, named_tensors, unit_cost
 from .pruning import Pruning
 
 _READABLE = ("head", "kv_group", "neuron", "channel")  # others are also masked by hooks, which no file holds

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..architectures import live_shapes
 from ..masks import Masks, apply_masks, keep_entries, vectors_by_tensor
 from ..plan import close_kept
-from ..removal import named_tensors, zero_removed
-from ..structure import keep_vectors
+from ..removal import zero_removed
+from ..structure import keep_vectors, live_shapes, named_tensors
 
 if TYPE_CHECKING:
     from .pruning import Pruning

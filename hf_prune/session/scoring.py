@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from ..calibration import GateWatcher, Loss, backward_all
 from ..errors import PruningError
-from ..removal import named_tensors
 from ..scores import Score
 from ..sharding import join, local, part_of, whole
 from ..skipping import is_skipped
-from ..structure import Group
+from ..structure import Group, named_tensors
 from .shadows import Shadows
 
 

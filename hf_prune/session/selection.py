@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..allocation import select_units
-from ..architectures import live_shapes
 from ..depth import check_depth
 from ..plan import close_kept
-from ..structure import Group, unit_cost
+from ..structure import Group, live_shapes, unit_cost
 
 if TYPE_CHECKING:
     from .pruning import Pruning

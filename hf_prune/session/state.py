@@ -13,10 +13,11 @@ from ..architectures import find_groups
 from ..errors import PruningError
 from ..masks import local_masks, whole_masks
 from ..plan import Record
-from ..removal import named_tensors, skip_removed
+from ..removal import skip_removed
 from ..report import Measurement
 from ..sharding import any_sharded, join, whole_copy
 from ..stock import write_record
+from ..structure import named_tensors
 from .counting import count_zeros
 from .reviving import keep_masks
 from .stepping import read_next

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..optimizers import check_state
-from ..removal import named_tensors
 from ..sharding import any_at
+from ..structure import named_tensors
 from .reviving import hide_masked
 
 if TYPE_CHECKING:
