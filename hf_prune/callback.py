@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from .attempts import Attempts
 from .errors import CheckpointError, PruningError
 from .given import check_data
+from .live import Snapshot
 from .pruners import Pruner, Target, as_pruners
 from .report import Report
 from .resume import (
@@ -27,7 +27,15 @@ from .resume import (
     write_state,
 )
 from .schedules import Schedule
-from .session import Pruning, check_finds_unused, check_when_and_how_much, recover, unwrap
+from .session import (
+    Pruning,
+    PruningSettings,
+    check_finds_unused,
+    check_when_and_how_much,
+    recover,
+    steps_of,
+    unwrap,
+)
 from .sharding import any_sharded
 from .training_log import FILE, TrainingLog
 
@@ -73,16 +81,18 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         shrink_during_training: bool = False,
         seed: int = 0,
     ) -> None:
-        as_pruners(pruners)
+        self.settings = PruningSettings(
+            as_pruners(pruners), schedule, target, data, shrink_live=shrink_during_training, seed=seed
+        )
         check_when_and_how_much(schedule, target)
         if data is not None:
             check_data(data)
-        self.pruners, self.schedule, self.target, self.data = pruners, schedule, target, data
-        self.shrink_at_end, self.shrink_during_training, self.seed = shrink_at_end, shrink_during_training, seed
+        self.shrink_at_end = shrink_at_end
         self.pruning: Pruning | None = None
         self.report: Report | None = None
         self._saving: Path | None = None
-        self._attempts = Attempts()
+        self._start: Snapshot | None = None
+        self._batch = 0
         self._log: TrainingLog | None = None
 
     def attach(self, trainer: Any) -> Any:
@@ -105,7 +115,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         """Make fresh state, or go on from the checkpoint that training resumes from."""
         args, model = _trained(args, kwargs)
         wrapped = args.world_size > 1 or args.torch_compile
-        if self.shrink_during_training and (wrapped or args.auto_find_batch_size):
+        if self.settings.shrink_live and (wrapped or args.auto_find_batch_size):
             raise PruningError(
                 "shrink_during_training needs one process without torch.compile, as a wrapper keeps the old shapes, "
                 "and without auto_find_batch_size, which begins again. Received: "
@@ -115,23 +125,12 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         if self.pruning is not None:
             self.pruning.close()  # training may have failed before its end
         if args.auto_find_batch_size:
-            self._attempts.begin(unwrap(model), kwargs["optimizer"], state.train_batch_size)
+            self._begin_attempt(unwrap(model), kwargs["optimizer"], state.train_batch_size)
         self.report = None
         if args.world_size > 1 and not any_sharded(model.parameters()):
             found = args.ddp_find_unused_parameters  # else a Trainer says yes, except under gradient checkpointing
-            pruners = [self.pruners] if isinstance(self.pruners, Pruner) else self.pruners
-            check_finds_unused(pruners, not args.gradient_checkpointing if found is None else found)
-        self.pruning = Pruning(
-            model,
-            self.pruners,
-            self.schedule,
-            target=self.target,
-            total_steps=state.max_steps,
-            optimizer=kwargs["optimizer"],
-            data=self.data,
-            shrink_live=self.shrink_during_training,
-            seed=self.seed,
-        )
+            check_finds_unused(self.settings.several, not args.gradient_checkpointing if found is None else found)
+        self.pruning = Pruning(model, self.settings, total_steps=state.max_steps, optimizer=kwargs["optimizer"])
         if state.global_step:
             self._resume(resumed_folder(args, state.global_step), state.global_step)
         complete_checkpoints(state, lambda folder: self._complete(folder, args))
@@ -152,12 +151,16 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             if hasattr(state, "best_global_step"):
                 state.best_global_step = None
 
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        """Let guards see what an evaluation has found."""
+        if self.pruning is not None and metrics:
+            self.pruning.observe(metrics)
+
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the pruning state into the checkpoint that was just saved, where it is not there yet."""
         args, _ = _trained(args, kwargs)
         if args.world_size > 1:  # every process resumes from what one has written
-            if self._session.watcher is not None:
-                self._session.watcher.synchronize()
+            self._session.synchronize()
             torch.distributed.barrier()  # until every process has saved its part
         held = self._session.state_dict()  # in every process: shards are gathered
         folder, self._saving = self._saving, None
@@ -177,7 +180,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Shrink, and report."""
         vars(state).pop("save_to_json", None)  # a session that has ended belongs into no checkpoint
-        self._attempts.end()
+        self._start = None  # what trains next is another run
         self.report = self._session.finish(self.shrink_at_end)
         logger.info(self.report.table())
 
@@ -186,6 +189,14 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         if self.pruning is None:
             raise PruningError("PruningCallback has no session: training has not begun.")
         return self.pruning
+
+    def _begin_attempt(self, model: Any, optimizer: Any, batch: int) -> None:
+        """Begin a run; or again, with a smaller batch, from the weights that the first attempt had."""
+        if self._start is not None and batch < self._batch:
+            self._start.restore(model, optimizer)
+        else:
+            self._start = Snapshot(model)
+        self._batch = batch
 
     def _complete(self, folder: Path, args: Any) -> None:
         """Write the pruning state while a Trainer saves; several processes have to agree first, in on_save."""
@@ -206,7 +217,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         except CheckpointError as lost:
             self._recover(folder, step, lost)
             return
-        told = state["steps"] + state.get("skipped", 0)
+        told = steps_of(state)
         if told != step:
             raise CheckpointError(f"{folder} is of step {step}, and its pruning state of step {told}.")
         self._session.load_state_dict(state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatch
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -14,6 +14,8 @@ from .adapters import adapted
 from .allocation import ALLOCATIONS, AllocationFunction
 from .errors import PruningError
 from .given import check_given
+from .patterns import PATTERNS
+from .rules import RULES, Rule
 from .schedules import Schedule
 from .scores import Score, get_score
 from .settings import settings
@@ -72,9 +74,10 @@ class Pruner:
         """Return the score, of weights or of units as this pruner needs it."""
         return get_score(self.score, "unit" if isinstance(self, UnitPruner) else "weight")
 
-    def may_revive(self) -> bool:
-        """Whether what this pruner has masked may come back."""
-        return self.resolve_score().reversible if self.reversible is None else self.reversible
+    def resolve_rule(self) -> Rule:
+        """Return the rule that says what may come back when masks change."""
+        returns = self.resolve_score().reversible if self.reversible is None else self.reversible
+        return RULES["anew" if returns else "final"]
 
     def allocate(self) -> AllocationFunction:
         """Return the allocation function."""
@@ -231,14 +234,13 @@ class WeightPruner(Pruner):
         'unstructured'
     """
 
-    PATTERNS: ClassVar[tuple[str, ...]] = ("unstructured",)
     pattern: str = "unstructured"
 
     @field_validator("pattern")
     @classmethod
     def _known_pattern(cls, value: str) -> str:
-        if value not in cls.PATTERNS:
-            raise ValueError(f"pattern must be one of {', '.join(cls.PATTERNS)}. Received: '{value}'")
+        if value not in PATTERNS:
+            raise ValueError(f"pattern must be one of {', '.join(PATTERNS)}. Received: '{value}'")
         return value
 
     def choose_weights(self, model: nn.Module) -> list[str]:
@@ -305,6 +307,11 @@ class Target:
     """
 
     macs: float
+
+    @property
+    def budget(self) -> tuple[str, float]:
+        """The name of the budget that decides, and the share of the dense model's that remains, in (0, 1]."""
+        return "macs", self.macs
 
     @field_validator("macs")
     @classmethod

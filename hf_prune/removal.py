@@ -31,7 +31,7 @@ from .skipping import (
     skip_projection,
 )
 from .stock import write_record
-from .structure import Group, KeepVectors, Kept, Shapes, Slice, keep_vectors, live_shapes, named_tensors
+from .structure import Group, Kept, Shapes, Slice, gone_entries, keep_vectors, live_shapes, named_tensors
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -57,7 +57,7 @@ def mask_units(model: Model, kept: Kept) -> Model:
     check_given("kept", kept, Mapping, "a mapping from a group's name to the units that stay")
     groups = find_groups(model)
     live = close_kept(groups, read_record(model).to_live(groups, kept))
-    zero_removed(named_tensors(model), keep_vectors(groups, live, live_shapes(model)))
+    zero_removed(named_tensors(model), gone_entries(keep_vectors(groups, live, live_shapes(model))))
     skip_removed(model, groups, live)
     mark_changed(model)
     return model
@@ -233,13 +233,20 @@ def unmasked_units(model: nn.Module, groups: Sequence[Group]) -> dict[str, list[
     return {name: used.nonzero().view(-1).tolist() for name, used in alive.items() if not used.all()}
 
 
-def zero_removed(tensors: dict[str, torch.Tensor], vectors: KeepVectors, optimizer: Any = None) -> None:
-    """Zero removed entries of tensors, and of an optimizer's moments: a zero that keeps its momentum twitches."""
+def zero_removed(
+    tensors: Mapping[str, torch.Tensor], gone: Mapping[tuple[str, int], torch.Tensor], optimizer: Any = None
+) -> None:
+    """Zero removed entries of tensors, and of an optimizer's moments: a zero that keeps its momentum twitches.
+
+    Args:
+        tensors: The live tensors by name.
+        gone: Tensor name and axis to the numbers of the entries (`structure.gone_entries`).
+        optimizer: Whose moments; ``None``: none.
+    """
     with torch.no_grad():
-        for (name, dim), vector in vectors.items():
-            gone = (~vector).nonzero().view(-1)
+        for (name, dim), index in gone.items():
             for tensor, axis in ((tensors[name], dim), *moments_along(optimizer, tensors[name], dim)):
-                fill(tensor, axis, gone, 0)
+                fill(tensor, axis, index, 0)
 
 
 def _even_parts(used: torch.Tensor, least: int) -> torch.Tensor:

@@ -15,7 +15,6 @@ from torch import Tensor
 from .errors import PruningError
 from .registry import Registry
 
-NEEDS = ("gradient", "movement", "gate", "gate_square", "gate_absolute", "noise")
 ScoreFunction = Callable[..., Tensor]
 
 
@@ -67,9 +66,6 @@ def register_score(
         ... def weight_gradient(weight, gradient):
         ...     return gradient.abs()
     """
-    unknown = [need for need in needs if need not in NEEDS]
-    if unknown:
-        raise PruningError(f"needs of score '{name}' must be among {', '.join(NEEDS)}. Received: {unknown[0]!r}")
 
     def register(function: ScoreFunction) -> ScoreFunction:
         forms = SCORES[name] if name in SCORES else SCORES.add(name, {})

@@ -204,3 +204,23 @@ def whole_copy(model: Any) -> Any:
     if getattr(model, "generation_config", None) is not None:
         plain.generation_config = copy.deepcopy(model.generation_config)
     return plain.train(model.training)
+
+
+def max_over_processes(number: float) -> float:
+    """Return the largest of all processes' numbers."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return number
+    everyone: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(everyone, number)
+    return float(max(everyone))
+
+
+def average_over_processes(tensor: Tensor) -> Tensor:
+    """Return the mean of a tensor over all processes; where there is one, the tensor itself."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return tensor
+    total = tensor.clone()
+    distributed.all_reduce(total)
+    return total / distributed.get_world_size()

@@ -168,6 +168,11 @@ def keep_vectors(groups: Sequence[Group], live_kept: Kept, shapes: Shapes) -> Ke
     return vectors
 
 
+def gone_entries(vectors: KeepVectors) -> dict[tuple[str, int], torch.Tensor]:
+    """Return the numbers of the entries that leave, for each tensor and axis that loses some."""
+    return {key: (~vector).nonzero().view(-1) for key, vector in vectors.items()}
+
+
 def matrix_entries(groups: Sequence[Group], shapes: Shapes, vectors: KeepVectors | None = None) -> int:
     """Count the entries of all matrices that the groups cut: their multiply-accumulates per token.
 

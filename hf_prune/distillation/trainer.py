@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
-from ..calibration import average_over_processes
 from ..errors import PruningError
 from ..given import check_given
+from ..sharding import average_over_processes
 from .behind import check_trainer, having
 from .hearing import loss_of
 from .lesson import Lesson

@@ -10,16 +10,22 @@ from torch import Tensor, nn
 
 from .. import given
 from ..errors import PruningError
+from ..evidence import EVIDENCE
+from ..live import LiveModel
+from ..optimizers import swaps_weights
+from ..patterns import PATTERNS
 from ..pruners import LayerPruner, Pruner, Target, UnitPruner, WeightPruner
 from ..schedules import SCHEDULES, Schedule
 from ..sharding import any_sharded
 from ..structure import Group
+from .settings import PruningSettings
+from .tasks import Task, Tasks
 
 
-def check_kinds(model: Any, schedule: Any, target: Any, total_steps: Any, optimizer: Any, data: Any) -> None:
+def check_kinds(model: Any, told: PruningSettings, total_steps: Any, optimizer: Any) -> None:
     """Every argument is of its kind."""
     given.check_model(model)
-    check_when_and_how_much(schedule, target)
+    check_when_and_how_much(told.schedule, told.target)
     given.check_given("total_steps", total_steps, Integral, "a whole number of optimizer steps, at least 1")
     if total_steps < 1:
         raise PruningError(
@@ -27,8 +33,8 @@ def check_kinds(model: Any, schedule: Any, target: Any, total_steps: Any, optimi
         )
     if optimizer is not None and not hasattr(optimizer, "param_groups"):
         raise PruningError(f"optimizer must be torch's, or one like it. Received: {given.told(optimizer)}")
-    if data is not None:
-        given.check_data(data)
+    if told.data is not None:
+        given.check_data(told.data)
 
 
 def check_when_and_how_much(schedule: Any, target: Any) -> None:
@@ -39,13 +45,21 @@ def check_when_and_how_much(schedule: Any, target: Any) -> None:
     given.check_given("target", target, (Target, type(None)), f"a Target, such as Target(macs={number})")
 
 
-def check_settings(pruners: Sequence[Pruner], target: Target | None, schedule: Schedule) -> None:
+def has_units(pruners: Sequence[Pruner]) -> bool:
+    """Whether any pruner removes units."""
+    return any(isinstance(pruner, UnitPruner) for pruner in pruners)
+
+
+def check_settings(pruners: Sequence[Pruner], told: PruningSettings) -> None:
     """Each pruner has one source of how much to remove: its own sparsity, or the target; and every name is known."""
+    target = told.target
     if not pruners:
         raise PruningError("pruners must name at least one. Received: none")
     for pruner in pruners:
-        SCHEDULES[(pruner.schedule or schedule).kind]
-        pruner.resolve_score()
+        SCHEDULES[(pruner.schedule or told.schedule or Schedule()).kind]
+        for need in pruner.resolve_score().needs:
+            EVIDENCE[need]
+        check_rule(pruner)
         pruner.allocate()
         name, structured = type(pruner).__name__, isinstance(pruner, UnitPruner)
         if structured and target is not None and (pruner.sparsity is not None or pruner.schedule is not None):
@@ -56,20 +70,39 @@ def check_settings(pruners: Sequence[Pruner], target: Target | None, schedule: S
             raise PruningError(
                 f"{name} needs a sparsity in [0, 1){' or a target' if structured else ''}. Received: None"
             )
-    if target is not None and not any(isinstance(pruner, UnitPruner) for pruner in pruners):
+    if target is not None and not has_units(pruners):
         raise PruningError(
             "target is for structured pruners, such as HeadPruner and NeuronPruner. Received: none of them"
         )
 
 
-def check_shards(model: nn.Module, shrink_live: bool) -> None:
-    """Parameters are whole, or sharded by FSDP2."""
+def check_rule(pruner: Pruner) -> None:
+    """Units are chosen by groups, so that a rule only says whether they may come back."""
+    rule = pruner.resolve_rule()
+    if isinstance(pruner, UnitPruner) and not rule.units:
+        raise PruningError(
+            f"Rule '{rule.name}' chooses single weights: use WeightPruner. Received: {type(pruner).__name__}"
+        )
+
+
+def check_shards(model: nn.Module, told: PruningSettings) -> None:
+    """Parameters are whole, or sharded by FSDP2; and where not all is possible, nothing is asked that is not."""
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
         raise PruningError(
             "FSDP's first version flattens parameters: use fully_shard (fsdp_version: 2). Received: FSDP 1"
         )
-    if shrink_live and any_sharded(model.parameters()):
+    sharded, goes_back = any_sharded(model.parameters()), any(guard.goes_back for guard in told.guards)
+    if told.shrink_live and sharded:
         raise PruningError("shrink_live needs whole parameters. Received: a model sharded by FSDP")
+    if goes_back and (told.shrink_live or sharded):
+        raise PruningError(
+            "A guard that goes back needs masks of whole parameters. Received: "
+            f"{'shrink_live' if told.shrink_live else 'a model sharded by FSDP'}"
+        )
+    patterns = [PATTERNS[pruner.pattern] for pruner in told.several if isinstance(pruner, WeightPruner)]
+    whole = next((pattern for pattern in patterns if not pattern.sharded), None)
+    if whole is not None and sharded:
+        raise PruningError(f"Pattern '{whole.name}' needs whole parameters. Received: a model sharded by FSDP")
 
 
 def check_finds_unused(pruners: Sequence[Pruner], finds: bool) -> None:
@@ -89,16 +122,39 @@ def check_finds_unused(pruners: Sequence[Pruner], finds: bool) -> None:
         )
 
 
-def check_disjoint(chosen: Mapping[int, Sequence[Group]], target: Target | None) -> None:
+def check_tasks(tasks: Tasks, live: LiveModel, told: PruningSettings) -> None:
+    """No two tasks choose from one place, and what may come back is still there then."""
+    chosen = [group for task in tasks for group in live.dense_groups() if group.name in set(task.groups)]
+    _check_disjoint(chosen, told.target)
+    swaps = swaps_weights(live.optimizer)
+    for task in tasks:
+        _check_reversible(task, live, swaps, told.shrink_live)
+    for task in (one for one in tasks.weights if one.rule.returns):
+        others = {name for other in tasks.weights if other is not task for name in other.weights}
+        shared = next((name for name in task.weights if name in others), None)
+        if shared:
+            raise PruningError(f"A reversible WeightPruner must choose from '{shared}' alone. Received: two pruners")
+
+
+def _check_disjoint(chosen: Sequence[Group], target: Target | None) -> None:
     """No group is chosen from twice."""
-    names = [group.name for groups in chosen.values() for group in groups]
+    names = [group.name for group in chosen]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise PruningError(f"Two pruners choose from '{twice}': part them by include and exclude.")
-    parents = {group.place for groups in chosen.values() for group in groups if group.kind == "kv_group"}
-    inside = {group.place for groups in chosen.values() for group in groups if group.kind == "head"}
+    parents = {group.place for group in chosen if group.kind == "kv_group"}
+    inside = {group.place for group in chosen if group.kind == "head"}
     if target is not None and parents & inside:
         raise PruningError("A target takes KV groups or the heads inside them, not both. Received: two HeadPruners")
+
+
+def check_parts(state: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+    """A pruning state has all parts of a session."""
+    missing = next((name for name in parts if name not in state), None)
+    if missing is not None:
+        raise PruningError(
+            f"The pruning state must be of this model and these pruners: it has no {missing}. Received: {sorted(state)}"
+        )
 
 
 def checked_scores(scores: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -115,38 +171,25 @@ def checked_scores(scores: dict[str, Tensor]) -> dict[str, Tensor]:
 _REVIVABLE = ("head", "kv_group", "neuron")  # others are masked by hooks too, or have running statistics
 
 
-def check_reversible(
-    model: nn.Module,
-    pruners: Sequence[Pruner],
-    chosen: Mapping[int, Sequence[Group]],
-    weights: Mapping[int, Sequence[str]],
-    shrink_live: bool,
-    swaps: bool,
-) -> None:
+def _check_reversible(task: Task, live: LiveModel, swaps: bool, shrink_live: bool) -> None:
     """What may come back is still there, and tells by its score when it should."""
-    for i, pruner in enumerate(pruners):
-        name, score, revives = type(pruner).__name__, pruner.resolve_score(), pruner.may_revive()
-        if swaps and revives:
-            raise PruningError(
-                "A schedule-free optimizer keeps two sets of weights, and what is masked leaves both: masks must be "
-                f"final (reversible=False). Received: {name} with score='{score.name}'"
-            )
-        if shrink_live and (revives or "movement" in score.needs):
-            raise PruningError(
-                "shrink_live (of a callback shrink_during_training) removes for good, so masks must not be reversible "
-                f"and no score follows single weights. Received: {name} with score='{score.name}'"
-            )
-        if isinstance(pruner, UnitPruner) and "movement" in score.needs:
-            raise PruningError(f"Score '{score.name}' follows single weights: use WeightPruner. Received: {name}")
-        if revives and isinstance(pruner, UnitPruner):
-            _check_units_come_back(model, name, score.name, score.needs, chosen[i])
-        elif revives and isinstance(pruner, WeightPruner):
-            others = {one for k, names in weights.items() if k != i for one in names}
-            shared = next((one for one in weights[i] if one in others), None)
-            if shared:
-                raise PruningError(
-                    f"A reversible WeightPruner must choose from '{shared}' alone. Received: two pruners"
-                )
+    name, score, revives = type(task.pruner).__name__, task.score, task.rule.returns
+    follows = any(EVIDENCE[need].heavy for need in task.needs)
+    if swaps and revives:
+        raise PruningError(
+            "A schedule-free optimizer keeps two sets of weights, and what is masked leaves both: masks must be "
+            f"final (reversible=False). Received: {name} with score='{score.name}'"
+        )
+    if shrink_live and (revives or follows):
+        raise PruningError(
+            "shrink_live (of a callback shrink_during_training) removes for good, so masks must not be reversible "
+            f"and no score follows single weights. Received: {name} with score='{score.name}'"
+        )
+    if task.structured and follows:
+        raise PruningError(f"Score '{score.name}' follows single weights: use WeightPruner. Received: {name}")
+    if task.structured and revives:
+        groups = [group for group in live.groups if group.name in set(task.groups)]
+        _check_units_come_back(live.model, name, score.name, score.needs, groups)
 
 
 def _check_units_come_back(

@@ -8,10 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import PruningError
+from ..evidence import EVIDENCE
 from ..pruners import Pruner, Target
 from ..report import Report
 from ..schedules import Schedule
 from .pruning import Pruning
+from .settings import PruningSettings
 
 
 def prune(
@@ -44,17 +46,11 @@ def prune(
     Example:
         >>> prune(model, [HeadPruner(sparsity=0.5, score="l1")])  # doctest: +SKIP
     """
-    pruning = Pruning(
-        model,
-        pruners,
-        Schedule("oneshot", begin=1, end=1),
-        target=target,
-        total_steps=1,
-        data=() if data is None else data,
-        loss=loss,
-        seed=seed,
+    settings = PruningSettings(
+        pruners, Schedule("oneshot", begin=1, end=1), target, () if data is None else data, loss, seed=seed
     )
-    needs = {need for pruner in pruning.pruners for need in pruner.resolve_score().needs} - {"noise"}
+    pruning = Pruning(model, settings, total_steps=1)
+    needs = {need for task in pruning.tasks for need in task.needs if EVIDENCE[need].from_data}
     if needs and data is None:
         raise PruningError(
             f"data must hold batches with labels: the scores need {', '.join(sorted(needs))}. Received: None"

@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..adapters import mark_changed
-from ..architectures import find_groups
-from ..calibration import GateWatcher, Loss
-from ..dense import dense_macs, dense_note, note_dense
-from ..masks import Masks, apply_masks, check_masks, check_ranks_agree
-from ..optimizers import StepWatch, swaps_weights
-from ..plan import annotate, close_kept, read_record
-from ..pruners import Pruner, Target, UnitPruner, WeightPruner, as_pruners
-from ..removal import cut, skip_removed, zero_removed
-from ..report import Measurement, Report, count
+from ..evidence import EVIDENCE, Loss
+from ..live import LiveModel, Masking, Units
+from ..masks import Masks
+from ..optimizers import StepWatch, check_state
+from ..pruners import Pruner, Target
+from ..report import Report
 from ..schedules import Schedule
-from ..scores import Score
 from ..sharding import unwrap
-from ..stock import write_record
-from ..structure import Group, keep_vectors, live_shapes, matrix_entries, named_tensors
+from ..structure import Group
 from . import checks
-from .counting import by_kind, bytes_of, count_zeros, numbers_of, warn_of_missed
-from .reviving import compute_masked, hide_masked, hook_model, keep_masks, reopen
-from .scoring import Scorer
-from .selection import select_alone, select_together
-from .shadows import Shadows
-from .state import gather, restore, state_of
-from .stepping import before_step, count_batches, due_now, fade, read_next
-from .weights import mask_weights
+from .budgets import BUDGETS
+from .choosing import choose_alone, choose_together, choose_weights
+from .clock import Clock
+from .guards import Guarding
+from .numbers import Numbers, measure_dense
+from .older import of_today
+from .parts import Part
+from .reporting import report_of
+from .scoring import Scorer, make_evidence
+from .seeing import Seeing
+from .settings import PruningSettings
+from .tasks import Task, make_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +45,7 @@ class Pruning:
     Args:
         model: The model; one wrapped by accelerate, DDP or torch.compile is unwrapped.
         pruners: What to remove. Structured pruners either state a sparsity each, or leave it to `target` together.
+            `PruningSettings` say this and all that follows but the optimizer and its steps.
         schedule: When; ``None`` takes `Schedule()`. A pruner's own schedule comes first.
         target: How much is to remain over all structured pruners, of the dense model: also where this one was pruned
             before.
@@ -75,7 +72,7 @@ class Pruning:
     def __init__(
         self,
         model: nn.Module,
-        pruners: Pruner | Sequence[Pruner],
+        pruners: Pruner | Sequence[Pruner] | PruningSettings,
         schedule: Schedule | None = None,
         *,
         target: Target | None = None,
@@ -88,49 +85,36 @@ class Pruning:
         shrink_live: bool = False,
         seed: int = 0,
     ) -> None:
-        checks.check_kinds(model, schedule, target, total_steps, optimizer, data)
-        self.model, self.pruners = unwrap(model, accelerator), as_pruners(pruners)
-        self.schedule, self.target, self.total_steps = schedule or Schedule(), target, total_steps
-        self.optimizer, self.data, self.loss, self.shrink_live = optimizer, data, loss, shrink_live
-        self.accelerator, self.steps, self.skipped = accelerator, 0, 0
-        checks.check_settings(self.pruners, target, self.schedule)
-        checks.check_shards(self.model, shrink_live)
-        checks.check_finds_unused(self.pruners, getattr(model, "find_unused_parameters", True))
-        structured = any(isinstance(pruner, UnitPruner) for pruner in self.pruners)
-        self.groups = find_groups(self.model) if structured else []
-        self.record = self.before = read_record(self.model)
-        dense = self.record.dense_groups(self.groups)
-        units = {i: p.choose(dense) for i, p in enumerate(self.pruners) if isinstance(p, UnitPruner)}
-        self.chosen = {i: self._live(chosen) for i, chosen in units.items()}
-        self.weights = {
-            i: p.choose_weights(self.model) for i, p in enumerate(self.pruners) if isinstance(p, WeightPruner)
-        }
-        checks.check_disjoint(self.chosen, target)
-        self.swaps = swaps_weights(optimizer)
-        self.reviving = {i for i, pruner in enumerate(self.pruners) if pruner.may_revive()}
-        checks.check_reversible(self.model, self.pruners, self.chosen, self.weights, shrink_live, self.swaps)
-        schedules = {i: pruner.schedule or self.schedule for i, pruner in enumerate(self.pruners)}
-        self.changes = {i: one.change_steps(total_steps) for i, one in schedules.items()}
-        for one in {str(schedule): schedule for schedule in schedules.values()}.values():
-            one.warn_of_few(total_steps)
-        self.alive = {group.name: torch.ones(group.units, dtype=torch.bool) for group in self.groups}
-        self.masks: Masks = check_masks(named_tensors(self.model), masks or {})
-        self.given = dict(self.masks) if self.reviving else {}  # these stay
-        self.dense_units = {group.name: group.units for group in dense}
-        self.counted = {str(i): by_kind(chosen) for i, chosen in units.items()}
-        self.dense_macs = dense_macs(self.model, self.groups, self.record) if self.groups else 0
-        self.dense: Measurement = replace(count(self.model), **dense_note(self.model))
-        apply_masks(named_tensors(self.model), self.masks, optimizer)
-        self.watcher = self._watch()
-        self._hooks = hook_model(self) if self.reviving & {*self.chosen} and data is None else []
-        read_next(self)
-        self.shadows, self.most_bytes = Shadows(), 0
-        self.scorer = Scorer(self.model, self.watcher, self.shadows, seed)
-        self._watch_steps, self._checked = StepWatch(optimizer, functools.partial(before_step, self)), False
-        self._leaky, self._unchecked = False, False
-        self._thresholds: dict[str, int] = {}
-        self.zeros = count_zeros(self)
-        mark_changed(self.model)
+        told = (
+            pruners
+            if isinstance(pruners, PruningSettings)
+            else PruningSettings(pruners, schedule, target, data, loss, (), shrink_live, seed)
+        )
+        checks.check_kinds(model, told, total_steps, optimizer)
+        bare, pruners = unwrap(model, accelerator), told.several
+        checks.check_settings(pruners, told)
+        checks.check_shards(bare, told)
+        checks.check_finds_unused(pruners, getattr(model, "find_unused_parameters", True))
+        self.settings, self._accelerator = told, accelerator
+        self.live = LiveModel(bare, optimizer, structured=checks.has_units(pruners))
+        self.tasks = make_tasks(pruners, self.live, told.schedule or Schedule(), total_steps)
+        checks.check_tasks(self.tasks, self.live, told)
+        for schedule in {str(task.schedule): task.schedule for task in self.tasks}.values():
+            schedule.warn_of_few(total_steps)
+        self.clock = Clock(total_steps)
+        returning = [name for task in self.tasks if task.rule.returns for name in task.names]
+        chosen = [name for task in self.tasks.units for name in task.groups]
+        dense = measure_dense(self.live)
+        self.masking = Masking(self.live, masks, chosen, returning)
+        self.evidence = make_evidence(self.tasks, self.live, told.seed)
+        self.numbers = Numbers(self.live, self.masking, self.tasks, self.evidence.values(), dense)
+        self.guarding = Guarding(self.live, told.guards)
+        self._scorer = Scorer(self.live, self.masking, self.evidence)
+        self._seeing = Seeing(self.live, self.masking, self.evidence.values(), hooked=told.data is None)
+        self._watch, self._checked = StepWatch(optimizer, self._before_step), False
+        self._start()
+        self.numbers.count()
+        mark_changed(bare)
 
     # what a training loop calls
     def after_backward(self) -> None:
@@ -139,8 +123,8 @@ class Pruning:
         An optimizer that was handed over calls for it by itself, and only in steps that it takes; but a closure that
         computes gradients inside of a step has to say when they are complete.
         """
-        if self._watch_steps.in_closure or not (self._watch_steps.watching or self._accumulates()):
-            before_step(self, 1.0)
+        if self._watch.in_closure or not (self._watch.watching or self._accumulates()):
+            self._before_step(1.0)
 
     def step(self) -> bool:
         """Advance by one optimizer step; change masks where the schedule says so, and hold them elsewhere.
@@ -150,18 +134,30 @@ class Pruning:
         """
         if self._accumulates():
             return False
-        hide_masked(self)
-        taken = self._watch_steps.took()
-        self.steps, self.skipped = self.steps + taken, self.skipped + (not taken)
-        count_batches(self, taken)
-        due = due_now(self, taken)
-        if due:
+        self._seeing.hide()
+        taken = self._watch.took()
+        self.clock.tick(taken)
+        self._count_batches(taken)
+        due = self._due(taken)
+        changes = bool(due) and self._allowed()
+        if changes:
             self._change(due)
-        elif self.masks or self._leaky:
-            self.hold()
-        fade(self, taken)
-        read_next(self)
-        return bool(due)
+        elif self.masking.anything:
+            self.masking.hold(units=self.masking.leaky)
+        if taken and self.settings.data is None:
+            for one in self.evidence.values():
+                one.step()
+        self._prepare()
+        return changes
+
+    def synchronize(self) -> None:
+        """Let all processes hold the same evidence, before one of them writes it down for all; all of them call it."""
+        for one in self.evidence.values():
+            one.synchronize()
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        """Tell guards what an evaluation has found."""
+        self.guarding.observe(metrics)
 
     def finish(self, shrink: bool = True) -> Report:
         """Hold the masks once more, remove the units, write the plan into the config, and report.
@@ -175,49 +171,58 @@ class Pruning:
         self.close()
         if not self.finished:
             logger.warning(
-                f"Training ended at step {self.steps}, before the schedule did at {self.last_change}: the model is "
-                "denser than was asked for."
+                f"Training ended at step {self.clock.steps}, before the schedule did at {self.last_change}: the model "
+                "is denser than was asked for."
             )
         else:
-            warn_of_missed(self)
-        self.hold()
-        if shrink and gather(self) and self.groups:
+            self.numbers.warn_of_missed(self.settings.target)
+        self.masking.hold()
+        if shrink and self._gather() and self.live.groups:
             self._cut()
-            self.zeros = count_zeros(self)
-        live, shown = self._live_kept(), [group for group in self.groups if group.kind in self._kinds()]
-        kept = {group.name: [self.record.dense_numbers(group)[i] for i in live[group.name]] for group in shown}
-        if self.masks:
-            annotate(self.model, weights={"sparsity": self.zeros.sparsity_weight, "parameters": len(self.masks)})
-        units = {group.name: self.record.dense_units(group) for group in shown}
-        return Report(
-            kept=kept, units=units, dense=self.dense, pruned=count(self.model), metrics={}, settings=self.logs()
-        )
+            self.numbers.count()
+        return report_of(self.live, self.masking, self.numbers, self.tasks)
 
     def close(self) -> None:
         """Remove all hooks from the model."""
-        hide_masked(self)
-        self._watch_steps.stop()
-        for hook in self._hooks:
-            hook.remove()
-        if self.watcher is not None:
-            self.watcher.stop()
+        self._seeing.stop()
+        self._watch.stop()
+        for one in self.evidence.values():
+            one.stop()
 
     # what anyone may ask
     @property
+    def model(self) -> nn.Module:
+        """The model, not wrapped; after `finish` under FSDP the plain copy."""
+        return self.live.model
+
+    @property
+    def groups(self) -> Sequence[Group]:
+        """Where units of the model are now."""
+        return self.live.groups
+
+    @property
+    def alive(self) -> Mapping[str, Tensor]:
+        """Group name -> ``(units,)`` boolean, True = not masked."""
+        return self.masking.units.alive
+
+    @property
+    def masks(self) -> Masks:
+        """Masks of single weights: parameter name -> boolean, True = keep."""
+        return self.masking.weights
+
+    @property
     def finished(self) -> bool:
         """Whether the last change has been made: the model is as sparse as was asked for."""
-        return self.steps >= self.last_change
+        return self.clock.position >= self.last_change
 
     @property
     def last_change(self) -> int:
         """The step after which nothing changes any more."""
-        return max(map(max, self.changes.values()))
+        return self.tasks.last_change
 
     def macs_left(self) -> float:
-        """Return the share of the dense model's prunable multiply-accumulates that remain, in (0, 1]."""
-        if not self.groups:
-            return 1.0
-        return self._macs_now() / self.dense_macs
+        """Return the share of the dense model's prunable multiply-accumulates that remains, in (0, 1]."""
+        return self.numbers.macs_left()
 
     def logs(self) -> dict[str, float]:
         """Return what a log should show.
@@ -226,11 +231,24 @@ class Pruning:
         `reversible_mb` is the most memory, in 10^6 bytes of this process, that masks which may be taken back and scores
         that follow single weights have needed; it is missing where there are none.
         """
-        return numbers_of(self)
+        return self.numbers.logs()
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """What a session is made of, by name: saving, resuming and going back walk through it."""
+        return {
+            "live": self.live,
+            "tasks": self.tasks,
+            "clock": self.clock,
+            "masking": self.masking,
+            "numbers": self.numbers,
+            **{f"evidence.{name}": one for name, one in self.evidence.items()},
+            "guards": self.guarding,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything a resumed run needs: step, plan, masks, running means; under FSDP all processes call it."""
-        return state_of(self)
+        return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken; the model's weights are loaded by whoever saved them.
@@ -238,157 +256,166 @@ class Pruning:
         Raises:
             PruningError: The state is of another model or of other pruners.
         """
-        restore(self, state)
+        state = of_today(state)
+        checks.check_parts(state, self.parts)
+        self._restore(state)
 
-    def hold(self) -> None:
-        """Zero again what is masked; also what an optimizer will put in its place when it evaluates."""
-        tensors, optimizer = named_tensors(self.model), self.optimizer if self.swaps else None
-        apply_masks(tensors, self.masks, optimizer)
-        if self.groups:
-            zero_removed(tensors, self._vectors(), optimizer)
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        """Set those parts of which the state knows."""
+        for name, part in self.parts.items():
+            if name in state:
+                part.load_state_dict(state[name])
+        self._settle()
+        self._prepare()
+        self.numbers.count()
+
+    def _parts_that_go_back(self) -> dict[str, Any]:
+        return {name: part.state_dict() for name, part in self.parts.items() if name not in ("clock", "guards")}
 
     # one step
+    def _start(self) -> None:
+        if self.settings.data is None:
+            for one in self.evidence.values():
+                one.start()
+        self._prepare()
+
     def _accumulates(self) -> bool:
         """Whether accelerate is still summing up gradients for one step."""
-        return self.accelerator is not None and not self.accelerator.sync_gradients
+        return self._accelerator is not None and not self._accelerator.sync_gradients
+
+    def _before_step(self, scale: float) -> None:
+        """Read gradients that are complete, and as many times too large as `scale` says."""
+        shown = self.masking.shown
+        self._seeing.hide()
+        if self.settings.data is None:
+            next_ = self.clock.position + 1
+            with self._scorer.scaled(scale):
+                due = [task for task in self.tasks.weights if task.due(next_)]
+                self._scorer.read(due, self.tasks.ahead(self.clock.position))
+        if not shown:  # shut gates let no gradient through
+            self.masking.check_leaks()
+
+    def _prepare(self) -> None:
+        """Say what the next step is."""
+        next_ = self.clock.position + 1
+        ahead = [change - next_ for task in self.tasks.units for change in task.changes if change >= next_]
+        for one in self.evidence.values() if self.settings.data is None else ():
+            one.prepare(self.clock.steps + 1, min(ahead, default=None))
+
+    def _count_batches(self, taken: bool) -> None:
+        """Let what was seen of a step's batches count, if the optimizer has taken the step."""
+        if taken and not self._checked:
+            check_state(self.live.optimizer)
+            self._checked = True
+        for one in self.evidence.values() if self.settings.data is None else ():
+            if taken:
+                one.commit(self._watch.scale, may_overflow=self._watch.scaled)
+            else:
+                one.discard()
+
+    def _due(self, taken: bool) -> list[Task]:
+        """Return the tasks whose masks change now.
+
+        In the last step all that are not done do: steps that were left out must not leave a run denser than asked.
+        """
+        position = self.clock.position
+        due = [task for task in self.tasks if taken and task.due(position)]
+        late = [task for task in self.tasks if task.last_change > position]
+        blind = not taken and any("gradient" in task.needs for task in late)
+        if not late or blind or not self.clock.over or self.guarding.waits:
+            return due
+        self.clock.position = self.last_change
+        return [task for task in self.tasks if task in due or task in late]
+
+    def _allowed(self) -> bool:
+        """Ask the guards whether the change that is due may be made; undo the last one where they say so."""
+        verdict = self.guarding.verdict()
+        if verdict == "go":
+            if self.guarding.goes_back:
+                self.guarding.keep(self._parts_that_go_back(), self.clock.position)
+            return True
+        if verdict == "back":
+            parts, self.clock.position = self.guarding.back()
+            self._restore(parts)
+        self.clock.wait()
+        return False
 
     # one change, from scores to zeros
-    def _change(self, due: Sequence[int]) -> None:
-        scores = self._unit_scores(due)
-        reopen(self, due)
-        if self.target is not None and any(i in self.chosen for i in due):
-            select_together(self, scores)
-        else:
-            for i in due:
-                if i in self.chosen:
-                    select_alone(self, i, scores)
-        for i in due:
-            if i in self.weights:
-                self._select_weights(i)
-        tensors = named_tensors(self.model)
-        check_ranks_agree({**self.alive, **self.masks}, tensors, self._thresholds)
-        self.shadows.move(tensors, keep_masks(self, tensors), self.optimizer)
-        apply_masks(tensors, self.masks, self.optimizer)
-        zero_removed(tensors, self._vectors(), self.optimizer)
-        skip_removed(self.model, self.groups, self._live_kept())
-        self._unchecked = True
-        self.most_bytes = max(self.most_bytes, bytes_of(self))
+    def _change(self, due: Sequence[Task]) -> None:
+        units, weights, facts = self._choose(due, self._unit_scores(due))
+        self.masking.apply(units, weights, facts)
+        self.numbers.remember_bytes()
         self._settle()
-        if self.shrink_live:
+        if self.settings.shrink_live:
             self._cut()
-        self.zeros = count_zeros(self)
+        self.numbers.count()
+        self.guarding.changed()
 
-    def _set_alive(self, live: Mapping[str, Sequence[int]]) -> None:
-        """Keep these units of these groups."""
-        for name, units in live.items():
-            self.alive[name] = torch.zeros_like(self.alive[name])
-            self.alive[name][list(units)] = True
+    def _choose(self, due: Sequence[Task], scores: Mapping[str, Tensor]) -> tuple[Units, Masks, dict[str, int]]:
+        """Return which units and weights stay, and what all processes must have found alike."""
+        position, target, check = self.clock.position, self.settings.target, self.live.check
+        structured = [task for task in due if task.structured]
+        reopened = [name for task in structured if task.rule.returns for name in task.groups]
+        units = self.masking.reopened(reopened) if reopened else self.masking.units
+        if target is not None and structured:
+            name, share = target.budget
+            budget = BUDGETS[name](self.live)
+            units = choose_together(self.tasks.units, units, scores, budget, share, position, check)
+        else:
+            for task in structured:
+                units = choose_alone(task, units, scores, self.live.dense_units, position, check)
+        weights, facts, tensors = dict(self.masking.weights), dict[str, int](), self.live.tensors
+        for task in (one for one in due if not one.structured):
+            given, taken = self.masking.given, self._scorer.take(task)
+            made, facts[task.weights[0]] = choose_weights(task, taken, weights, given, tensors, position)
+            weights |= made
+        return units, weights, facts
 
-    def _select_weights(self, i: int) -> None:
-        pruner, names = self.pruners[i], self.weights[i]
-        assert isinstance(pruner, WeightPruner)
-        scores = self.scorer.take_weights(self._score(i), names)
-        fraction = (pruner.schedule or self.schedule).fraction(self.steps, self.total_steps)
-        held, tensors = self.given if i in self.reviving else self.masks, named_tensors(self.model)
-        masks, self._thresholds[names[0]] = mask_weights(pruner, scores, held, tensors, fraction)
-        self.masks.update(masks)
+    def _unit_scores(self, due: Sequence[Task]) -> dict[str, Tensor]:
+        """Return ``(units,)`` scores of every group of the tasks that are due, checked to be finite."""
+        structured = [task for task in due if task.structured]
+        scoring = self.tasks.units if structured and self.settings.target is not None else structured
+        units = [(task.score, group) for task in scoring for group in self.masking.units.named(task.groups)]
+        ready: dict[str, Tensor] = {}
+        if self.settings.data is not None and any(self.evidence[name].from_data for name in self._needed(due)):
+            self._seeing.show()
+            ready = self._scorer.calibrate(self.settings.data, self.settings.loss, self.tasks.weights, units)
+            self._seeing.hide()
+        self.synchronize()
+        ready |= {group.name: self._scorer.units(score, group) for score, group in units if group.name not in ready}
+        return checks.checked_scores({group.name: ready[group.name] for _, group in units})
 
-    # what may come back
-    @property
-    def follows_weights(self) -> bool:
-        """Whether a run needs more of the past than zeros tell: values of what is masked, or how weights moved."""
-        return bool(self.reviving) or any("movement" in self._score(i).needs for i in self.weights)
+    def _needed(self, due: Sequence[Task]) -> set[str]:
+        """Return names of the evidence that these tasks need."""
+        return {EVIDENCE[need].name for task in due for need in task.needs}
 
     def _settle(self) -> None:
-        """See to the gates; once nothing changes any more, stop watching and give back what was kept for it."""
-        if self.finished:
-            self.shadows.clear()
-            self.scorer.movement.clear()
-            self.reviving = set()
-            if self.watcher is not None:
-                self.watcher.stop()
-        if self.watcher is not None:
-            names = {group.name for i in self.reviving & {*self.chosen} for group in self.chosen[i]}
-            masked = {name: ~self.alive[name] for name in names & self.watcher.means["gate"].keys()}
-            self.watcher.shut = {name: gone for name, gone in masked.items() if gone.any()}
-
-    # scores
-    def _watch(self) -> GateWatcher | None:
-        needing = [
-            i for i, chosen in self.chosen.items() if any(need.startswith("gate") for need in self._score(i).needs)
-        ]
-        if not needing:
-            return None
-        groups = [group for i in needing for group in self.chosen[i]]
-        watcher = GateWatcher(self.model, groups)
-        if self.data is None:
-            watcher.start()
-        return watcher
-
-    def _unit_scores(self, due: Sequence[int]) -> dict[str, Tensor]:
-        """Return ``(units,)`` scores of every group of the pruners that are due, checked to be finite."""
-        needs = {need for i in due for need in self._score(i).needs}
-        scoring = due if self.target is None else self.chosen
-        units = [(self._score(i), group) for i in scoring for group in self._live(self.chosen.get(i, []))]
-        ready: dict[str, Tensor] = {}
-        if self.data is not None and needs - {"noise"}:
-            compute_masked(self)
-            wanted = [(self._score(i), names) for i, names in self.weights.items()]
-            ready = self.scorer.calibrate(self.data, self.loss, wanted, units)
-            hide_masked(self)
-        if self.watcher is not None:
-            self.watcher.synchronize()
-        ready |= {one.name: self.scorer.units(score, one) for score, one in units if one.name not in ready}
-        return checks.checked_scores({one.name: ready[one.name] for _, one in units})
-
-    def _score(self, i: int) -> Score:
-        return self.pruners[i].resolve_score()
+        """Once nothing changes any more, stop watching and give back what was kept for it."""
+        if self.finished and not self.guarding.goes_back:
+            self.masking.settle()
+            self.numbers.settle()
+            for one in self.evidence.values():
+                one.settle()
+        self._seeing.look()
 
     # structure
-    def _live(self, groups: Sequence[Group]) -> list[Group]:
-        """Return these groups as they are in the live model, without those that left with their layer."""
-        by_name = {group.name: group for group in self.groups}
-        return [by_name[group.name] for group in groups if group.name in by_name]
-
-    def _kinds(self) -> set[str]:
-        """Return the kinds that a report shows: those that were chosen from, and what every transformer has."""
-        chosen = {group.kind for groups in self.chosen.values() for group in groups}
-        return {"head", "kv_group", "neuron", *chosen}
-
-    def _live_kept(self) -> dict[str, list[int]]:
-        return {name: mask.nonzero().view(-1).tolist() for name, mask in self.alive.items()}
-
-    def _vectors(self) -> Any:
-        return keep_vectors(self.groups, self._live_kept(), live_shapes(self.model))
-
-    def _macs_now(self) -> int:
-        return matrix_entries(self.groups, live_shapes(self.model), self._vectors())
-
     def _cut(self) -> None:
-        """Remove masked units physically; scores, masks and moments follow."""
-        if not self.groups:
+        """Remove masked units physically; everyone follows."""
+        if not self.live.groups:
             return
-        kept = close_kept(self.groups, self._live_kept())
-        vectors, tensors = self._vectors(), named_tensors(self.model)
-        before, self.record = self.record, self.record.after(self.groups, kept)
-        if self.record:
-            note_dense(self.model, self.groups, before)
-        cut(self.model, self.groups, kept, optimizer=self.optimizer)
-        write_record(self.model, self.record)
-        for (name, dim), vector in vectors.items():
-            if name in self.masks:
-                index = vector.nonzero().view(-1).to(self.masks[name].device)
-                self.masks[name] = self.masks[name].index_select(dim, index)
-        # layers behind a removed one have another name now
-        live = {id(one): name for name, one in named_tensors(self.model).items()}
-        now = {name: live[id(one)] for name, one in tensors.items() if id(one) in live}
-        self.masks = {now[name]: mask for name, mask in self.masks.items() if name in now}
-        self.weights = {i: [now[name] for name in names if name in now] for i, names in self.weights.items()}
-        self.groups = find_groups(self.model)
-        self.alive = {group.name: torch.ones(group.units, dtype=torch.bool) for group in self.groups}
-        if self.watcher is not None:
-            self.watcher.stop()
-            self.watcher.regroup(self.groups, kept)
-            if not self.finished and self.data is None:
-                self.watcher.start()
-        self._leaky = False
+        units = self.masking.units
+        cut = self.live.cut(units.kept, units.vectors)
+        self.tasks.follow(cut)
+        self.masking.follow(cut)
+        for one in self.evidence.values():
+            one.follow(cut)
+
+    def _gather(self) -> bool:
+        """Let a session go on with a plain copy of its sharded model; return whether units can be removed now."""
+        if not self.live.sharded:
+            return True
+        held = self.state_dict()
+        if not self.live.gather():
+            return False
+        self._restore(held)
+        return True

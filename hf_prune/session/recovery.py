@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..plan import close_kept
 from ..removal import unmasked_units
 from ..sharding import whole
-from ..structure import Group, live_shapes, named_tensors, unit_cost
+from ..structure import Group, unit_cost
+from .choosing import at_once
 from .pruning import Pruning
+from .tasks import Task
 
 _READABLE = ("head", "kv_group", "neuron", "channel")  # others are also masked by hooks, which no file holds
 
@@ -33,40 +33,45 @@ def recover(pruning: Pruning, steps: int) -> None:
     """
     if hasattr(pruning.model, "peft_config"):
         raise CheckpointError("checkpoints of adapters hold no zeros")
-    strange = {group.kind for groups in pruning.chosen.values() for group in groups} - {*_READABLE}
+    strange = {kind for task in pruning.tasks for kind in task.kinds} - {*_READABLE}
     if strange:
         raise CheckpointError(f"masks of kind {', '.join(sorted(strange))} are more than zeros")
-    if pruning.watcher is not None and pruning.data is None and steps < pruning.last_change:
-        raise CheckpointError(f"running means of scores are lost, and changes are due until step {pruning.last_change}")
-    if pruning.follows_weights and steps < pruning.last_change:
-        raise CheckpointError(
-            f"values of masked weights are lost, and changes are due until step {pruning.last_change}"
-        )
-    fresh, masks = pruning.state_dict(), _weight_masks(pruning, steps)
-    pruning.load_state_dict({**fresh, "steps": steps, "unchecked": True, "alive": _alive(pruning), "masks": masks})
+    _check_nothing_lost(pruning, steps)
+    fresh = pruning.state_dict()
+    told = {"alive": _alive(pruning), "weights": _weight_masks(pruning, steps), "unchecked": True}
+    clock = {**fresh["clock"], "steps": steps, "position": steps}
+    pruning.load_state_dict({**fresh, "clock": clock, "masking": {**fresh["masking"], **told}})
     _check_units(pruning)
 
 
-def _last_change(pruning: Pruning, i: int, steps: int) -> int:
-    """Return the step at which a pruner last changed masks; 0: it has not yet."""
-    return max((step for step in pruning.changes[i] if step <= steps), default=0)
+def _check_nothing_lost(pruning: Pruning, steps: int) -> None:
+    if steps >= pruning.last_change:
+        return
+    until, seen = f"changes are due until step {pruning.last_change}", pruning.settings.data is None
+    if seen and any(one.state_dict() for one in pruning.evidence.values() if not one.heavy):
+        raise CheckpointError(f"running means of scores are lost, and {until}")
+    if pruning.masking.returning or any(one.heavy for one in pruning.evidence.values()):
+        raise CheckpointError(f"values of masked weights are lost, and {until}")
 
 
-def _fraction(pruning: Pruning, i: int, steps: int) -> float:
-    """Return how much of a pruner's way is gone after so many steps, in [0, 1]."""
-    last, schedule = _last_change(pruning, i, steps), pruning.pruners[i].schedule or pruning.schedule
-    return schedule.fraction(last, pruning.total_steps) if last else 0.0
+def _last_change(task: Task, steps: int) -> int:
+    """Return the step at which a task last changed masks; 0: it has not yet."""
+    return max((step for step in task.changes if step <= steps), default=0)
+
+
+def _fraction(task: Task, steps: int) -> float:
+    """Return how much of a task's way is gone after so many steps, in [0, 1]."""
+    last = _last_change(task, steps)
+    return task.fraction(last) if last else 0.0
 
 
 def _weight_masks(pruning: Pruning, steps: int) -> dict[str, Tensor]:
     """Read masks of single weights; there must be exactly as many zeros as the schedule has made."""
-    tensors, masks = named_tensors(pruning.model), dict[str, Tensor]()
-    for i, names in pruning.weights.items():
-        if not _last_change(pruning, i, steps):
-            continue
-        mine = {name: whole(tensors[name].detach()) != 0 for name in names}
+    tensors, masks = pruning.live.tensors, dict[str, Tensor]()
+    for task in (one for one in pruning.tasks.weights if _last_change(one, steps)):
+        mine = {name: whole(tensors[name].detach()) != 0 for name in task.weights}
         total = sum(mask.numel() for mask in mine.values())
-        expected = round((pruning.pruners[i].sparsity or 0.0) * _fraction(pruning, i, steps) * total)
+        expected = round(task.sparsity * _fraction(task, steps) * total)
         zeros = total - sum(int(mask.sum()) for mask in mine.values())
         if zeros != expected:
             raise CheckpointError(f"{zeros} of {total} weights are zero, and the schedule has masked {expected}")
@@ -77,11 +82,7 @@ def _weight_masks(pruning: Pruning, steps: int) -> dict[str, Tensor]:
 def _alive(pruning: Pruning) -> dict[str, Tensor]:
     """Read masks of units: True where any entry that a unit owns is not zero."""
     bare = [replace(group, least=0, multiple=1) for group in pruning.groups if group.kind in _READABLE]
-    kept = {group.name: list(range(group.units)) for group in pruning.groups} | unmasked_units(pruning.model, bare)
-    alive = {name: mask.zero_() for name, mask in pruning.state_dict()["alive"].items()}
-    for name, units in close_kept(pruning.groups, kept).items():
-        alive[name][units] = True
-    return alive
+    return dict(pruning.masking.units.keep(unmasked_units(pruning.model, bare)).alive)
 
 
 def _check_units(pruning: Pruning) -> None:
@@ -89,32 +90,34 @@ def _check_units(pruning: Pruning) -> None:
 
     Before its last change a schedule may be behind by less than what leaves at once.
     """
-    if pruning.target is not None and pruning.chosen:
-        _check_target(pruning, pruning.target.macs)
-    for i, chosen in pruning.chosen.items():
-        total = sum(pruning.dense_units[name] for names in pruning.counted[str(i)].values() for name in names)
-        fraction = _fraction(pruning, i, pruning.steps)
+    if pruning.settings.target is not None and pruning.tasks.units:
+        _check_target(pruning, pruning.settings.target.macs)
+    position, live = pruning.clock.position, pruning.live
+    for task in pruning.tasks.units:
+        chosen = pruning.masking.units.named(task.groups)
+        total = sum(live.dense_units[name] for name in task.groups)
+        fraction = _fraction(task, position)
         gone = total - sum(int(pruning.alive[group.name].sum()) for group in chosen)
-        waiting = 0 if pruning.steps >= max(pruning.changes[i]) else max(_at_once(pruning, i, one) for one in chosen)
-        least = round((pruning.pruners[i].sparsity or 0.0) * fraction * total)
+        waiting = 0 if position >= task.last_change else max(_leaving(task, one) for one in chosen)
+        least = round(task.sparsity * fraction * total)
         if gone < least - waiting or (gone and not fraction):
             raise CheckpointError(f"{gone} of {total} units are zero, and the schedule has masked {least}")
 
 
 def _check_target(pruning: Pruning, macs: float) -> None:
-    last = max(_last_change(pruning, i, pruning.steps) for i in pruning.chosen)
-    goal = 1 - (1 - macs) * (pruning.schedule.fraction(last, pruning.total_steps) if last else 0.0)
-    shapes = live_shapes(pruning.model)
+    tasks, units = pruning.tasks.units, pruning.masking.units
+    last = max(_last_change(task, pruning.clock.position) for task in tasks)
+    goal = 1 - (1 - macs) * (tasks[0].fraction(last) if last else 0.0)
     costs = [
-        unit_cost(one, pruning.groups, shapes) * _at_once(pruning, i, one)
-        for i, chosen in pruning.chosen.items()
-        for one in chosen
+        unit_cost(one, units.groups, units.shapes) * _leaving(task, one)
+        for task in tasks
+        for one in units.named(task.groups)
     ]
-    waiting = 0 if pruning.finished else max(costs) / pruning.dense_macs
+    waiting = 0 if pruning.finished else max(costs) / pruning.live.dense_macs
     if pruning.macs_left() > goal + waiting + 1e-9:
         raise CheckpointError(f"{pruning.macs_left():.4f} of the MACs are left, and the schedule was at {goal:.4f}")
 
 
-def _at_once(pruning: Pruning, i: int, group: Group) -> int:
+def _leaving(task: Task, group: Group) -> int:
     """Return how many units of a group leave together."""
-    return group.parts * math.lcm(pruning.pruners[i].multiple_of, group.multiple)
+    return group.parts * at_once(task.pruner, group)

@@ -1,0 +1,171 @@
+"""What scores are made from: one kind of evidence a file, made by a session for all that need it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from ..errors import PruningError
+from ..live import Cut, LiveModel, Masking
+from ..registry import Registry
+from ..structure import Group
+
+
+class MissingEvidence(PruningError):  # noqa: N818  it is one of ours, by any other name
+    """There is nothing to score from; the message goes on from "Score 'NAME' needs"."""
+
+
+class Evidence:
+    """What scores are made from. A session makes one for all scores that need it, and hands it what happens.
+
+    Everything here may be left as it is but the two that hand out numbers: `of_weight`, `of_units`, or both.
+
+    Args:
+        live: The live model.
+        groups: Names of the groups that are scored by it.
+        weights: Names of the parameters that are scored by it.
+        seed: For what is drawn.
+
+    Attributes:
+        name: What its state is called: the first need that it was registered for.
+        scale: What gradients are multiplied by while they are read.
+        active: Whether it sees the batches of this step.
+        from_data: Whether it comes from batches: one shot then needs data.
+        heavy: Whether it takes memory that grows with the model: the log then says how much.
+        sees_masked: Whether it can see what masked units would bring, behind shut gates: those of `groups` may return.
+    """
+
+    name = ""
+    active = True
+    from_data = True
+    heavy = False
+    sees_masked = False
+
+    def __init__(self, live: LiveModel, groups: Collection[str], weights: Collection[str], seed: int) -> None:
+        self.live, self.groups, self.weights, self.seed = live, tuple(groups), tuple(weights), seed
+        self.scale = 1.0
+
+    # numbers
+    def of_weight(self, need: str, name: str, weight: Tensor) -> Tensor:
+        """Return what is needed of a parameter, of its whole shape, in every process.
+
+        Raises:
+            MissingEvidence: There is none.
+        """
+        raise MissingEvidence(f"'{need}', which no single weight has")
+
+    def of_units(self, need: str, group: Group) -> Tensor:
+        """Return what is needed of the units of a group, ``(units,)``.
+
+        Raises:
+            MissingEvidence: There is none.
+        """
+        raise MissingEvidence(f"'{need}', which no unit has")
+
+    # batches
+    def start(self) -> None:
+        """Hook the model, to see batches."""
+
+    def stop(self) -> None:
+        """Take all hooks away; what was seen stays."""
+
+    def prepare(self, step: int, until_change: int | None) -> None:
+        """Get ready for the batches of the next step.
+
+        Args:
+            step: Its number in the run, from 1.
+            until_change: Steps until masks of `groups` change next, 0: in this one; ``None``: they change no more.
+        """
+
+    def shut(self, gone: Mapping[str, Tensor]) -> None:
+        """Let units be computed and hand on zeros, from now on.
+
+        Args:
+            gone: Group to ``(units,)`` boolean, True = shut; all others hand on what they compute.
+        """
+
+    def commit(self, scale: float = 1.0, *, may_overflow: bool = False) -> None:
+        """Let what batches brought count: the optimizer has taken the step.
+
+        Args:
+            scale: What the loss was multiplied by, as a GradScaler does.
+            may_overflow: Whether numbers that are not finite tell of a scale that is too large, and are left out.
+        """
+
+    def discard(self) -> None:
+        """Forget what batches brought: their step was not taken."""
+
+    def is_finite(self) -> bool:
+        """Whether all that batches brought and that does not count yet is finite."""
+        return True
+
+    def reset(self) -> None:
+        """Forget all that has counted: calibration data follow."""
+
+    def synchronize(self) -> None:
+        """Let all processes hold the same, so that they decide the same; all of them call it."""
+
+    # steps
+    def read(self, masking: Masking, ahead: Collection[str]) -> None:
+        """Read gradients: they are complete (and `scale` times too large).
+
+        Args:
+            masking: What is masked.
+            ahead: Names of the groups and parameters whose masks will still change.
+        """
+
+    def step(self) -> None:
+        """Go on: the optimizer has stepped, and masks have changed where they were due."""
+
+    def settle(self) -> None:
+        """Give memory back: no mask changes any more."""
+
+    # a part of a session
+    @property
+    def nbytes(self) -> int:
+        """Its memory in bytes, in this process."""
+        return 0
+
+    def follow(self, cut: Cut) -> None:
+        """Go on with a model that has lost units."""
+        self.groups = tuple(name for name in self.groups if name in cut.groups)
+        self.weights = tuple(cut.names[name] for name in self.weights if name in cut.names)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs; under FSDP all processes call it."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` returned."""
+
+
+Made = TypeVar("Made", bound=type[Evidence])
+EVIDENCE: Registry[type[Evidence]] = Registry("need")
+
+
+def register_evidence(*needs: str) -> Callable[[Made], Made]:
+    """Register a class of evidence under what scores say in their `needs`.
+
+    Args:
+        *needs: One name, or several that one object hands out; the first one names it in states.
+
+    Raises:
+        PruningError: A name is taken.
+
+    Example:
+        >>> @register_evidence("age")
+        ... class Age(Evidence):
+        ...     steps = 0
+        ...     def step(self): self.steps += 1
+        ...     def of_weight(self, need, name, weight): return torch.full_like(weight, self.steps)
+    """
+
+    def register(made: Made) -> Made:
+        for need in needs:
+            EVIDENCE.add(need, made)
+        made.name = needs[0]
+        return made
+
+    return register

@@ -1,0 +1,11 @@
+"""The model while it is pruned: `LiveModel` changes its shapes, `Masking` writes its zeros, `Snapshot` goes back."""
+
+from __future__ import annotations
+
+from .masking import Masking
+from .model import Cut, LiveModel
+from .shadows import Shadows
+from .snapshot import Snapshot
+from .units import Units
+
+__all__ = ["Cut", "LiveModel", "Masking", "Shadows", "Snapshot", "Units"]

@@ -1,0 +1,159 @@
+"""Which units and weights stay: from scores, from what is there and how much is due. Nothing is written here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..allocation import select_units
+from ..live import Units
+from ..masks import Masks
+from ..patterns import PATTERNS
+from ..pruners import Pruner, WeightPruner
+from ..sharding import any_sharded, join, part_of, select_across
+from ..structure import Group, Kept
+from .budgets import Budget
+from .tasks import Task
+
+Scores = Mapping[str, Tensor]
+Check = Callable[[Kept], None]
+_TENSOR_BY_TENSOR = ("global", "uniform")  # allocations that look at one tensor at a time
+
+
+# units
+def choose_together(
+    tasks: Sequence[Task], units: Units, scores: Scores, budget: Budget, share: float, position: int, check: Check
+) -> Units:
+    """One ranking over all tasks, down to a share of the dense model's cost.
+
+    Args:
+        tasks: Those that remove units; they have one schedule.
+        units: What is there.
+        scores: ``(units,)`` by group.
+        budget: What units cost.
+        share: Of the dense model's cost that remains in the end, in (0, 1].
+        position: Of the schedule.
+        check: Raises where a plan cannot be.
+    """
+    goal = (1 - (1 - share) * tasks[0].fraction(position)) * budget.dense
+    groups = [group for task in tasks for group in units.named(task.groups)]
+    last, limits = all(position >= task.last_change for task in tasks), _limits(tasks, units)
+    before, now = math.inf, budget.left(units)
+    # again: a matrix between two groups (two convolutions, an LSTM's hidden weights) has counted twice
+    while goal < now < before:
+        costs, values = budget.costs(units, groups), dict[str, Tensor]()
+        for task in tasks:
+            names = [group.name for group in units.named(task.groups)]
+            values |= task.pruner.allocate()({name: scores[name] for name in names}, {n: costs[n] for n in names})
+        units = _select(units, groups, values, costs, now - goal, limits, last, check)
+        before, now = now, budget.left(units)
+    return units
+
+
+def choose_alone(
+    task: Task, units: Units, scores: Scores, dense_units: Mapping[str, int], position: int, check: Check
+) -> Units:
+    """One task's own sparsity, counted in units of the dense model."""
+    groups = units.named(task.groups)
+    costs = {group.name: 1.0 for group in groups}
+    now = sum(int(units.alive[name].sum()) for name in costs)
+    excess = now - (1 - task.sparsity * task.fraction(position)) * sum(dense_units[name] for name in task.groups)
+    values = task.pruner.allocate()({name: scores[name] for name in costs}, costs)
+    last = position >= task.last_change
+    return _select(units, groups, values, costs, round(excess), _limits([task], units), last, check)
+
+
+def _limits(tasks: Sequence[Task], units: Units) -> dict[str, tuple[int, int]]:
+    """Return for each group how many units stay in a part at least, and of what their number is a multiple."""
+    found = [(task.pruner, group) for task in tasks for group in units.named(task.groups)]
+    return {group.name: (pruner.floor(group), at_once(pruner, group)) for pruner, group in found}
+
+
+def at_once(pruner: Pruner, group: Group) -> int:
+    """Return how many units of a part of a group leave together."""
+    return math.lcm(pruner.multiple_of, group.multiple)
+
+
+def _select(
+    units: Units,
+    groups: Sequence[Group],
+    values: Scores,
+    costs: Mapping[str, float],
+    excess: float,
+    limits: Mapping[str, tuple[int, int]],
+    last: bool,
+    check: Check,
+) -> Units:
+    alive = {group.name: units.alive[group.name] for group in groups}
+    floors, multiples = ({name: limit[k] for name, limit in limits.items()} for k in (0, 1))
+    by_name = {group.name: group for group in groups}
+    chosen = select_units(by_name, values, alive, costs, excess, min_kept=floors, multiple_of=multiples, last=last)
+    kept = {name: mask.nonzero().view(-1).tolist() for name, mask in chosen.items()}
+    check(kept)
+    return units.keep(kept)
+
+
+# single weights
+def choose_weights(
+    task: Task,
+    scores: Mapping[str, Scores],
+    masks: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    position: int,
+) -> tuple[Masks, int]:
+    """Mask the weights that are worth least, over all of a task's tensors.
+
+    Args:
+        task: How many, by which allocation, pattern and rule.
+        scores: Of each weight, by parameter, under FSDP of the local shards: its own under ``""``, and its rule's.
+        masks: What is masked already.
+        given: What stays masked whatever the rule.
+        tensors: The live tensors by name.
+        position: Of the schedule.
+
+    Returns:
+        The new masks, and a number that is the same in every process, where parts lie in several.
+    """
+    pruner, threshold = task.pruner, 0
+    assert isinstance(pruner, WeightPruner)
+    ours = {name: tensors[name] for name in task.weights}
+    total = sum(tensor.numel() for tensor in ours.values())
+    keep = total - round(task.sparsity * task.fraction(position) * total)
+
+    def select(values: Scores, among: Mapping[str, Tensor], *, fewer: float = 0.0) -> Masks:
+        nonlocal threshold
+        stays = {name: _all([one[name] for one in (among, given) if name in one]) for name in values}
+        open_ = {
+            name: value if (stay := stays[name]) is None else value.masked_fill(~stay, -torch.inf)
+            for name, value in values.items()
+        }
+        number = round(keep * (1 - fewer)) if fewer else keep
+        if any_sharded(ours.values()):
+            chosen, threshold = select_across(_allocate(pruner, open_, ours), ours, number)
+        else:
+            ranked = pruner.allocate()(open_, dict.fromkeys(open_, 1.0))
+            chosen = PATTERNS[pruner.pattern].function(ranked, number)
+        return {name: mask if (stay := stays[name]) is None else mask & stay for name, mask in chosen.items()}
+
+    also = {name: scores[name] for name in task.rule.also}
+    return task.rule.function(scores[""], masks, select, **also), threshold
+
+
+def _all(masks: Sequence[Tensor]) -> Tensor | None:
+    """Return what all of at most two masks keep; ``None``: there are none."""
+    return None if not masks else masks[0] if len(masks) == 1 else masks[0] & masks[1]
+
+
+def _allocate(pruner: WeightPruner, scores: Scores, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Make shards' scores comparable: an allocation sees whole tensors, one at a time where it takes them so."""
+    one_by_one = pruner.allocation in _TENSOR_BY_TENSOR
+    values: dict[str, Tensor] = {}
+    for names in [[name] for name in scores] if one_by_one else [list(scores)]:
+        full = {name: join(scores[name], tensors[name]) for name in names}
+        made = pruner.allocate()(full, dict.fromkeys(names, 1.0))
+        values.update({name: part_of(made[name], tensors[name]) for name in names})
+    return values

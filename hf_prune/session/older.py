@@ -1,0 +1,35 @@
+"""Pruning states that earlier versions wrote: they are read for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def steps_of(state: Mapping[str, Any]) -> int:
+    """Return the steps of a run, taken or left out, at which a state was taken."""
+    clock = of_today(state)["clock"]
+    return int(clock["steps"] + clock["skipped"])
+
+
+def of_today(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a state as this version has it: by the parts of a session.
+
+    Version 0.1.0 knew no parts: everything lay beside each other.
+    """
+    if "steps" not in state:
+        return state
+    dense_units, dense_macs, dense, counted = state["dense"]
+    steps, skipped = state["steps"], state.get("skipped", 0)
+    means = {key.removeprefix("mean_"): one for key, one in state.items() if key.startswith("mean_")}
+    masking = {"alive": state["alive"], "weights": state["masks"], "shadows": state.get("shadows", {})}
+    return {
+        "live": {"record": state["record"], "dense_units": dense_units, "dense_macs": dense_macs},
+        "tasks": {"kinds": counted},
+        "clock": {"steps": steps, "skipped": skipped, "position": steps},
+        "masking": {**masking, "leaky": state["leaky"], "unchecked": state["unchecked"]},
+        "numbers": {"dense": dense, "most_bytes": state.get("most_bytes", 0)},
+        "evidence.gate": {"means": means},
+        "evidence.movement": {"sums": state.get("movement", {})},
+        "guards": {"guards": [], "good": None, "position": 0},
+    }

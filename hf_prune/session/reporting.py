@@ -1,0 +1,23 @@
+"""The report of a run that has ended."""
+
+from __future__ import annotations
+
+from ..live import LiveModel, Masking
+from ..plan import annotate
+from ..report import Report, count
+from .numbers import Numbers
+from .tasks import Tasks
+
+
+def report_of(live: LiveModel, masking: Masking, numbers: Numbers, tasks: Tasks) -> Report:
+    """Return what was kept, in the dense model's numbers, and what the model costs now; note masks of weights."""
+    kinds = {"head", "kv_group", "neuron", *(kind for task in tasks for kind in task.kinds)}
+    shown = [group for group in live.groups if group.kind in kinds]
+    dense_numbers = {group.name: live.record.dense_numbers(group) for group in shown}
+    kept = {name: [dense[unit] for unit in masking.units.kept[name]] for name, dense in dense_numbers.items()}
+    if masking.weights:
+        sparsity = numbers.zeros.sparsity_weight
+        annotate(live.model, weights={"sparsity": sparsity, "parameters": len(masking.weights)})
+    units = {group.name: live.record.dense_units(group) for group in shown}
+    settings = numbers.logs()
+    return Report(kept=kept, units=units, dense=numbers.dense, pruned=count(live.model), metrics={}, settings=settings)

@@ -1,0 +1,160 @@
+"""One pruner on one model: what it chooses from, by which score, when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from ..live import Cut, LiveModel
+from ..pruners import Pruner, UnitPruner, WeightPruner
+from ..rules import Rule
+from ..schedules import Schedule
+from ..scores import Score, get_score
+from ..structure import Group
+
+Kinds = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One pruner on one model.
+
+    Args:
+        pruner: Its settings.
+        schedule: When.
+        total_steps: Of the run.
+        kinds: Kind to the names of the dense model's groups that units are chosen from; empty for single weights.
+        weights: Names of the parameters that single weights are chosen from; empty for units.
+    """
+
+    pruner: Pruner
+    schedule: Schedule
+    total_steps: int
+    kinds: Kinds
+    weights: tuple[str, ...]
+
+    @cached_property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups that units are chosen from; some may have left the model with their layer."""
+        return tuple(name for names in self.kinds.values() for name in names)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all groups and parameters that it chooses from."""
+        return (*self.groups, *self.weights)
+
+    @property
+    def structured(self) -> bool:
+        """Whether it removes units."""
+        return isinstance(self.pruner, UnitPruner)
+
+    @cached_property
+    def score(self) -> Score:
+        """By what it chooses."""
+        return self.pruner.resolve_score()
+
+    @cached_property
+    def rule(self) -> Rule:
+        """What may come back at a change."""
+        return self.pruner.resolve_rule()
+
+    @cached_property
+    def scores(self) -> dict[str, Score]:
+        """All scores that it needs, by name: its own under ``""``, and those of its rule."""
+        return {"": self.score, **{name: get_score(name, "weight") for name in self.rule.also}}
+
+    @cached_property
+    def needs(self) -> frozenset[str]:
+        """What its scores need."""
+        return frozenset(need for score in self.scores.values() for need in score.needs)
+
+    @cached_property
+    def changes(self) -> tuple[int, ...]:
+        """The positions of the schedule at which its masks change."""
+        return tuple(self.schedule.change_steps(self.total_steps))
+
+    @property
+    def last_change(self) -> int:
+        """After it nothing changes any more."""
+        return self.changes[-1]
+
+    @property
+    def sparsity(self) -> float:
+        """Share that is to leave; 0 where a target decides."""
+        return self.pruner.sparsity or 0.0
+
+    def due(self, position: int) -> bool:
+        """Whether its masks change at this position."""
+        return position in self.changes
+
+    def fraction(self, position: int) -> float:
+        """Return how much of its way is gone at this position, in [0, 1]."""
+        return self.schedule.fraction(position, self.total_steps)
+
+
+class Tasks:
+    """All tasks of a run, in the order of its pruners; they are never changed, but exchanged for others."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self._tasks = tuple(tasks)
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self._tasks)
+
+    @property
+    def units(self) -> list[Task]:
+        """Those that remove units."""
+        return [task for task in self if task.structured]
+
+    @property
+    def weights(self) -> list[Task]:
+        """Those that mask single weights."""
+        return [task for task in self if not task.structured]
+
+    @property
+    def last_change(self) -> int:
+        """The position after which nothing changes any more."""
+        return max(task.last_change for task in self)
+
+    def ahead(self, position: int) -> set[str]:
+        """Return the names of groups and parameters whose masks will still change."""
+        return {name for task in self if position < task.last_change for name in task.names}
+
+    def follow(self, cut: Cut) -> None:
+        """Go on with the weights that are left, under their names of now."""
+        now = [tuple(cut.names[name] for name in task.weights if name in cut.names) for task in self]
+        self._tasks = tuple(replace(task, weights=names) for task, names in zip(self, now))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was counted on the dense model."""
+        units = [(i, task.kinds) for i, task in enumerate(self) if task.kinds]
+        return {"kinds": {str(i): {kind: list(names) for kind, names in kinds.items()} for i, kinds in units}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Count on the dense model that a run began with."""
+        self._tasks = tuple(replace(task, kinds=state["kinds"].get(str(i), {})) for i, task in enumerate(self))
+
+
+def make_tasks(pruners: Sequence[Pruner], live: LiveModel, schedule: Schedule, total_steps: int) -> Tasks:
+    """Ask each pruner what it chooses from on this model."""
+    dense = live.dense_groups()
+
+    def make(pruner: Pruner) -> Task:
+        kinds = _by_kind(pruner.choose(dense)) if isinstance(pruner, UnitPruner) else {}
+        weights = _weights_of(pruner, live.model)
+        return Task(pruner, pruner.schedule or schedule, total_steps, kinds, weights)
+
+    return Tasks([make(pruner) for pruner in pruners])
+
+
+def _weights_of(pruner: Pruner, model: nn.Module) -> tuple[str, ...]:
+    return tuple(pruner.choose_weights(model)) if isinstance(pruner, WeightPruner) else ()
+
+
+def _by_kind(groups: Sequence[Group]) -> dict[str, list[str]]:
+    kinds = dict.fromkeys(group.kind for group in groups)
+    return {kind: [group.name for group in groups if group.kind == kind] for kind in kinds}
