@@ -18,6 +18,7 @@ from ..pruners import LayerPruner, Pruner, Target, UnitPruner, WeightPruner
 from ..schedules import SCHEDULES, Schedule
 from ..sharding import any_sharded
 from ..structure import Group
+from .parts import Part
 from .settings import PruningSettings
 from .tasks import Task, Tasks
 
@@ -148,9 +149,9 @@ def _check_disjoint(chosen: Sequence[Group], target: Target | None) -> None:
         raise PruningError("A target takes KV groups or the heads inside them, not both. Received: two HeadPruners")
 
 
-def check_parts(state: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
-    """A pruning state has all parts of a session."""
-    missing = next((name for name in parts if name not in state), None)
+def check_parts(state: Mapping[str, Any], parts: Mapping[str, Part]) -> None:
+    """A pruning state has all parts of a session that have any."""
+    missing = next((name for name, part in parts.items() if name not in state and part.state_dict()), None)
     if missing is not None:
         raise PruningError(
             f"The pruning state must be of this model and these pruners: it has no {missing}. Received: {sorted(state)}"
