@@ -17,10 +17,11 @@ from .pruners import Pruner, Target, as_pruners
 from .report import Report
 from .resume import (
     STATE,
-    complete_checkpoints,
-    fault_of,
+    check_resumable,
     fingerprint,
     fit_shapes,
+    join_checkpoints,
+    leave_checkpoints,
     read_state,
     resume_from_whole_ones,
     resumed_folder,
@@ -134,7 +135,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         )
         if state.global_step:
             self._resume(resumed_folder(args, state.global_step), state.global_step)
-        complete_checkpoints(state, lambda folder: self._complete(folder, args))
+        join_checkpoints(state, STATE, lambda folder: self._complete(folder, args))
         self._log = TrainingLog(Path(args.output_dir) / FILE) if state.is_world_process_zero else None
         if self._log is not None:
             self._log.begin(state.global_step)
@@ -176,7 +177,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Shrink, and report."""
-        vars(state).pop("save_to_json", None)  # a session that has ended belongs into no checkpoint
+        leave_checkpoints(state, STATE)
         self._attempts.end()
         self.report = self._session.finish(self.shrink_at_end)
         logger.info(self.report.table())
@@ -198,9 +199,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
 
     def _resume(self, folder: Path, step: int) -> None:
         """Go on with the state of a checkpoint, or with what the zeros in its weights tell of it."""
-        fault = fault_of(folder)
-        if fault is not None:
-            raise CheckpointError(f"{folder} is not whole: {fault}. Resume from an older checkpoint.")
+        check_resumable(folder)
         try:
             state = read_state(folder / STATE)
         except CheckpointError as lost:
@@ -228,7 +227,7 @@ def _trained(args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _prepare_to_resume(args: Any, model: Any) -> None:
-    resume_from_whole_ones(args)
+    resume_from_whole_ones(args, STATE)
     root: Any = unwrap(model)
     if not getattr(root, "_hf_prune_resumes", False):
         root._hf_prune_resumes = True
