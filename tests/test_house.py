@@ -33,6 +33,7 @@ ROWS = (
     "card",
     "session hub export distillation",
     "recipe callback",
+    "tasks",
     "workflow arguments",
     "cli",
 )
