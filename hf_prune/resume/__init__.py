@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .frames import fit_shapes, resumed_folder
-from .joining import STATE, fingerprint, join_checkpoints, leave_checkpoints, read_state, write_part, write_state
+from .joining import STATE, join_checkpoints, leave_checkpoints, read_state, write_part, write_state
 from .whole import ASIDE, check_resumable, fault_of, latest_checkpoint, resume_from_whole_ones, state_fault_of
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "STATE",
     "check_resumable",
     "fault_of",
-    "fingerprint",
     "fit_shapes",
     "join_checkpoints",
     "latest_checkpoint",

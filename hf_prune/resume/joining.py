@@ -118,11 +118,17 @@ def write_part(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def write_state(state: Mapping[str, Any], path: Path) -> None:
-    """Write a pruning state as one safetensors file, atomically: the old one or the new one is there at any moment."""
+    """Write a pruning state as one safetensors file, atomically: the old one or the new one is there at any moment.
+
+    Args:
+        state: Of a session; ``files`` that it tells are believed, else those of the folder are told.
+        path: The file, in a checkpoint where all others are.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {"files": fingerprint(path.parent), **state}
     named = {key: value for key, value in state.items() if _holds_tensors(value)}
     tensors = {f"{key}/{name}": one.contiguous() for key, value in named.items() for name, one in value.items()}
     plain = {key: value for key, value in state.items() if key not in named}
-    path.parent.mkdir(parents=True, exist_ok=True)
     _write(tensors, path, {"state": json.dumps({**plain, "tensors": sorted(named)})})
 
 
