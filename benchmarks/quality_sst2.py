@@ -57,9 +57,9 @@ def fine_tune(options: argparse.Namespace, name: str, seed: int) -> tuple[Path, 
         from transformers import AutoModelForSequenceClassification
 
         job.model = AutoModelForSequenceClassification.from_pretrained(folder / "dense")
-    report = Report()
-    workflow.score(job, job.model, job.model, report)
-    return folder / "dense", report.metrics["accuracy"]["dense"]
+    job.pruned, job.report = job.model, Report()
+    workflow.score(job)
+    return folder / "dense", job.report.metrics["accuracy"]["dense"]
 
 
 def run_seed(options: argparse.Namespace, seed: int) -> None:

@@ -4,11 +4,12 @@
     python benchmarks/resume_kills.py --kills 100 --only weights
 
 A tiny BERT with dropout trains in a real Trainer that saves at every step and keeps two checkpoints. Kinds: ``units``
-(heads and neurons by running means of gate gradients), ``weights`` (single ones, by gradients), and
-``shrink_during_training``. Most kills are a SIGKILL at a random moment; the others (``at_writes``) hit one exact write
-of a save, and leave that file cut off, that rename undone or that removal half done. A killed run is started again, and
-killed again, with ``resume_from_checkpoint=True``. Weights, optimizer moments, masks, running means, kept units and
-logs are compared bit by bit.
+(heads and neurons by running means of gate gradients), ``weights`` (single ones, by gradients),
+``shrink_during_training``, ``projections`` (units, and a wider teacher) and ``projections alone``. Most kills are a
+SIGKILL at a random moment; the others (``at_writes``) hit one exact write of a save, and leave that file cut off, that
+rename undone or that removal half done. A killed run is started again, and killed again, with
+``resume_from_checkpoint=True``. Weights, optimizer moments, masks, running means, kept units and logs are compared bit
+by bit.
 """
 
 from __future__ import annotations

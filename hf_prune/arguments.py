@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from .callback import PruningCallback
-from .errors import PruningError, did_you_mean
+from .errors import Problem, PruningError, did_you_mean
 from .pruners import (
     ChannelPruner,
     ExpertPruner,
@@ -157,6 +156,6 @@ def _named(make: Callable[..., Any], *, key: str = "", **settings: Any) -> Any:
     try:
         return make(**settings)
     except PruningError as error:
-        found = re.match(r"\w+: (\w+): (.*)", str(error), re.DOTALL)
-        setting, text = (found[1], found[2]) if found else (key, str(error))
-        raise PruningError(f"{_KEYS.get(setting, f'prune_{setting}')}: {text}") from None
+        first, *others = error.problems or (Problem(key, str(error)),)
+        named = Problem(_KEYS.get(first.key or key, f"prune_{first.key or key}"), first.text)
+        raise PruningError("; ".join(map(str, (named, *others)))) from None

@@ -17,10 +17,10 @@ from .pruners import Pruner, Target, as_pruners
 from .report import Report
 from .resume import (
     STATE,
-    complete_checkpoints,
-    fault_of,
-    fingerprint,
+    check_resumable,
     fit_shapes,
+    join_checkpoints,
+    leave_checkpoints,
     read_state,
     resume_from_whole_ones,
     resumed_folder,
@@ -114,26 +114,16 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Make fresh state, or go on from the checkpoint that training resumes from."""
         args, model = _trained(args, kwargs)
-        wrapped = args.world_size > 1 or args.torch_compile
-        if self.settings.shrink_live and (wrapped or args.auto_find_batch_size):
-            raise PruningError(
-                "shrink_during_training needs one process without torch.compile, as a wrapper keeps the old shapes, "
-                "and without auto_find_batch_size, which begins again. Received: "
-                f"world_size={args.world_size}, torch_compile={args.torch_compile}, "
-                f"auto_find_batch_size={args.auto_find_batch_size}"
-            )
+        self._check_wrappers(args, model)
         if self.pruning is not None:
             self.pruning.close()  # training may have failed before its end
         if args.auto_find_batch_size:
             self._begin_attempt(unwrap(model), kwargs["optimizer"], state.train_batch_size)
         self.report = None
-        if args.world_size > 1 and not any_sharded(model.parameters()):
-            found = args.ddp_find_unused_parameters  # else a Trainer says yes, except under gradient checkpointing
-            check_finds_unused(self.settings.several, not args.gradient_checkpointing if found is None else found)
         self.pruning = Pruning(model, self.settings, total_steps=state.max_steps, optimizer=kwargs["optimizer"])
         if state.global_step:
             self._resume(resumed_folder(args, state.global_step), state.global_step)
-        complete_checkpoints(state, lambda folder: self._complete(folder, args))
+        join_checkpoints(state, STATE, lambda folder: self._complete(folder, args))
         self._log = TrainingLog(Path(args.output_dir) / FILE) if state.is_world_process_zero else None
         if self._log is not None:
             self._log.begin(state.global_step)
@@ -159,13 +149,15 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the pruning state into the checkpoint that was just saved, where it is not there yet."""
         args, _ = _trained(args, kwargs)
+        folder, self._saving = self._saving, None
+        if folder is not None and args.world_size == 1:
+            return
         if args.world_size > 1:  # every process resumes from what one has written
             self._session.synchronize()
             torch.distributed.barrier()  # until every process has saved its part
         held = self._session.state_dict()  # in every process: shards are gathered
-        folder, self._saving = self._saving, None
-        if args.should_save and (args.world_size > 1 or folder is None):  # once, or once on each node
-            self._write(held, folder or Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        if args.should_save:  # once, or once on each node
+            write_state(held, (folder or Path(args.output_dir) / f"checkpoint-{state.global_step}") / STATE)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Add sparsity and the share of MACs left to what is logged, and all of it to a table in `output_dir`."""
@@ -179,7 +171,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Shrink, and report."""
-        vars(state).pop("save_to_json", None)  # a session that has ended belongs into no checkpoint
+        leave_checkpoints(state, STATE)
         self._start = None  # what trains next is another run
         self.report = self._session.finish(self.shrink_at_end)
         logger.info(self.report.table())
@@ -198,20 +190,29 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             self._start = Snapshot(model)
         self._batch = batch
 
+    def _check_wrappers(self, args: Any, model: Any) -> None:
+        """Refuse what a wrapper around the model, or another attempt of the Trainer, would break."""
+        wrapped = args.world_size > 1 or args.torch_compile
+        if self.settings.shrink_live and (wrapped or args.auto_find_batch_size):
+            raise PruningError(
+                "shrink_during_training needs one process without torch.compile, as a wrapper keeps the old shapes, "
+                "and without auto_find_batch_size, which begins again. Received: "
+                f"world_size={args.world_size}, torch_compile={args.torch_compile}, "
+                f"auto_find_batch_size={args.auto_find_batch_size}"
+            )
+        if args.world_size > 1 and not any_sharded(model.parameters()):
+            found = args.ddp_find_unused_parameters  # else a Trainer says yes, except under gradient checkpointing
+            check_finds_unused(self.settings.several, not args.gradient_checkpointing if found is None else found)
+
     def _complete(self, folder: Path, args: Any) -> None:
         """Write the pruning state while a Trainer saves; several processes have to agree first, in on_save."""
         self._saving = folder
         if args.world_size == 1:
-            self._write(self._session.state_dict(), folder)
-
-    def _write(self, held: Mapping[str, Any], folder: Path) -> None:
-        write_state({**held, "files": fingerprint(folder)}, folder / STATE)
+            write_state(self._session.state_dict(), folder / STATE)
 
     def _resume(self, folder: Path, step: int) -> None:
         """Go on with the state of a checkpoint, or with what the zeros in its weights tell of it."""
-        fault = fault_of(folder)
-        if fault is not None:
-            raise CheckpointError(f"{folder} is not whole: {fault}. Resume from an older checkpoint.")
+        check_resumable(folder)
         try:
             state = read_state(folder / STATE)
         except CheckpointError as lost:
@@ -239,7 +240,7 @@ def _trained(args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _prepare_to_resume(args: Any, model: Any) -> None:
-    resume_from_whole_ones(args)
+    resume_from_whole_ones(args, STATE)
     root: Any = unwrap(model)
     if not getattr(root, "_hf_prune_resumes", False):
         root._hf_prune_resumes = True

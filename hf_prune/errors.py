@@ -5,11 +5,23 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Problem(NamedTuple):
+    """What is wrong with one setting: its key, or ``None`` where the text names it, and the text."""
+
+    key: str | None
+    text: str
+
+    def __str__(self) -> str:
+        return self.text if self.key is None else f"{self.key}: {self.text}"
 
 
 class PruningError(ValueError):
     """Something about pruning cannot be done as asked; every error of this library is one."""
+
+    problems: tuple[Problem, ...] = ()  # where settings were refused: what the message says, one by one
 
 
 class UnsupportedModelError(PruningError):

@@ -25,7 +25,7 @@ from .pruners import (
     WeightPruner,
 )
 from .schedules import Schedule
-from .settings import explain, read_yaml
+from .settings import problems_of, read_yaml
 
 _LONGEST = 2**20  # characters; `read_yaml` refuses fewer
 
@@ -220,7 +220,8 @@ def load_recipe(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> R
     try:
         return Recipe.model_validate(plain)
     except ValidationError as error:
-        raise RecipeError(f"Recipe '{source}': {explain(error, known_at=_known_at)}") from None
+        problems = "; ".join(map(str, problems_of(error, known_at=_known_at)))
+        raise RecipeError(f"Recipe '{source}': {problems}") from None
 
 
 def shipped_recipes() -> dict[str, Path]:

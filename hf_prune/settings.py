@@ -11,7 +11,7 @@ from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
 from typing_extensions import dataclass_transform
 
-from .errors import PruningError, RecipeError, did_you_mean, shown, visible
+from .errors import Problem, PruningError, RecipeError, did_you_mean, shown, visible
 
 T = TypeVar("T")
 _LARGEST_YAML = 2**18  # bytes: a recipe has one or two thousand
@@ -33,7 +33,10 @@ def settings(*, frozen: bool = False) -> Callable[[type[T]], type[T]]:
             try:
                 checked(self, *args, **kwargs)
             except ValidationError as error:
-                raise PruningError(f"{cls.__name__}: {explain(error, made.__dataclass_fields__)}") from None
+                problems = problems_of(error, made.__dataclass_fields__)
+                refused = PruningError(f"{cls.__name__}: {'; '.join(map(str, problems))}")
+                refused.problems = tuple(problems)
+                raise refused from None
 
         made.__init__ = __init__
         return made  # type: ignore[no-any-return]
@@ -41,12 +44,12 @@ def settings(*, frozen: bool = False) -> Callable[[type[T]], type[T]]:
     return decorate
 
 
-def explain(
+def problems_of(
     error: ValidationError,
     known: Iterable[str] = (),
     known_at: Callable[[tuple[Any, ...]], Iterable[str]] | None = None,
-) -> str:
-    """Say every problem of a validation error in one line each: key path, rule, what was received, what was meant.
+) -> list[Problem]:
+    """Return every problem of a validation error: key path, and the rule, what was received, what was meant.
 
     Args:
         error: What pydantic raised.
@@ -56,19 +59,22 @@ def explain(
     problems = error.errors(include_url=False)
     told = [_explain_one(problem, list(known), known_at) for problem in problems[:_PROBLEMS]]
     more = len(problems) - len(told)
-    return "; ".join([*told, *([f"and {more} more"] if more else [])])
+    return [*told, *([Problem(None, f"and {more} more")] if more else [])]
 
 
-def _explain_one(problem: Any, known: list[str], known_at: Callable[[tuple[Any, ...]], Iterable[str]] | None) -> str:
+def _explain_one(
+    problem: Any, known: list[str], known_at: Callable[[tuple[Any, ...]], Iterable[str]] | None
+) -> Problem:
     path = tuple(part for part in problem["loc"] if not isinstance(part, str) or "[" not in part)
     key = visible(".".join(str(part)[:80] for part in path))
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         names = list(known_at(path[:-1])) if known_at else known
-        return f"unknown key '{key}'.{did_you_mean(key.rpartition('.')[2], names)} Known: {', '.join(names)}"
+        hint = did_you_mean(key.rpartition(".")[2], names)
+        return Problem(None, f"unknown key '{key}'.{hint} Known: {', '.join(names)}")
     message = problem["msg"].removeprefix("Value error, ")
     given = getattr(problem["input"], "kwargs", problem["input"])  # of what a setting is missing from, all that came
     received = "" if "Received" in message else f" Received: {shown(given)}"
-    return f"{key}: {message.rstrip('.')}.{received}" if received else f"{key}: {message}"
+    return Problem(key, f"{message.rstrip('.')}.{received}" if received else message)
 
 
 def read_yaml(text: str, what: str) -> Any:

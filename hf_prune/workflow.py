@@ -10,7 +10,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,22 +19,16 @@ import torch
 from rich.console import Console
 from rich.text import Text
 from transformers import (
-    AutoConfig,
-    AutoModelForImageClassification,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    DataCollatorWithPadding,
     Trainer,
     TrainingArguments,
-    default_data_collator,
     set_seed,
 )
 
 from .callback import PruningCallback
 from .card import RECIPE, REPORT, inherited_license, write_card
 from .checkpoint import load_pruned, save_pruned
-from .data import DIGITS, data_revision, label_count, label_names, load_split, prepare_images, prepare_text
-from .errors import CheckpointError, PruningError, RecipeError, visible
+from .data import DIGITS, data_revision, label_count, label_names, load_split
+from .errors import CheckpointError, PruningError, visible
 from .export import export_onnx
 from .files import read_json, write_text
 from .hub import push_pruned
@@ -44,6 +38,7 @@ from .plan import annotate
 from .recipe import Recipe, TrainSettings, load_recipe
 from .report import Report, environment, measure_pair
 from .session import Pruning
+from .tasks import TASKS, dense_config, dense_model
 
 SAME = 1e-5  # of the largest logit: a reloaded model computes what the saved one did
 TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "epoch")
@@ -72,31 +67,29 @@ def run(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> Report:
     recipe = load_recipe(recipe, overrides)
     set_seed(recipe.seed)
     job = prepare(recipe)
-    check(job)
-    dense = train_dense(job)
-    pruned, report = prune_and_distil(job, dense)
+    for stage in (check, train_dense, prune_and_distil):
+        stage(job)
     if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
-        return report  # the first process tells the rest of the story
-    score(job, dense, pruned, report)
-    save_and_compare(job, pruned)
-    onnx = export_both(job, dense, pruned) if recipe.onnx else None
-    measure_both(job, dense, pruned, onnx, report)
-    write_down(job, report)
-    publish(job, report)
-    print(report.table())
-    return report
+        return job.report  # the first process tells the rest of the story
+    for stage in (score, save_and_compare, export_both, measure_both, write_down, publish):
+        stage(job)
+    print(job.report.table())
+    return job.report
 
 
 @dataclass
 class Job:
-    """What the stages share."""
+    """What the stages share, and leave for those behind them."""
 
     recipe: Recipe
-    model: Any
+    model: Any  # the dense one
     processor: Any  # a tokenizer; None for images that come as arrays
     train: Any
     evaluation: Any
     collator: Callable[[list[Any]], dict[str, Any]]
+    pruned: Any = field(init=False, repr=False)
+    report: Report = field(init=False, repr=False)
+    onnx: tuple[Path, Path] | None = None  # folders, dense and pruned
 
     @property
     def output(self) -> Path:
@@ -108,24 +101,20 @@ class Job:
 def prepare(recipe: Recipe) -> Job:
     """Load data and model, and make them fit each other."""
     say(f"Recipe {recipe.name}: loading data and model")
-    images = recipe.task == "image-classification"
-    auto_class = AutoModelForImageClassification if images else AutoModelForSequenceClassification
+    task = TASKS[recipe.task]
     fit = partial(
         fit_classes,
-        _config(recipe),
-        head=auto_class.__name__.removeprefix("AutoModel"),
+        dense_config(recipe),
+        head=task.auto_class.__name__.removeprefix("AutoModel"),
         retrain=recipe.dense is not None,
     )
     splits = load_split(recipe.data, fit)
     label = recipe.data.label
     classes = label_names(splits.train, label) or max(label_count(split, label) for split in splits)
-    model = _model(recipe, auto_class, fit(classes).options)
-    if images:
-        rows = [prepare_images(split, recipe.data) for split in splits]
-        return Job(recipe, model, None, rows[0], rows[1], default_data_collator)
-    tokenizer = _tokenizer(recipe)
-    rows = [prepare_text(split, tokenizer, recipe.data, num_labels=model.config.num_labels) for split in splits]
-    return Job(recipe, model, tokenizer, rows[0], rows[1], DataCollatorWithPadding(tokenizer))
+    model = dense_model(recipe, task.auto_class, fit(classes).options)
+    processor = task.processor(recipe)
+    train, evaluation = (task.rows(split, processor, recipe, model) for split in splits)
+    return Job(recipe, model, processor, train, evaluation, task.collator(processor))
 
 
 def check(job: Job) -> None:
@@ -139,7 +128,7 @@ def check(job: Job) -> None:
     write_text(job.output / RUN, "")
 
 
-def train_dense(job: Job) -> Any:
+def train_dense(job: Job) -> None:
     """Train the dense model first, where the recipe says how."""
     if job.recipe.dense is not None:
         say("Training the dense model")
@@ -147,12 +136,11 @@ def train_dense(job: Job) -> Any:
         trainer.train()
         if trainer.is_world_process_zero():
             save_pruned(job.model, job.output / "dense", tokenizer=job.processor)
-    return job.model
 
 
-def prune_and_distil(job: Job, dense: Any) -> tuple[Any, Report]:
+def prune_and_distil(job: Job) -> None:
     """Prune a copy gradually while it trains; the dense model teaches, where the recipe says how."""
-    recipe, pruned = job.recipe, copy.deepcopy(dense)
+    recipe, job.pruned = job.recipe, copy.deepcopy(job.model)
     say(f"Pruning with {', '.join(type(pruner).__name__ for pruner in recipe.pruners.chosen)}")
     callback = PruningCallback(
         recipe.pruners.chosen,
@@ -161,34 +149,35 @@ def prune_and_distil(job: Job, dense: Any) -> tuple[Any, Report]:
         shrink_during_training=recipe.shrink_during_training,
         seed=recipe.seed,
     )
-    callback.attach(_trainer(job, pruned, recipe.train, teacher=dense)).train()
+    callback.attach(_trainer(job, job.pruned, recipe.train, teacher=job.model)).train()
     assert callback.report is not None
-    return pruned, callback.report
+    job.report = callback.report
 
 
-def score(job: Job, dense: Any, pruned: Any, report: Report) -> None:
+def score(job: Job) -> None:
     """Evaluate both models on the same rows."""
     say("Evaluating")
-    for name, model in (("dense", dense), ("pruned", pruned)):
+    metrics = job.report.metrics
+    for name, model in (("dense", job.model), ("pruned", job.pruned)):
         for key, value in _trainer(job, model, job.recipe.train).evaluate().items():
             if key.removeprefix("eval_") not in TIMINGS:
-                report.metrics.setdefault(key.removeprefix("eval_"), {})[name] = float(value)
-    report.metrics["loss"] = report.metrics.pop("loss")  # last: the recipe's metrics are what people look for
+                metrics.setdefault(key.removeprefix("eval_"), {})[name] = float(value)
+    metrics["loss"] = metrics.pop("loss")  # last: the recipe's metrics are what people look for
 
 
-def save_and_compare(job: Job, pruned: Any) -> None:
+def save_and_compare(job: Job) -> None:
     """Save the small model, load it back, and compare what both compute.
 
     Raises:
         CheckpointError: They differ.
     """
-    annotate(pruned, recipe=job.recipe.name, base_model=_hub_name(job.recipe.model.name))
-    folder = save_pruned(pruned, job.output / "model", tokenizer=job.processor)
+    annotate(job.pruned, recipe=job.recipe.name, base_model=_hub_name(job.recipe.model.name))
+    folder = save_pruned(job.pruned, job.output / "model", tokenizer=job.processor)
     batch = job.collator([job.evaluation[i] for i in range(min(8, len(job.evaluation)))])
     batch.pop("labels", None)
     reloaded = load_pruned(folder, dtype=torch.float32)
     with torch.no_grad():
-        before, after = (model.cpu().eval()(**batch).logits for model in (pruned, reloaded))
+        before, after = (model.cpu().eval()(**batch).logits for model in (job.pruned, reloaded))
     difference = float((before - after).abs().max())
     say(f"Saved and reloaded: largest difference of the logits {difference:.1e}")
     if difference > SAME * max(1.0, float(before.abs().max())):
@@ -197,24 +186,26 @@ def save_and_compare(job: Job, pruned: Any) -> None:
         )
 
 
-def export_both(job: Job, dense: Any, pruned: Any) -> tuple[Path, Path]:
-    """Export dense and pruned to ONNX; each export is compared with torch."""
+def export_both(job: Job) -> None:
+    """Export dense and pruned to ONNX, where the recipe says so; each export is compared with torch."""
+    if not job.recipe.onnx:
+        return
     say("Exporting to ONNX")
-    folders = job.output / "onnx-dense", job.output / "onnx"
-    for model, folder in zip((dense, pruned), folders):
+    job.onnx = job.output / "onnx-dense", job.output / "onnx"
+    for model, folder in zip((job.model, job.pruned), job.onnx):
         export_onnx(model, folder, tokenizer=job.processor)
-    return folders
 
 
-def measure_both(job: Job, dense: Any, pruned: Any, onnx: tuple[Path, Path] | None, report: Report) -> None:
+def measure_both(job: Job) -> None:
     """Count and time both models, in turn."""
     say("Measuring latency, dense and pruned in turn")
-    settings = job.recipe.measure.model_dump()
-    report.dense, report.pruned = measure_pair(dense.cpu().eval(), pruned.cpu().eval(), onnx=onnx, **settings)
+    models = (model.cpu().eval() for model in (job.model, job.pruned))
+    job.report.dense, job.report.pruned = measure_pair(*models, onnx=job.onnx, **job.recipe.measure.model_dump())
 
 
-def write_down(job: Job, report: Report) -> None:
+def write_down(job: Job) -> None:
     """Write report.json, the recipe, the plot and the card."""
+    report = job.report
     report.settings |= _told(job)
     folder = job.output / "model"
     write_text(job.output / REPORT, json.dumps(report.to_dict(), indent=2) + "\n")
@@ -255,11 +246,11 @@ def _told(job: Job) -> dict[str, Any]:
     }
 
 
-def publish(job: Job, report: Report) -> None:
+def publish(job: Job) -> None:
     """Push everything in one commit, where the recipe says where."""
     if job.recipe.push:
-        onnx = job.output / "onnx" if job.recipe.onnx else None
-        push_pruned(job.output / "model", job.recipe.push, report=report, onnx=onnx)
+        onnx = job.onnx[1] if job.onnx else None
+        push_pruned(job.output / "model", job.recipe.push, report=job.report, onnx=onnx)
         say(f"Published as {job.recipe.push}")
 
 
@@ -267,46 +258,6 @@ def publish(job: Job, report: Report) -> None:
 def say(text: str) -> None:
     """Tell the person at the terminal where we are."""
     console.print(Text.assemble(("hf-prune", "cyan"), " ", visible(text)))
-
-
-def _config(recipe: Recipe) -> Any:
-    """Return what the dense model says of itself; ``None``: it will be a new one, or cannot be loaded."""
-    try:
-        return (
-            AutoConfig.from_pretrained(recipe.model.name, revision=recipe.model.revision) if recipe.model.name else None
-        )
-    except (OSError, ValueError):
-        return None  # `_model` says what is wrong
-
-
-def _model(recipe: Recipe, auto_class: Any, labels: dict[str, Any]) -> Any:
-    """Load the dense model, or make a new one from the recipe's config."""
-    settings, options = recipe.model, dict(labels)
-    if recipe.distillation is not None and recipe.distillation.uses("attention"):
-        options["attn_implementation"] = "eager"  # transformers 4 cannot change that of every model later
-    if settings.name is not None:
-        try:
-            return auto_class.from_pretrained(settings.name, revision=settings.revision, dtype=torch.float32, **options)
-        except OSError as error:
-            raise RecipeError(
-                f"model.name must be a Hub name or a local folder. Received: '{settings.name}' ({error})"
-            ) from error
-    config = dict(settings.config or {})
-    if "model_type" not in config:
-        raise RecipeError(f"model.config needs a model_type, such as vit. Received keys: {', '.join(config) or 'none'}")
-    try:
-        return auto_class.from_config(AutoConfig.for_model(**config, **options))
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"model.config does not describe a model for {recipe.task}: {error}") from error
-
-
-def _tokenizer(recipe: Recipe) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(recipe.model.name, revision=recipe.model.revision)
-    except RecursionError:
-        raise CheckpointError(
-            f"The tokenizer's files must not be nested so deeply. Received: '{recipe.model.name}'"
-        ) from None
 
 
 def _trainer(job: Job, model: Any, settings: TrainSettings, teacher: Any = None) -> Any:

@@ -7,6 +7,7 @@ kills are a SIGKILL at a random moment, the others hit one random write, which t
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import mmap
@@ -31,7 +32,17 @@ from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, modeling_utils
 from transformers.trainer_callback import TrainerState
 
-from hf_prune import HeadPruner, NeuronPruner, PruningCallback, Schedule, Target, WeightPruner, latest_checkpoint
+from hf_prune import (
+    Distillation,
+    DistillationTrainer,
+    HeadPruner,
+    NeuronPruner,
+    PruningCallback,
+    Schedule,
+    Target,
+    WeightPruner,
+    latest_checkpoint,
+)
 from hf_prune.resume import ASIDE
 
 UNITS = {"pruners": [HeadPruner(), NeuronPruner()], "target": Target(macs=0.5)}
@@ -39,7 +50,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "units": UNITS,
     "weights": {"pruners": WeightPruner(sparsity=0.7)},
     "shrink_during_training": {**UNITS, "shrink_during_training": True},
+    "projections": UNITS,
+    "projections alone": {},
 }
+DISTILLED = ("projections", "projections alone")  # kinds with a teacher that is wider than the student
 PHASES = ("starting", "training", "saving", "ended")
 FINAL = "final.safetensors"
 WRITES = 12  # of one save, about: where a kill may hit
@@ -75,12 +89,17 @@ class Warnings(logging.Handler):
         self.shared[1] += "is not whole" in record.getMessage()
 
 
-def make_trainer(kind: str, folder: Path, steps: int) -> tuple[Trainer, PruningCallback]:
+def make_trainer(kind: str, folder: Path, steps: int) -> tuple[Trainer, PruningCallback | None]:
     model = build_bert(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
     settings = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2, "logging_strategy": "no"}
     arguments = training_arguments(folder, max_steps=steps, **settings)
-    callback = PruningCallback(schedule=Schedule(begin=2, end=steps - 2, frequency=3), **KINDS[kind])
-    return Trainer(model, arguments, train_dataset=draw_rows(model, 24), callbacks=[callback]), callback
+    schedule = Schedule(begin=min(2, steps - 2), end=steps - 2, frequency=3)
+    callback = PruningCallback(schedule=schedule, **KINDS[kind]) if KINDS[kind] else None
+    given = {"train_dataset": draw_rows(model, 24), "callbacks": [callback] if callback else None}
+    if kind in DISTILLED:
+        wider, terms = build_bert(seed=1, hidden_size=32), Distillation(hidden=1.0)
+        return DistillationTrainer(model, arguments, teacher=wider, distillation=terms, **given), callback
+    return Trainer(model, arguments, **given), callback
 
 
 def train(kind: str, folder: Path, steps: int, shared: mmap.mmap) -> None:
@@ -99,14 +118,19 @@ def train(kind: str, folder: Path, steps: int, shared: mmap.mmap) -> None:
     os.replace(partial, folder / FINAL)
 
 
-def everything(trainer: Trainer, callback: PruningCallback) -> dict[str, torch.Tensor]:
+def everything(trainer: Trainer, callback: PruningCallback | None) -> dict[str, torch.Tensor]:
     """Return all that a run ends with: weights, moments, masks, running means, kept units, where it stands."""
-    state = callback.pruning.state_dict()
-    kinds = {"weight": trainer.model.state_dict(), **{key: state[key] for key in ("alive", "masks")}}
-    kinds |= {key: means for key, means in state.items() if key.startswith("mean_")}
+    kinds = {"weight": trainer.model.state_dict()}
+    if isinstance(trainer, DistillationTrainer):
+        kinds["projection"] = trainer.lesson.projections.state_dict()
+    if callback is not None:
+        state = callback.pruning.state_dict()
+        kinds |= {key: one for key, one in state.items() if key in ("alive", "masks") or key.startswith("mean_")}
     found = {f"{kind}/{name}": one.clone() for kind, named in kinds.items() for name, one in named.items()}
     for i, entry in trainer.optimizer.state_dict()["state"].items():
         found |= {f"optimizer/{i}/{key}": torch.as_tensor(value).clone() for key, value in entry.items()}
+    if callback is None:
+        return found
     plain = {"kept": callback.report.kept, "steps": state["steps"], "logs": callback.pruning.logs()}
     text = json.dumps(plain, sort_keys=True).encode()
     return {**found, "plain": torch.tensor(list(text), dtype=torch.uint8)}
@@ -163,6 +187,7 @@ def run_forked(work: Callable[[], None], delay: float | None = None) -> tuple[fl
     child = os.fork()
     if not child:
         try:
+            gc.freeze()  # a Trainer collects garbage, and need not look at what this process has
             tqdm.set_lock(threading.RLock())  # its own is shared with this process, which a kill would stop for ever
             work()
             os._exit(0)
@@ -176,6 +201,37 @@ def run_forked(work: Callable[[], None], delay: float | None = None) -> tuple[fl
     if os.WIFEXITED(status) and os.WEXITSTATUS(status):
         raise RuntimeError("A run failed that was not killed")
     return time.perf_counter() - start, os.WIFEXITED(status)
+
+
+def kill_at_each_write(kind: str, scratch: Path, steps: int, writes: range) -> list[str]:
+    """Kill a run in each of these writes, resume it, and return what was not bit for bit as without a kill.
+
+    Returns:
+        One line for each run that ended otherwise: the write, and the first tensor that was not the same.
+    """
+    shared, different = mmap.mmap(-1, 2), []
+    make_trainer(kind, scratch / "whole", steps)
+    run_forked(lambda: train(kind, scratch / "whole", steps, shared))
+    expected = load_file(scratch / "whole" / FINAL)
+    for number in writes:
+        folder = scratch / f"killed-{number}"
+
+        def work(folder: Path = folder, number: int = number) -> None:
+            kill_at_write(number, 0.9 if number % 2 else 0.4)
+            train(kind, folder, steps, shared)
+
+        _, ended = run_forked(work)
+        assert not ended, f"there is no write {number}"
+        run_forked(lambda folder=folder: train(kind, folder, steps, shared))
+        different += [f"{number}: {name}" for name in differences(load_file(folder / FINAL), expected)[:1]]
+    return different
+
+
+def differences(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> list[str]:
+    """Return the names of tensors that one of two runs lacks, or else of those that differ."""
+    return sorted(found.keys() ^ expected.keys()) or [
+        name for name, one in expected.items() if not torch.equal(one, found[name])
+    ]
 
 
 def kill_runs(kind: str, scratch: Path, kills: int, steps: int = 24, seed: int = 0) -> dict[str, Any]:
@@ -208,10 +264,7 @@ def kill_runs(kind: str, scratch: Path, kills: int, steps: int = 24, seed: int =
             counts["set_aside"] += shared[1]
             if not ended:
                 counts.update({"kills": 1, "at_writes": int(write), PHASES[shared[0]]: 1})
-        found = load_file(folder / FINAL)
-        wrong = sorted(found.keys() ^ expected.keys()) or [
-            name for name, one in expected.items() if not torch.equal(one, found[name])
-        ]
+        wrong = differences(load_file(folder / FINAL), expected)
         different += wrong[:1]
         counts.update({"runs": 1, "equal": int(not wrong)})
         assert len([*folder.glob(f"{ASIDE}*")]) <= counts["set_aside"]

@@ -77,6 +77,15 @@ def test_what_is_wrong_is_named_when_arguments_are_parsed(text, message):
         parse(text)
 
 
+def test_an_error_of_settings_says_which_key_is_wrong():
+    with pytest.raises(PruningError) as caught:
+        HeadPruner(multiple_of=0, min_kept=-1)
+    assert [problem.key for problem in caught.value.problems] == ["multiple_of", "min_kept"]
+    assert str(caught.value) == "HeadPruner: " + "; ".join(map(str, caught.value.problems))
+    with pytest.raises(PruningError, match="^prune_multiple_of: .*Received: 0; min_kept: .*Received: -1$"):
+        PruningArguments(prune_sparsity=0.5, prune_multiple_of=0, prune_min_kept=-1)
+
+
 def test_a_trainer_prunes_by_arguments(tmp_path):
     model, dense = build_bert(), prunable_macs(build_bert())
     callback = parse("--target_macs 0.6 --prune_frequency 2").callback()

@@ -22,19 +22,20 @@ HEAVY = ("torch", "transformers", "datasets", "evaluate", "onnxruntime", "optimu
 # A module imports only from rows above its own here, never sideways. A new module belongs in one of them.
 ROWS = (
     "errors",
-    "registry structure files folders given labels secrets settings sharding optimizers parts",
+    "registry structure packing files folders given labels secrets settings sharding optimizers parts",
     "plan adapters",
     "architectures schedules scores allocation masks data metrics rules",
     "skipping patterns",
-    "depth stock distillation",
+    "depth stock",
     "dense",
     "removal",
     "live",
     "evidence",
     "pruners checkpoint report selfcheck resume training_log",
     "card",
-    "session hub export",
+    "session hub export distillation",
     "recipe callback",
+    "tasks",
     "workflow arguments",
     "cli",
 )

@@ -126,11 +126,11 @@ def train(model: Any, folder: Path, live: bool, resume: Path | None = None) -> P
     return callback
 
 
-@pytest.mark.parametrize("live", [False, True])
-def test_a_run_goes_on_from_its_checkpoint(live, tmp_path):
+@pytest.mark.parametrize(("live", "place"), [(False, "out"), (True, "out"), (True, "another")])
+def test_a_run_goes_on_from_its_checkpoint(live, place, tmp_path):
     first = train(whole := build("sentence", tmp_path / "one"), tmp_path / "out", live)
     second = train(
-        resumed := build("sentence", tmp_path / "two"), tmp_path / "out", live, tmp_path / "out/checkpoint-4"
+        resumed := build("sentence", tmp_path / "two"), tmp_path / place, live, tmp_path / "out/checkpoint-4"
     )
     assert first.report.kept == second.report.kept
     assert sum(map(len, first.report.kept.values())) < sum(first.report.units.values())

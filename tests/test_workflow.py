@@ -58,7 +58,7 @@ def test_the_report_on_disk_is_the_report(finished):
 def test_a_model_that_reloads_differently_is_an_error(finished, monkeypatch, tmp_path):
     output, _ = finished
     job = workflow.prepare(workflow.load_recipe("quickstart", [*TINY, f"output={tmp_path / 'other'}"]))
-    pruned = AutoModelForImageClassification.from_pretrained(output / "model")
+    job.pruned = AutoModelForImageClassification.from_pretrained(output / "model")
 
     def damaged(folder, **settings):
         model = AutoModelForImageClassification.from_pretrained(folder)
@@ -67,7 +67,7 @@ def test_a_model_that_reloads_differently_is_an_error(finished, monkeypatch, tmp
 
     monkeypatch.setattr(workflow, "load_pruned", damaged)
     with pytest.raises(CheckpointError, match="reloaded model"):
-        workflow.save_and_compare(job, pruned)
+        workflow.save_and_compare(job)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, PruningError
+from ..resume import write_part
 from .hearing import Forward, answers, by_name, flat, hear
 from .layers import Anatomy, Attention, Key, Place, listen, pair_layers, take_hidden, take_map, use_eager_attention
 from .losses import attention_loss, hidden_loss
@@ -228,7 +229,7 @@ class Lesson:
     def save(self, folder: Path) -> None:
         """Write the matrices into a checkpoint."""
         if len(self.projections):
-            save_file(self.projections.state_dict(), folder / PROJECTIONS)
+            write_part(self.projections.state_dict(), folder / PROJECTIONS)
 
     def load(self, folder: Path) -> None:
         """Read the matrices of a checkpoint.

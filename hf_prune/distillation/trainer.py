@@ -13,10 +13,11 @@ from transformers import Trainer, TrainerCallback
 
 from ..errors import PruningError
 from ..given import check_given
+from ..resume import check_resumable, join_checkpoints, leave_checkpoints, resume_from_whole_ones, resumed_folder
 from ..sharding import average_over_processes
 from .behind import check_trainer, having
 from .hearing import loss_of
-from .lesson import Lesson
+from .lesson import PROJECTIONS, Lesson
 from .outputs import count
 from .settings import Distillation
 from .teacher import load_teacher
@@ -77,7 +78,7 @@ class DistillationMixin:
         super().__init__(*args, **kwargs)
         trainer: Any = self
         self.distillation = distillation or Distillation()
-        self._source, self._resumed = teacher, None
+        self._source = teacher
         self._step: _Step | None = None  # while an optimizer step is trained
         self._own: dict[str, Any] = {}  # how the Trainer scales its loss, while a batch is trained
         self._asked = False
@@ -115,9 +116,11 @@ class DistillationMixin:
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train; a checkpoint that is resumed brings the matrices between different widths along."""
-        self._resumed, self._terms = resume_from_checkpoint, {}
+        self._terms = {}
         if getattr(self, "model_init", None) is None:
             self._follow()
+        learned = self.lesson is not None and len(self.lesson.projections) > 0
+        resume_from_whole_ones(self.args, *([PROJECTIONS] if learned else []))  # type: ignore[attr-defined]
         return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
 
     # matrices between different widths
@@ -132,12 +135,6 @@ class DistillationMixin:
         if new:
             optimizer.add_param_group({"params": new, "weight_decay": 0.0})
         return optimizer
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save; a checkpoint has the matrices before its trainer_state.json, which makes it whole."""
-        super().save_model(output_dir, _internal_call)  # type: ignore[misc]
-        if _internal_call and output_dir is not None and self.args.should_save:  # type: ignore[attr-defined]
-            self._follow().save(Path(output_dir))
 
     # the loss
     @property
@@ -301,13 +298,12 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Read the matrices of the checkpoint that is resumed."""
-        given = self.trainer._resumed
+        """Read the matrices of the checkpoint that is resumed, and add them to those that are written."""
         if state.global_step > 0:
-            named = isinstance(given, (str, Path))
-            self.trainer.lesson.load(
-                Path(given) if named else Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            )
+            folder = resumed_folder(args, state.global_step)
+            check_resumable(folder)
+            self.trainer.lesson.load(folder)
+        join_checkpoints(state, PROJECTIONS, lambda folder: self.trainer.lesson.save(folder))
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Forget their gradients: Trainer forgets only the model's."""
@@ -315,4 +311,5 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Give the models back what they came with."""
+        leave_checkpoints(state, PROJECTIONS)
         self.trainer.lesson.restore()
