@@ -43,6 +43,7 @@ from hf_prune import (
     WeightPruner,
     latest_checkpoint,
 )
+from hf_prune.packing import pack
 from hf_prune.resume import ASIDE
 
 UNITS = {"pruners": [HeadPruner(), NeuronPruner()], "target": Target(macs=0.5)}
@@ -125,13 +126,13 @@ def everything(trainer: Trainer, callback: PruningCallback | None) -> dict[str, 
         kinds["projection"] = trainer.lesson.projections.state_dict()
     if callback is not None:
         state = callback.pruning.state_dict()
-        kinds |= {key: one for key, one in state.items() if key in ("alive", "masks") or key.startswith("mean_")}
+        kinds["pruning"] = pack(state)[1]
     found = {f"{kind}/{name}": one.clone() for kind, named in kinds.items() for name, one in named.items()}
     for i, entry in trainer.optimizer.state_dict()["state"].items():
         found |= {f"optimizer/{i}/{key}": torch.as_tensor(value).clone() for key, value in entry.items()}
     if callback is None:
         return found
-    plain = {"kept": callback.report.kept, "steps": state["steps"], "logs": callback.pruning.logs()}
+    plain = {"kept": callback.report.kept, "steps": callback.pruning.steps, "logs": callback.pruning.logs()}
     text = json.dumps(plain, sort_keys=True).encode()
     return {**found, "plain": torch.tensor(list(text), dtype=torch.uint8)}
 

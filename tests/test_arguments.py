@@ -23,10 +23,14 @@ def test_a_command_line_becomes_a_callback():
         "--no_prune_shrink_at_end"
     ).callback(seed=3)
     units = {"score": "l1", "multiple_of": 2, "min_kept": 0}
-    assert callback.pruners == [HeadPruner(**units), NeuronPruner(**units), WeightPruner(sparsity=0.8, score="l1")]
-    assert callback.schedule == Schedule("linear", begin=0.2, end=40, frequency=5)
-    assert callback.target == Target(0.5)
-    assert (callback.shrink_at_end, callback.seed) == (False, 3)
+    assert callback.settings.several == [
+        HeadPruner(**units),
+        NeuronPruner(**units),
+        WeightPruner(sparsity=0.8, score="l1"),
+    ]
+    assert callback.settings.schedule == Schedule("linear", begin=0.2, end=40, frequency=5)
+    assert callback.settings.target == Target(0.5)
+    assert (callback.shrink_at_end, callback.settings.seed) == (False, 3)
 
 
 @pytest.mark.parametrize(
@@ -35,13 +39,13 @@ def test_a_command_line_becomes_a_callback():
 )
 def test_masks_may_come_back(text, expected):
     callback = parse(f"--target_macs 0.5 {text}").callback()
-    assert [pruner.may_revive() for pruner in callback.pruners] == [expected] * 2
+    assert [pruner.resolve_rule().returns for pruner in callback.settings.several] == [expected] * 2
 
 
 def test_defaults_are_those_of_the_parts():
     callback = parse("--target_macs 0.5").callback()
-    assert callback.pruners == [HeadPruner(), NeuronPruner()]
-    assert callback.schedule == Schedule()
+    assert callback.settings.several == [HeadPruner(), NeuronPruner()]
+    assert callback.settings.schedule == Schedule()
     assert callback.shrink_at_end
     assert all(field.metadata["help"].endswith(".") for field in fields(PruningArguments))
 

@@ -143,8 +143,8 @@ def rewrite(path, change):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda tensors, _: tensors.pop("mean_gate_square/layers.0.attention.heads"),
-        lambda tensors, _: tensors.update({"mean_gate/layers.0.mlp.neurons": torch.zeros(3)}),
+        lambda tensors, _: tensors.pop("evidence.gate/means/gate_square/layers.0.attention.heads"),
+        lambda tensors, _: tensors.update({"evidence.gate/means/gate/layers.0.mlp.neurons": torch.zeros(3)}),
         lambda _, metadata: metadata.update(state="null"),
         lambda _, metadata: metadata.update(state="{}"),
         lambda _, metadata: metadata.update(state="[" * 5000 + "]" * 5000),

@@ -80,7 +80,7 @@ def train(name: str, folder: Path, parts: int = 1, **changes: Any) -> tuple[Any,
 
 def state_of(trainer: Any, callback: PruningCallback) -> list[torch.Tensor]:
     """Return all that a run ends with: weights, matrices beside the model, and the running means that decided."""
-    means = callback.pruning.watcher.means["gate_square"]
+    means = callback.pruning.evidence["gate"].means["gate_square"]
     learned = [*trainer.model.state_dict().values(), *trainer.lesson.projections.parameters()]
     return [*learned, *(means[name] for name in sorted(means))]
 

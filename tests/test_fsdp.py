@@ -138,7 +138,10 @@ class Run:
         """Return what has to be the same, however many processes there were; this ends the run."""
         state, logs = self.pruning.state_dict(), self.pruning.logs()
         logs.pop("reversible_mb", None)  # of this process
-        masks = {name: mask.nonzero().tolist() for name, mask in {**state["alive"], **state["masks"]}.items()}
+        masks = {
+            name: mask.nonzero().tolist()
+            for name, mask in {**state["masking"]["alive"], **state["masking"]["weights"]}.items()
+        }
         zeros = {name: int((whole(one) == 0).sum()) for name, one in named_tensors(self.model).items() if one.ndim > 1}
         moments = sum(int((whole(one["exp_avg"]) == 0).sum()) for one in self.optimizer.state.values())
         report = self.pruning.finish()

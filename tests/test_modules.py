@@ -30,7 +30,8 @@ from hf_prune import (
     shrink,
 )
 from hf_prune.architectures import prunable_macs
-from hf_prune.calibration import GateWatcher
+from hf_prune.evidence import Gates
+from hf_prune.live import LiveModel
 from hf_prune.report import measure_pair
 
 ONCE = Schedule("oneshot", begin=1, end=1)
@@ -203,7 +204,7 @@ def gates(model: nn.Module, group: Group, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", ["cnn", "lstm", "gru"])
 def test_gate_gradients_are_those_of_real_gates(name):
     model, x = draw(BUILD[name]()), inputs_of(name)
-    watcher = GateWatcher(model, find_groups(model))
+    watcher = Gates(LiveModel(model), [group.name for group in find_groups(model)])
     watcher.start()
     squared(model, {"x": x}).backward()
     watcher.stop()
@@ -221,7 +222,7 @@ def test_gate_gradients_are_by_sample_in_every_layout(layout):
     plain.load_state_dict(model.state_dict())
     x, found = inputs_of("lstm"), []
     for one, given in ((plain, x), (model, pack_sequence([*x]) if layout == "packed" else x.transpose(0, 1))):
-        watcher = GateWatcher(one, find_groups(one)[:1])
+        watcher = Gates(LiveModel(one), [find_groups(one)[0].name])
         watcher.start()
         states, _ = one.second(one.first(given)[0])
         (states.data if layout == "packed" and one is model else states).square().sum().backward()
@@ -435,7 +436,7 @@ def test_adopted_masks_follow_a_cut_and_their_moments_are_zero():
     masks = adopt_torch_masks(model)
     pruner = ChannelPruner(sparsity=0.5)
     pruning, _ = train(model, inputs_of("cnn"), 20, pruner, masks=masks, shrink_live=True)
-    (weight, mask), state = (model.conv2.weight, pruning.masks["conv2.weight"]), pruning.optimizer.state
+    (weight, mask), state = (model.conv2.weight, pruning.masks["conv2.weight"]), pruning.live.optimizer.state
     assert mask.shape == weight.shape != (6, 4, 3, 3)
     assert (~mask).any()
     assert not weight[~mask].any()

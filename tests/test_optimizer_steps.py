@@ -56,7 +56,7 @@ def test_masks_are_those_of_a_run_without_the_steps_that_overflow(fused, clip):
     every = range(5, 200, 20)
     skipping = train_scaled(UNITS, Target(macs=0.5), overflow=every, fused=fused, clip=clip)
     without = train_scaled(UNITS, Target(macs=0.5), skip=every, fused=fused, clip=clip)
-    assert (skipping.steps, skipping.skipped, without.steps, without.skipped) == (190, 10, 190, 0)
+    assert [(one.clock.steps, one.clock.skipped) for one in (skipping, without)] == [(190, 10), (190, 0)]
     assert skipping.macs_left() <= 0.5
     assert skipping.finish().kept == without.finish().kept
 
@@ -78,17 +78,17 @@ def test_a_schedule_that_ends_with_the_run_reaches_its_target_although_steps_wer
     pruning = train_scaled(UNITS, Target(macs=0.5), overflow=(3, 19, 39), steps=40, schedule=whole)
     assert pruning.finished
     assert pruning.macs_left() <= 0.5
-    assert pruning.steps + pruning.skipped == 40
+    assert pruning.clock.steps + pruning.clock.skipped == 40
 
 
 def test_a_state_that_was_saved_after_an_overflow_is_finite_and_tells_both_counts():
     pruning = train_scaled(UNITS, Target(macs=0.5), overflow=(7,), stop=8)
     state = pruning.state_dict()
-    assert (state["steps"], state["skipped"]) == (7, 1)
-    assert all(mean.isfinite().all() for mean in state["mean_gate_square"].values())
+    assert (state["clock"]["steps"], state["clock"]["skipped"]) == (7, 1)
+    assert all(mean.isfinite().all() for mean in state["evidence.gate"]["means"]["gate_square"].values())
     again = Pruning(build_bert(), UNITS, RAMP, target=Target(macs=0.5), total_steps=200)
     again.load_state_dict(state)
-    assert (again.steps, again.skipped) == (7, 1)
+    assert (again.clock.steps, again.clock.skipped) == (7, 1)
 
 
 def test_gates_are_those_of_a_loss_that_was_not_scaled():
@@ -102,8 +102,8 @@ def test_gates_are_those_of_a_loss_that_was_not_scaled():
         optimizer.step()
         pruning.step()
         optimizer.zero_grad()
-    for name, mean in plain.watcher.means["gate_square"].items():
-        torch.testing.assert_close(mean, pruning.watcher.means["gate_square"][name], rtol=2e-2, atol=1e-6)
+    for name, mean in plain.evidence["gate"].means["gate_square"].items():
+        torch.testing.assert_close(mean, pruning.evidence["gate"].means["gate_square"][name], rtol=2e-2, atol=1e-6)
 
 
 @pytest.mark.parametrize("hand_over", [True, False])

@@ -115,7 +115,7 @@ def test_a_target_is_reached_although_no_weight_has_a_gradient(places, tmp_path)
     trainer = make_trainer(tmp_path, callback := PruningCallback(BOTH, EARLY, target=Target(macs=0.5)), model)
     trainer.train()
     assert 0.4 < prunable_macs(model) / prunable_macs(build_bert()) <= 0.5
-    assert all((scores > 0).all() for scores in callback.pruning.watcher.means["gate_square"].values())
+    assert all((scores > 0).all() for scores in callback.pruning.evidence["gate"].means["gate_square"].values())
     assert any(one.shape != base[name].shape for name, one in model.named_parameters() if name in base)
     merged = merge_adapters(copy.deepcopy(model))
     assert_same_outputs(model, merged, atol=1e-4)

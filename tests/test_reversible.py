@@ -149,14 +149,15 @@ def test_gates_of_masked_units_are_those_of_real_gates_and_nothing_else_changes(
     masked, full = build_bert(), build_bert()  # without hooks
     for one in (masked, full):
         one.load_state_dict(model.state_dict())
-    pruning.shadows.put_back(named_tensors(full))
+    for name, tensor in named_tensors(full).items():
+        tensor.data.copy_(pruning.masking.full(name, tensor))
     batch = draw_batch(model, seed=5)
-    shut = {name: gone.clone() for name, gone in pruning.watcher.shut.items()}
+    shut = {name: gone.clone() for name, gone in pruning.masking.gone(pruning.evidence["gate"].groups).items()}
     assert {name.rpartition(".")[2] for name in shut} == {"heads", "neurons"}
-    pruning.watcher.fade(0.0)
+    pruning.evidence["gate"].fade(0.0)
     output = model(**batch)
     output.loss.backward()
-    pruning.watcher.commit()
+    pruning.evidence["gate"].commit()
     assert torch.equal(output.logits, masked(**batch).logits)
     masked(**batch).loss.backward()
     for (name, mine), theirs in zip(model.named_parameters(), masked.parameters(), strict=True):
@@ -166,7 +167,7 @@ def test_gates_of_masked_units_are_those_of_real_gates_and_nothing_else_changes(
         handles = [shut_in(full, groups[other], shut[other]) for other in shut if other != name]
         expected = gates_of(full, groups[name], batch, at=~gone)
         assert expected[:, gone].abs().min() > 0
-        torch.testing.assert_close(pruning.watcher.means["gate"][name], expected.mean(0), rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(pruning.evidence["gate"].means["gate"][name], expected.mean(0), rtol=1e-3, atol=1e-6)
         for handle in handles:
             handle.remove()
 
@@ -192,7 +193,7 @@ def test_units_come_back_and_the_last_choice_is_what_is_removed(turning, build):
     for seed in (1, 2):
         step(seed)
     first = pruning.alive[name].clone()
-    values = {part: pruning.shadows.full(part.parameter, tensors[part.parameter]).clone() for part in group.slices}
+    values = {part: pruning.masking.full(part.parameter, tensors[part.parameter]).clone() for part in group.slices}
     for seed in (3, 4):
         step(seed)
     assert torch.equal(pruning.alive[name], ~first)
@@ -280,18 +281,18 @@ def test_a_restored_session_goes_on_bitwise(pruners):
 def test_memory_is_told_by_hand_and_given_back():
     model = build_bert()
     _, pruning, step = start(model, WeightPruner(sparsity=0.5, score="movement"), EARLY, steps=8)
-    total = sum(mask.numel() for mask in (named_tensors(model)[n] for n in pruning.weights[0]))
+    total = sum(mask.numel() for mask in (named_tensors(model)[n] for n in [*pruning.tasks][0].weights))
     step(0)
     assert pruning.logs()["reversible_mb"] == round(4 * total / 1e6, 3)
     for seed in range(1, 5):
         step(seed)
     masked = round(0.5 * EARLY.fraction(5, 8) * total)
-    assert pruning.shadows.nbytes(pruning.masks) == 4 * masked
+    assert pruning.masking.nbytes == 4 * masked
     assert pruning.logs()["reversible_mb"] == round(4 * (total + masked) / 1e6, 3)
     for seed in range(5, 8):
         step(seed)
-    assert not pruning.shadows.values
-    assert not pruning.scorer.movement
+    assert not pruning.masking.nbytes
+    assert not pruning.evidence["movement"].sums
     assert pruning.finish().settings["reversible_mb"] == round(4 * (total + round(0.5 * total)) / 1e6, 3)
 
 
@@ -300,7 +301,7 @@ def test_irreversible_masks_cost_nothing_and_are_not_mentioned():
     for seed in range(8):
         step(seed)
     assert "reversible_mb" not in pruning.logs()
-    assert not pruning.shadows.values
+    assert not pruning.masking.nbytes
 
 
 def test_calibration_data_see_masked_units_too():
@@ -309,12 +310,12 @@ def test_calibration_data_see_masked_units_too():
     _, pruning, step = start(model, UNITS, EARLY, steps=8, target=Target(macs=0.5), data=data)
     for seed in range(4):
         step(seed)
-    gone = {name: shut.clone() for name, shut in pruning.watcher.shut.items()}
+    gone = {name: shut.clone() for name, shut in pruning.masking.gone(pruning.evidence["gate"].groups).items()}
     assert sum(int(one.sum()) for one in gone.values()) > 3
     step(4)  # a change
-    seen = [pruning.watcher.means["gate_square"][name][one] for name, one in gone.items()]
+    seen = [pruning.evidence["gate"].means["gate_square"][name][one] for name, one in gone.items()]
     assert all((one > 0).all() for one in seen)
-    assert not pruning.watcher.gating
+    assert not pruning.masking.shown
 
 
 def zeros_of(state: Any) -> int:
@@ -356,7 +357,7 @@ def test_a_model_saved_between_forward_and_backward_is_masked():
     step(0)
     expected = zeros_of(model.state_dict())
     model(**draw_batch(model))
-    assert pruning.watcher.gating
+    assert pruning.masking.shown
     assert zeros_of(model.state_dict()) == expected
     pruning.close()
     model(**draw_batch(model))

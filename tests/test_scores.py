@@ -11,9 +11,11 @@ from models import BUILD, build_bert, draw_batch
 from torch import Tensor, nn, tensor
 
 from hf_prune import NeuronPruner, PruningError, WeightPruner, find_groups, prune, register_score, shrink
-from hf_prune.calibration import GateWatcher, backward_all
+from hf_prune.evidence import Gates, backward_all
+from hf_prune.live import LiveModel
 from hf_prune.scores import SCORES, get_score
 from hf_prune.session import Pruning
+from hf_prune.session.scoring import Scorer
 from hf_prune.structure import Group
 
 WEIGHT = tensor([[1.0, -2], [3, 0]])
@@ -46,9 +48,8 @@ def test_l1_of_units_is_the_sum_over_everything_they_own():
     up, bias, down = layer.intermediate.dense.weight, layer.intermediate.dense.bias, layer.output.dense.weight
     expected = up.abs().sum(1) + bias.abs() + down.abs().sum(0)
     pruning = Pruning(model, NeuronPruner(sparsity=0.5, score="l1"), total_steps=1)
-    torch.testing.assert_close(
-        pruning.scorer.units(get_score("l1", "unit"), pruning.groups[-1]).float(), expected.detach()
-    )
+    scorer = Scorer(pruning.live, pruning.masking, pruning.evidence)
+    torch.testing.assert_close(scorer.units(get_score("l1", "unit"), pruning.groups[-1]).float(), expected.detach())
 
 
 def gates_of(model: Any, group: Group, batch: dict[str, Tensor], at: Tensor | None = None) -> Tensor:
@@ -88,9 +89,9 @@ def layer_gate_of(model: Any, path: str, batch: dict[str, Tensor]) -> Tensor:
 def test_gate_gradients_are_those_of_real_gates(name):
     model = BUILD[name]()
     groups, batches = find_groups(model), [draw_batch(model, seed=seed) for seed in (1, 2)]
-    watcher = GateWatcher(model, groups)
+    watcher = Gates(LiveModel(model), [group.name for group in groups])
     watcher.start()
-    backward_all(model, batches, watcher=watcher)
+    backward_all(model, batches, evidence=[watcher])
     watcher.stop()
     for group in groups:
         first, second = (gates_of(model, group, batch) for batch in batches)
@@ -102,7 +103,7 @@ def test_gate_gradients_are_those_of_real_gates(name):
 
 def test_watching_neither_keeps_hooks_nor_changes_gradients():
     model, twin = build_bert(), build_bert()
-    watcher = GateWatcher(model, find_groups(model))
+    watcher = Gates(LiveModel(model), [group.name for group in find_groups(model)])
     watcher.start()
     for one in (model, twin):
         one(**draw_batch(one)).loss.backward()
@@ -115,7 +116,7 @@ def test_watching_neither_keeps_hooks_nor_changes_gradients():
 
 def test_evaluation_leaves_the_means_alone():
     model = build_bert()
-    watcher = GateWatcher(model, find_groups(model))
+    watcher = Gates(LiveModel(model), [group.name for group in find_groups(model)])
     watcher.start()
     with torch.no_grad():
         model(**draw_batch(model))
@@ -226,8 +227,12 @@ def test_registered_score_is_used_by_name():
 
 
 def test_a_score_needs_what_there_is():
-    with pytest.raises(PruningError, match="needs of score 'x' must be among gradient, .*Received: 'hessian'"):
-        register_score("x", needs=("hessian",))
+    register_score("x", needs=("gradeint",))(lambda weight, gradeint: weight)
+    try:
+        with pytest.raises(PruningError, match="No need is named 'gradeint'. Did you mean 'gradient'"):
+            Pruning(build_bert(), NeuronPruner(sparsity=0.5, score="x"), total_steps=1)
+    finally:
+        del SCORES._entries["x"]
 
 
 def test_a_name_is_taken_once():

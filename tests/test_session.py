@@ -135,7 +135,7 @@ def test_shrinking_live_is_the_masked_run(name, clip):
     for live in (False, True):
         model = BUILD[name]()
         pruning, _ = run_loop(model, BOTH, target=Target(macs=0.5), shrink_live=live, clip=clip, double=True)
-        assert not pruning._leaky
+        assert not pruning.masking.leaky
         kept.append(pruning.finish().kept)
         models.append(model)
     assert kept[0] == kept[1]
@@ -173,7 +173,7 @@ def test_masks_are_held_where_masked_units_get_gradients(build, pruners):
     for live in (False, True):
         model = build()
         pruning, _ = run_loop(model, pruners, shrink_live=live, clip=None, double=True)
-        assert pruning._leaky != live, "held while masked, and not once nothing is masked"
+        assert pruning.masking.leaky != live, "held while masked, and not once nothing is masked"
         if not live:
             assert_same_outputs(model, shrink(copy.deepcopy(model)))
             assert min(len(units) for units in kept_units(shrink(copy.deepcopy(model)))) < 24
@@ -466,10 +466,10 @@ def test_scores_are_read_from_one_step_in_four_and_right_before_a_change():
     pruning = Pruning(model, BOTH, Schedule(begin=22, end=41, frequency=10), target=Target(macs=0.5), total_steps=60)
     read = []
     for step in range(1, 61):
-        before = [mean.clone() for mean in pruning.watcher.means["gate_square"].values()]
+        before = [mean.clone() for mean in pruning.evidence["gate"].means["gate_square"].values()]
         model(**draw_batch(model, seed=step)).loss.backward()
-        pruning.watcher.commit()
-        after = pruning.watcher.means["gate_square"].values()
+        pruning.evidence["gate"].commit()
+        after = pruning.evidence["gate"].means["gate_square"].values()
         if not all(torch.equal(mine, theirs) for mine, theirs in zip(before, after, strict=True)):
             read.append(step)
         pruning.step()

@@ -33,7 +33,7 @@ def make_trainer(folder: Path, callback: PruningCallback, model: Any = None, **c
 def train(folder: Path, model: Any = None, **changes: Any) -> tuple[Trainer, PruningCallback]:
     trainer = make_trainer(folder, callback := make_callback(), model, **changes)
     trainer.train()
-    assert 0.4 < prunable_macs(trainer.model) / callback.pruning.dense_macs <= 0.5
+    assert 0.4 < prunable_macs(trainer.model) / callback.pruning.live.dense_macs <= 0.5
     return trainer, callback
 
 
@@ -57,8 +57,8 @@ def plain(tmp_path_factory) -> tuple[Trainer, PruningCallback]:
 def test_gradient_checkpointing_counts_each_batch_once(reentrant, plain, tmp_path):
     changes = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
     trainer, callback = train(tmp_path, **changes)
-    for name, scores in plain[1].pruning.watcher.means["gate_square"].items():
-        torch.testing.assert_close(callback.pruning.watcher.means["gate_square"][name], scores)
+    for name, scores in plain[1].pruning.evidence["gate"].means["gate_square"].items():
+        torch.testing.assert_close(callback.pruning.evidence["gate"].means["gate_square"][name], scores)
     assert callback.report.kept == plain[1].report.kept
     assert_same_weights(plain[0].model, trainer.model, atol=1e-5)
 
@@ -72,8 +72,8 @@ def test_accumulation_clipping_and_bf16(plain, tmp_path):
         per_device_train_batch_size=2,
     )
     scores = [
-        callback.pruning.watcher.means["gate_square"].values(),
-        plain[1].pruning.watcher.means["gate_square"].values(),
+        callback.pruning.evidence["gate"].means["gate_square"].values(),
+        plain[1].pruning.evidence["gate"].means["gate_square"].values(),
     ]
     assert all(one.dtype == torch.float32 and one.isfinite().all() for one in scores[0])
     assert {one.dtype for one in trainer.model.parameters()} == {torch.float32}
@@ -84,8 +84,10 @@ def test_a_compiled_model_gets_scores_and_is_shrunk_itself(plain, tmp_path):
     torch._dynamo.reset()
     trainer, callback = train(tmp_path, torch_compile=True, torch_compile_backend="aot_eager")
     assert type(trainer.model).__name__ == "BertForSequenceClassification"
-    for name, scores in plain[1].pruning.watcher.means["gate_square"].items():
-        torch.testing.assert_close(callback.pruning.watcher.means["gate_square"][name], scores, atol=1e-4, rtol=1e-3)
+    for name, scores in plain[1].pruning.evidence["gate"].means["gate_square"].items():
+        torch.testing.assert_close(
+            callback.pruning.evidence["gate"].means["gate_square"][name], scores, atol=1e-4, rtol=1e-3
+        )
     assert callback.report.kept == plain[1].report.kept
     expected = plain[0].model.state_dict()
     for name, weight in trainer.model.state_dict().items():

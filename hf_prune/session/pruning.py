@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..adapters import mark_changed
-from ..evidence import EVIDENCE, Loss
-from ..live import LiveModel, Masking, Units
+from ..errors import PruningError
+from ..evidence import Loss
+from ..live import LiveModel, Masking
 from ..masks import Masks
 from ..optimizers import StepWatch, check_state
 from ..pruners import Pruner, Target
@@ -19,8 +20,7 @@ from ..schedules import Schedule
 from ..sharding import unwrap
 from ..structure import Group
 from . import checks
-from .budgets import BUDGETS
-from .choosing import choose_alone, choose_together, choose_weights
+from .changing import Chooser
 from .clock import Clock
 from .guards import Guarding
 from .numbers import Numbers, measure_dense
@@ -111,6 +111,7 @@ class Pruning:
         self.guarding = Guarding(self.live, told.guards)
         self._scorer = Scorer(self.live, self.masking, self.evidence)
         self._seeing = Seeing(self.live, self.masking, self.evidence.values(), hooked=told.data is None)
+        self._chooser = Chooser(told, self.live, self.tasks, self.masking, self._scorer, self._seeing)
         self._watch, self._checked = StepWatch(optimizer, self._before_step), False
         self._start()
         self.numbers.count()
@@ -152,8 +153,7 @@ class Pruning:
 
     def synchronize(self) -> None:
         """Let all processes hold the same evidence, before one of them writes it down for all; all of them call it."""
-        for one in self.evidence.values():
-            one.synchronize()
+        self._scorer.synchronize()
 
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Tell guards what an evaluation has found."""
@@ -211,6 +211,11 @@ class Pruning:
         return self.masking.weights
 
     @property
+    def steps(self) -> int:
+        """Steps that the optimizer has taken."""
+        return self.clock.steps
+
+    @property
     def finished(self) -> bool:
         """Whether the last change has been made: the model is as sparse as was asked for."""
         return self.clock.position >= self.last_change
@@ -256,9 +261,14 @@ class Pruning:
         Raises:
             PruningError: The state is of another model or of other pruners.
         """
-        state = of_today(state)
-        checks.check_parts(state, self.parts)
-        self._restore(state)
+        try:
+            state = of_today(state)
+            checks.check_parts(state, self.parts)
+            self._restore(state)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise PruningError(
+                f"The pruning state must be whole, of this version or an older one. Received: {error!r}"
+            ) from error
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         """Set those parts of which the state knows."""
@@ -342,52 +352,13 @@ class Pruning:
 
     # one change, from scores to zeros
     def _change(self, due: Sequence[Task]) -> None:
-        units, weights, facts = self._choose(due, self._unit_scores(due))
-        self.masking.apply(units, weights, facts)
+        self.masking.apply(*self._chooser.choose(due, self.clock.position))
         self.numbers.remember_bytes()
         self._settle()
         if self.settings.shrink_live:
             self._cut()
         self.numbers.count()
         self.guarding.changed()
-
-    def _choose(self, due: Sequence[Task], scores: Mapping[str, Tensor]) -> tuple[Units, Masks, dict[str, int]]:
-        """Return which units and weights stay, and what all processes must have found alike."""
-        position, target, check = self.clock.position, self.settings.target, self.live.check
-        structured = [task for task in due if task.structured]
-        reopened = [name for task in structured if task.rule.returns for name in task.groups]
-        units = self.masking.reopened(reopened) if reopened else self.masking.units
-        if target is not None and structured:
-            name, share = target.budget
-            budget = BUDGETS[name](self.live)
-            units = choose_together(self.tasks.units, units, scores, budget, share, position, check)
-        else:
-            for task in structured:
-                units = choose_alone(task, units, scores, self.live.dense_units, position, check)
-        weights, facts, tensors = dict(self.masking.weights), dict[str, int](), self.live.tensors
-        for task in (one for one in due if not one.structured):
-            given, taken = self.masking.given, self._scorer.take(task)
-            made, facts[task.weights[0]] = choose_weights(task, taken, weights, given, tensors, position)
-            weights |= made
-        return units, weights, facts
-
-    def _unit_scores(self, due: Sequence[Task]) -> dict[str, Tensor]:
-        """Return ``(units,)`` scores of every group of the tasks that are due, checked to be finite."""
-        structured = [task for task in due if task.structured]
-        scoring = self.tasks.units if structured and self.settings.target is not None else structured
-        units = [(task.score, group) for task in scoring for group in self.masking.units.named(task.groups)]
-        ready: dict[str, Tensor] = {}
-        if self.settings.data is not None and any(self.evidence[name].from_data for name in self._needed(due)):
-            self._seeing.show()
-            ready = self._scorer.calibrate(self.settings.data, self.settings.loss, self.tasks.weights, units)
-            self._seeing.hide()
-        self.synchronize()
-        ready |= {group.name: self._scorer.units(score, group) for score, group in units if group.name not in ready}
-        return checks.checked_scores({group.name: ready[group.name] for _, group in units})
-
-    def _needed(self, due: Sequence[Task]) -> set[str]:
-        """Return names of the evidence that these tasks need."""
-        return {EVIDENCE[need].name for task in due for need in task.needs}
 
     def _settle(self) -> None:
         """Once nothing changes any more, stop watching and give back what was kept for it."""

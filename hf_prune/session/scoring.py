@@ -56,6 +56,11 @@ class Scorer:
             for one in self.evidence.values():
                 one.scale = 1.0
 
+    def synchronize(self) -> None:
+        """Let all processes hold the same evidence, so that they decide the same."""
+        for one in self.evidence.values():
+            one.synchronize()
+
     def read(self, tasks: Iterable[Task], ahead: Iterable[str]) -> None:
         """Read gradients that are complete, and hold the scores of these tasks' weights: gradients will be gone.
 

@@ -1,0 +1,74 @@
+"""One change: from evidence to which units and weights stay. What is chosen is written by `Masking`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..evidence import EVIDENCE
+from ..live import LiveModel, Masking, Units
+from ..masks import Masks
+from . import checks
+from .budgets import BUDGETS
+from .choosing import choose_alone, choose_together, choose_weights
+from .scoring import Scorer
+from .seeing import Seeing
+from .settings import PruningSettings
+from .tasks import Task, Tasks
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """Who is asked what stays, when masks are due to change."""
+
+    told: PruningSettings
+    live: LiveModel
+    tasks: Tasks
+    masking: Masking
+    scorer: Scorer
+    seeing: Seeing
+
+    def choose(self, due: Sequence[Task], position: int) -> tuple[Units, Masks, dict[str, int]]:
+        """Return which units and weights stay, and numbers that all processes must have found alike.
+
+        Args:
+            due: The tasks whose masks change.
+            position: Of the schedule.
+
+        Raises:
+            PruningError: Scores are missing, not finite, or all zero; or the model cannot be without these layers.
+        """
+        scores = self._unit_scores(due)
+        units, weights, facts = self._units(due, scores, position), dict(self.masking.weights), dict[str, int]()
+        for task in (one for one in due if not one.structured):
+            tensors, taken = self.live.tensors, self.scorer.take(task)
+            made, facts[task.weights[0]] = choose_weights(task, taken, weights, self.masking.given, tensors, position)
+            weights |= made
+        return units, weights, facts
+
+    def _units(self, due: Sequence[Task], scores: dict[str, Tensor], position: int) -> Units:
+        structured, target, check = [task for task in due if task.structured], self.told.target, self.live.check
+        reopened = [name for task in structured if task.rule.returns for name in task.groups]
+        units = self.masking.reopened(reopened) if reopened else self.masking.units
+        if structured and target is not None:
+            name, share = target.budget
+            return choose_together(self.tasks.units, units, scores, BUDGETS[name](self.live), share, position, check)
+        for task in structured:
+            units = choose_alone(task, units, scores, self.live.dense_units, position, check)
+        return units
+
+    def _unit_scores(self, due: Sequence[Task]) -> dict[str, Tensor]:
+        """Return ``(units,)`` scores of every group of the tasks that are due, checked to be finite."""
+        structured = [task for task in due if task.structured]
+        scoring = self.tasks.units if structured and self.told.target is not None else structured
+        units = [(task.score, group) for task in scoring for group in self.masking.units.named(task.groups)]
+        ready: dict[str, Tensor] = {}
+        if self.told.data is not None and any(EVIDENCE[need].from_data for task in due for need in task.needs):
+            self.seeing.show()
+            ready = self.scorer.calibrate(self.told.data, self.told.loss, self.tasks.weights, units)
+            self.seeing.hide()
+        self.scorer.synchronize()
+        ready |= {group.name: self.scorer.units(score, group) for score, group in units if group.name not in ready}
+        return checks.checked_scores({group.name: ready[group.name] for _, group in units})
