@@ -44,7 +44,7 @@ class PruningArguments:
         PruningError: A value is out of range, or two contradict each other: names the argument.
 
     Example:
-        >>> PruningArguments(prune=["heads", "neurons"], target_macs=0.5).callback().target
+        >>> PruningArguments(prune=["heads", "neurons"], target_macs=0.5).callback().settings.target
         Target(macs=0.5)
     """
 

@@ -52,7 +52,7 @@ def test_defaults_are_those_of_the_parts():
 
 @pytest.mark.parametrize("name", ["kv_groups", "layers", "branches", "experts", "channels"])
 def test_every_sort_has_its_pruner(name):
-    (pruner,) = parse(f"--prune {name} --prune_sparsity 0.25").callback().pruners
+    (pruner,) = parse(f"--prune {name} --prune_sparsity 0.25").callback().settings.several
     assert pruner.sparsity == 0.25
     assert {"kv_groups": "kv_group", "branches": "branch"}.get(name, "") in (getattr(pruner, "unit", ""), "")
 

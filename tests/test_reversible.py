@@ -281,7 +281,7 @@ def test_a_restored_session_goes_on_bitwise(pruners):
 def test_memory_is_told_by_hand_and_given_back():
     model = build_bert()
     _, pruning, step = start(model, WeightPruner(sparsity=0.5, score="movement"), EARLY, steps=8)
-    total = sum(mask.numel() for mask in (named_tensors(model)[n] for n in [*pruning.tasks][0].weights))
+    total = sum(mask.numel() for mask in (named_tensors(model)[n] for n in next(iter(pruning.tasks)).weights))
     step(0)
     assert pruning.logs()["reversible_mb"] == round(4 * total / 1e6, 3)
     for seed in range(1, 5):

@@ -323,7 +323,7 @@ def test_a_restored_session_goes_on_bitwise(live):
     advance(resumed, optimizer, session, range(4, 8))
     assert pruning.finish().kept == session.finish().kept
     assert_same_weights(model, resumed)
-    assert pruning.dense == session.dense
+    assert pruning.numbers.dense == session.numbers.dense
 
 
 def test_state_of_another_model_is_refused():

@@ -69,7 +69,10 @@ class Scorer:
             ahead: Names of all groups and parameters whose masks will still change.
         """
         for one in self.evidence.values():
-            one.read(self.masking, set(ahead))
+            try:
+                one.read(self.masking, set(ahead))
+            except MissingEvidence as missing:
+                raise PruningError(f"Evidence '{one.name}' needs {missing}") from None
         for task in tasks:
             for name, score in task.scores.items():
                 held = self.weights(score, task.weights)
