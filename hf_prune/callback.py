@@ -24,7 +24,7 @@ from .resume import (
     read_state,
     resume_from_whole_ones,
     resumed_folder,
-    write_state,
+    seal,
 )
 from .schedules import Schedule
 from .session import (
@@ -157,7 +157,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             torch.distributed.barrier()  # until every process has saved its part
         held = self._session.state_dict()  # in every process: shards are gathered
         if args.should_save:  # once, or once on each node
-            write_state(held, (folder or Path(args.output_dir) / f"checkpoint-{state.global_step}") / STATE)
+            seal(folder or Path(args.output_dir) / f"checkpoint-{state.global_step}", held)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Add sparsity and the share of MACs left to what is logged, and all of it to a table in `output_dir`."""
@@ -208,7 +208,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         """Write the pruning state while a Trainer saves; several processes have to agree first, in on_save."""
         self._saving = folder
         if args.world_size == 1:
-            write_state(self._session.state_dict(), folder / STATE)
+            seal(folder, self._session.state_dict())
 
     def _resume(self, folder: Path, step: int) -> None:
         """Go on with the state of a checkpoint, or with what the zeros in its weights tell of it."""

@@ -22,9 +22,12 @@ from hf_prune import (
     PruningCallback,
     Schedule,
     Target,
+    latest_checkpoint,
     load_pruned,
     save_pruned,
 )
+from hf_prune.distillation.lesson import PROJECTIONS
+from hf_prune.resume import STATE, fault_of, read_state
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 
@@ -144,6 +147,17 @@ def test_four_times_four_is_sixteen(name, seen):
     assert parts["kept"] == whole["kept"]
     assert parts["norms"] == pytest.approx(whole["norms"], rel=1e-3)
     assert parts["beside"] == pytest.approx(whole["beside"], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_what_joins_checkpoints_of_two_processes_is_of_one_save(name, folders):
+    for folder in folders:
+        checkpoint = folder / name / "checkpoint-6"
+        told = read_state(checkpoint / STATE)["files"]
+        assert PROJECTIONS in told
+        assert len([file for file in told if file.startswith("rng_state")]) == (2 if folder is folders[1] else 1)
+        assert fault_of(checkpoint) is None
+        assert latest_checkpoint(folder / name) == checkpoint
 
 
 @pytest.mark.skipif(not RESUMES, reason="Trainer of transformers 4 cannot load optimizers on a CPU in two processes")

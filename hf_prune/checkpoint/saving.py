@@ -17,8 +17,8 @@ from ..plan import BLOCK, Record, pruned_parts, read_record
 from ..sharding import check_whole
 from ..skipping import is_only_masked
 from ..stock import write_record
+from ..stock.padding import pad_to_stock
 from .classes import register_code
-from .padding import pad_to_stock
 from .reading import CONFIG, write_digests
 from .standalone import FILE, forget_standalone, keep_own_code, state_standalone
 

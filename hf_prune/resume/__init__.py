@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .frames import fit_shapes, resumed_folder
-from .joining import STATE, join_checkpoints, leave_checkpoints, read_state, write_part, write_state
+from .joining import STATE, join_checkpoints, leave_checkpoints, read_state, seal, write_part, write_state
 from .whole import ASIDE, check_resumable, fault_of, latest_checkpoint, resume_from_whole_ones, state_fault_of
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "read_state",
     "resume_from_whole_ones",
     "resumed_folder",
+    "seal",
     "state_fault_of",
     "write_part",
     "write_state",

@@ -33,7 +33,7 @@ def join_checkpoints(state: Any, file: str, write: Callable[[Path], None]) -> No
 
     Args:
         state: The TrainerState of a run that begins.
-        file: The part: one file, which `write_part` or `write_state` writes.
+        file: The part: one file, which `write_part` or `seal` writes.
         write: Writes it into a folder; or sees to it that it is written later, where processes must agree first.
 
     Example:
@@ -117,16 +117,15 @@ def write_part(tensors: Mapping[str, Tensor], path: Path) -> None:
     _write(tensors, path, {_FILES: json.dumps(files)})
 
 
-def write_state(state: Mapping[str, Any], path: Path) -> None:
-    """Write a pruning state as one safetensors file, atomically: the old one or the new one is there at any moment.
+def seal(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write a pruning state into a checkpoint that has all its other files, with their fingerprints."""
+    write_state({**state, "files": fingerprint(folder)}, folder / STATE)
 
-    Args:
-        state: Of a session; ``files`` that it tells are believed, else those of the folder are told.
-        path: The file, in a checkpoint where all others are.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = {"files": fingerprint(path.parent), **state}
+
+def write_state(state: Mapping[str, Any], path: Path) -> None:
+    """Write a pruning state as one safetensors file, atomically: the old one or the new one is there at any moment."""
     plain, tensors = pack(state)
+    path.parent.mkdir(parents=True, exist_ok=True)
     _write(tensors, path, {"state": json.dumps(plain)})
 
 

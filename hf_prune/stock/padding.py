@@ -17,8 +17,8 @@ from ..architectures import find_groups
 from ..architectures.site import setting
 from ..errors import PruningError
 from ..plan import BLOCK, FORMAT, Record, annotate, encode_units, parent_name, read_record
-from ..stock import config_counts, stock_twin
 from ..structure import Group, Slice, named_tensors
+from . import config_counts, stock_twin
 
 logger = logging.getLogger(__name__)
 

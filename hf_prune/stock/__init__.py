@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import __version__
-from .adapters import mark_changed
-from .architectures import find_groups
-from .architectures.conventions import CONFIG_COUNTS
-from .architectures.site import setting
-from .errors import PruningError
-from .parts import own_configs, transformers_part
-from .plan import BLOCK, FORMAT, Record, encode_units, forget_parts, note, parent_name, read_record
-from .skipping import selected_heads
-from .structure import Group
+from .. import __version__
+from ..adapters import mark_changed
+from ..architectures import find_groups
+from ..architectures.conventions import CONFIG_COUNTS
+from ..architectures.site import setting
+from ..errors import PruningError
+from ..parts import own_configs, transformers_part
+from ..plan import BLOCK, FORMAT, Record, encode_units, forget_parts, note, parent_name, read_record
+from ..skipping import selected_heads
+from ..structure import Group
 
 TOWER_COUNTS = ("encoder", "decoder")  # of an attribute: it counts for that tower alone
 BY_DEFAULT = ("n_inner",)  # may be None, for four times the hidden size
