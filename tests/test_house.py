@@ -21,7 +21,7 @@ HEAVY = ("torch", "transformers", "datasets", "evaluate", "onnxruntime", "optimu
 
 # A module imports only from rows above its own here, never sideways. A new module belongs in one of them.
 ROWS = (
-    "errors",
+    "errors kinds",
     "registry attempts structure files folders given labels secrets settings sharding optimizers parts",
     "plan adapters",
     "architectures schedules scores allocation masks calibration data metrics",

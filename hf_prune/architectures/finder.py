@@ -197,13 +197,15 @@ def join_tied(model: nn.Module, found: Found) -> list[Group]:
     """
     tensors = dict(model.named_parameters(remove_duplicate=False))
     joined: dict[tuple[object, ...], Group] = {}
+    shared = set[str]()
     for group in found.groups:
         own = tuple(id(tensors[part.parameter]) for part in group.slices if part.parameter in tensors)
         key = (group.kind, own) if own else (group.kind, group.name)
         first = joined.get(key)
         if first is None:
             joined[key] = group
-        elif group.kind == "branch":
+        elif group.traits.is_place:
+            shared.add(first.name)
             found.refusals.append(Refusal(group.name, f"its tensors are those of {first.name}"))
         else:
             before, reads = len(first.slices) - first.outputs, first.outputs
@@ -211,8 +213,7 @@ def join_tied(model: nn.Module, found: Found) -> list[Group]:
             slices = (*first.slices[:before], *group.slices[:other], *first.read, *group.read)
             told = (*first.counters, *group.counters)
             joined[key] = replace(first, slices=slices, counters=told, outputs=2 * reads, least=1, core="")
-    tied = {refusal.reason.removeprefix("its tensors are those of ") for refusal in found.refusals}
-    return [group for group in joined.values() if group.name not in tied]
+    return [group for group in joined.values() if group.name not in shared]
 
 
 def _check_names(model: nn.Module, groups: list[Group]) -> None:
