@@ -23,7 +23,7 @@ from .architectures.layers import configs_of, layer_count
 from .architectures.site import setting
 from .errors import PruningError
 from .parts import own_configs, transformers_part
-from .plan import BLOCK
+from .plan import build_twin
 from .skipping import INDICES
 from .structure import Group, Kept, units_gone, units_left
 
@@ -116,22 +116,20 @@ def _unsayable(model: nn.Module, group: Group, stays: Sequence[int], inner: set[
     if not _keeps_attention(model, group, stays):
         return "caches need a layer of each sort"
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            root = copy.deepcopy(model.config)
-            small = _small_config(model, root, group, stays)
-            if hasattr(small, "validate"):  # as saving does on transformers 5
-                small.validate()
-            twin = type(model)(small)
+        small = _small_config(model, group, stays)
+        if hasattr(small, "validate"):  # as saving does on transformers 5
+            small.validate()
+        twin = build_twin(model, small)
     except Exception as error:  # whatever a class raises, it cannot be built
         return f"its class raises {type(error).__name__}: {error}"
     theirs = twin.get_submodule(group.holder)
-    if len(theirs) != len(stays):  # type: ignore[arg-type]
-        return f"its class builds {len(theirs)} of them"  # type: ignore[arg-type]
+    if len(theirs) != len(stays):
+        return f"its class builds {len(theirs)} of them"
     around = _changed_around(model, twin, group.holder)
     if around:
         return around
     for number, unit in enumerate(stays):
-        mine, built = model.get_submodule(group.modules[unit]), theirs[number]  # type: ignore[index]
+        mine, built = model.get_submodule(group.modules[unit]), theirs[number]
         by_number = (
             name for name in _NUMBERED for one in mine.modules() if number != unit and getattr(one, name, False)
         )
@@ -184,14 +182,13 @@ def _is_width(module: nn.Module, name: str) -> bool:
     return name in _WIDTHS or type(module).__module__.startswith("torch.")
 
 
-def _small_config(model: nn.Module, root: Any, group: Group, stays: Sequence[int]) -> Any:
-    """Return a copy of the root config with the small depth, without our block."""
+def _small_config(model: nn.Module, group: Group, stays: Sequence[int]) -> Any:
+    """Return a copy of the root config with the small depth."""
+    root = copy.deepcopy(model.config)
     for config in configs_of(model, group.holder):
         for mine, theirs in _pairs(model.config, root):
             if mine is config:
                 _tell_depth(theirs, group, stays)
-    if hasattr(root, BLOCK):
-        delattr(root, BLOCK)
     return root
 
 

@@ -16,7 +16,7 @@ class KindTraits:
     """What holds of every unit of a kind.
 
     Args:
-        plural: What groups of this kind are called at the end of their names.
+        called: What groups of this kind are called at the end of their names.
         zeros_tell: Whether a mask is zeros and nothing else, so that it can be read from the weights in a file.
         may_return: Whether a masked unit may come back: zeros are all of its mask, and it has no running statistics.
         gate: What a unit's gate multiplies: the ``"input"`` of the output projections that read it (`Group.read`; a
@@ -25,13 +25,13 @@ class KindTraits:
         masked_by: What a mask is beside zeros: none, to ``"skip"`` a module, or a ``"router"`` that never chooses it.
         inside: The kind of unit of the same place that units of this kind may lie in, equally many in each.
         is_place: Whether the one unit is all of a place, so that everything else in this place leaves with it.
-        is_module: Whether a unit is a whole module, with all that anybody has put into it.
+        is_module: Whether a unit is a whole module (an expert: or its share of stacked ones), whatever was put into it.
         holds_places: Whether units hold places, whose names have the units' dense numbers (``layers.3.mlp``): these
             leave with their unit, modules behind it get other numbers, and the config says how many there are.
         config_counts: Config attributes that may state how many units each of the groups has.
     """
 
-    plural: str
+    called: str
     zeros_tell: bool
     may_return: bool
     gate: Gate

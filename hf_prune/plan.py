@@ -7,6 +7,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from . import __version__
@@ -159,7 +160,7 @@ class Record(dict[str, tuple[list[int], int]]):
 def parent_name(group: Group) -> str:
     """Return the name of the KV groups that would hold these heads; of other kinds an empty one."""
     traits = group.traits
-    return group.name.removesuffix(traits.plural) + KINDS[traits.inside].plural if traits.inside else ""
+    return group.name.removesuffix(traits.called) + KINDS[traits.inside].called if traits.inside else ""
 
 
 def parent_in(names: Container[str], group: Group) -> str:
@@ -303,6 +304,19 @@ def forget_parts(model: nn.Module) -> None:
 def new_block() -> dict[str, Any]:
     """Return the block of a model that has lost nothing."""
     return {"format": FORMAT, "library_version": __version__, "stock": True, "kept": {}}
+
+
+def build_twin(model: nn.Module, config: Any) -> Any:
+    """Return what a model's class builds from a config, which loses our block, on ``meta``; no random number is drawn.
+
+    Args:
+        model: Its class counts.
+        config: A copy that may be changed.
+    """
+    if hasattr(config, BLOCK):
+        delattr(config, BLOCK)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return type(model)(config)
 
 
 def _holder(model: nn.Module) -> Any:

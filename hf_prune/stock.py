@@ -16,7 +16,7 @@ from .architectures.site import setting
 from .errors import PruningError
 from .kinds import KINDS
 from .parts import own_configs, transformers_part
-from .plan import BLOCK, FORMAT, Record, encode_units, forget_parts, note, parent_in, read_record
+from .plan import BLOCK, FORMAT, Record, build_twin, encode_units, forget_parts, note, parent_in, read_record
 from .skipping import selected_heads
 from .structure import Group
 
@@ -131,10 +131,7 @@ def stock_twin(model: Any, changes: Mapping[str, int]) -> Any:
     config = copy.deepcopy(model.config)
     for name, value in changes.items():
         setattr(config, name, value)
-    if hasattr(config, BLOCK):
-        delattr(config, BLOCK)
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return type(model)(config)
+    return build_twin(model, config)
 
 
 def cut_table(model: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,7 @@ def test_every_module_in_the_rows_exists():
 REBUILT = {f"hf_prune.session.{name}" for name in ("counting", "pruning", "reviving", "selection", "state", "stepping")}
 
 
+@cache
 def sources() -> dict[str, tuple[str, str]]:
     """Return (package, source) of every file but the front door by its full name."""
     found = {}

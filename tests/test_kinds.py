@@ -149,7 +149,7 @@ def test_groups_are_called_and_lie_as_the_table_says(name, kind):
     there, traits = find_groups(built(name)), KINDS[kind]
     for group in of_kind(name, kind):
         beside = [one for one in there if one.place == group.place and one.name != group.name]
-        assert group.name.rpartition(".")[2] == traits.plural
+        assert group.name.rpartition(".")[2] == traits.called
         assert group.gate == ("input" if group.read else traits.gate)
         assert not group.modules or traits.is_module
         if traits.is_place:
