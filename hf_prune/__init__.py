@@ -11,7 +11,8 @@ __version__ = "0.1.0"
 
 # Public name -> module; a module is imported when a name of it is first used, so that `import hf_prune` stays cheap.
 _PUBLIC = {
-    **dict.fromkeys(["Kind", "Kept", "Slice", "Counter", "Group"], "structure"),
+    "Kind": "kinds",
+    **dict.fromkeys(["Kept", "Slice", "Counter", "Group"], "structure"),
     **dict.fromkeys(["PruningError", "UnsupportedModelError", "CheckpointError", "RecipeError"], "errors"),
     **dict.fromkeys(["find_groups", "register_architecture"], "architectures"),
     **dict.fromkeys(["mask_units", "shrink"], "removal"),

@@ -53,7 +53,7 @@ def dense_macs(model: nn.Module, groups: Sequence[Group], record: Record) -> int
 
 def _rebuilt(model: Any, groups: Sequence[Group], record: Record) -> int:
     stated = {group.name: {group.units, record.dense_units(group)} for group in groups}
-    layers = [record[group.name] for group in groups if group.kind == "layer" and group.name in record]
+    layers = [record[group.name] for group in groups if group.traits.holds_places and group.name in record]
     try:
         twin = stock_twin(model, config_counts(model.config, groups, record.dense_units, stated))
         entries = matrix_entries(find_groups(twin), live_shapes(twin))

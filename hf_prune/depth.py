@@ -23,9 +23,9 @@ from .architectures.layers import configs_of, layer_count
 from .architectures.site import setting
 from .errors import PruningError
 from .parts import own_configs, transformers_part
-from .plan import BLOCK
+from .plan import build_twin
 from .skipping import INDICES
-from .structure import Group, Kept
+from .structure import Group, Kept, units_gone, units_left
 
 _WIDTHS = {*HEAD_COUNTS, *HEAD_WIDTHS, *HEADS_PER_KV, *KV_COUNTS, *FEED_FORWARD_WIDTHS, *EXPERT_COUNTS, *INDICES}
 _WIDTHS |= {"nf", "nx", "expert_dim"}
@@ -33,22 +33,18 @@ _WIDTHS |= {"nf", "nx", "expert_dim"}
 
 def drop_modules(model: nn.Module, groups: Sequence[Group], live_kept: Kept) -> None:
     """Take removed modules out of their lists, number those behind them anew, and tell the config of layers."""
-    lists = sorted((group for group in groups if group.modules), key=lambda group: -group.modules[0].count("."))
+    lists = sorted((group for group in groups if group.modules), key=lambda group: -group.holder.count("."))
     for group in lists:  # inner lists first: their paths hold the numbers of the outer one
-        stays = live_kept.get(group.name)
-        if stays is None or len(stays) == group.units:
-            continue
-        parent = group.modules[0].rpartition(".")[0]
-        modules: Any = model.get_submodule(parent)
-        if group.kind == "layer":
+        gone, stays = units_gone(group, live_kept), units_left(group, live_kept)
+        modules: Any = model.get_submodule(group.holder)
+        if gone and group.traits.holds_places:
             own_configs(model)
-            for config in configs_of(model, parent):
-                _tell(config, group, stays)
-        for unit in reversed(range(group.units)):
-            if unit not in stays:
-                del modules[unit]
-        for number, module in enumerate(modules if group.kind == "layer" else ()):
-            _renumber(module, stays[number], number)
+            for config in configs_of(model, group.holder):
+                _tell_depth(config, group, stays)
+            for number, unit in enumerate(stays):
+                _renumber(modules[unit], unit, number)
+        for unit in reversed(gone):
+            del modules[unit]
 
 
 def check_depth(model: nn.Module, groups: Sequence[Group], live_kept: Kept) -> None:
@@ -63,10 +59,10 @@ def check_depth(model: nn.Module, groups: Sequence[Group], live_kept: Kept) -> N
     part = transformers_part(model)
     if part is not model:
         model, groups = part, find_groups(part)  # called the same there, and at other paths
-    inner = {one.modules[0].rpartition(".")[0] for one in groups if one.kind != "layer" and one.modules}
+    inner = {one.holder for one in groups if one.modules and not one.traits.holds_places}
     for group in groups:
-        stays = live_kept.get(group.name, range(group.units))
-        if group.kind != "layer" or len(stays) == group.units:
+        stays = units_left(group, live_kept)
+        if not group.traits.holds_places or len(stays) == group.units:
             continue
         reason = _unsayable(model, group, stays, inner)
         if reason:
@@ -76,7 +72,7 @@ def check_depth(model: nn.Module, groups: Sequence[Group], live_kept: Kept) -> N
             )
 
 
-def _tell(config: Any, group: Group, stays: Sequence[int]) -> None:
+def _tell_depth(config: Any, group: Group, stays: Sequence[int]) -> None:
     parts = group.name.split(".")
     stage = int(parts[parts.index("stages") + 1]) if "stages" in parts else None
     name = layer_count(config, parts[0], group.units, stage)
@@ -117,26 +113,23 @@ def _unsayable(model: nn.Module, group: Group, stays: Sequence[int], inner: set[
 
     How long lists inside of layers are (`inner`, of experts) does not count: the plan says it.
     """
-    parent = group.modules[0].rpartition(".")[0]
     if not _keeps_attention(model, group, stays):
         return "caches need a layer of each sort"
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            root = copy.deepcopy(model.config)
-            small = _small_config(model, root, group, stays)
-            if hasattr(small, "validate"):  # as saving does on transformers 5
-                small.validate()
-            twin = type(model)(small)
+        small = _small_config(model, group, stays)
+        if hasattr(small, "validate"):  # as saving does on transformers 5
+            small.validate()
+        twin = build_twin(model, small)
     except Exception as error:  # whatever a class raises, it cannot be built
         return f"its class raises {type(error).__name__}: {error}"
-    theirs = twin.get_submodule(parent)
-    if len(theirs) != len(stays):  # type: ignore[arg-type]
-        return f"its class builds {len(theirs)} of them"  # type: ignore[arg-type]
-    around = _changed_around(model, twin, parent)
+    theirs = twin.get_submodule(group.holder)
+    if len(theirs) != len(stays):
+        return f"its class builds {len(theirs)} of them"
+    around = _changed_around(model, twin, group.holder)
     if around:
         return around
     for number, unit in enumerate(stays):
-        mine, built = model.get_submodule(group.modules[unit]), theirs[number]  # type: ignore[index]
+        mine, built = model.get_submodule(group.modules[unit]), theirs[number]
         by_number = (
             name for name in _NUMBERED for one in mine.modules() if number != unit and getattr(one, name, False)
         )
@@ -168,7 +161,7 @@ def _changed_around(model: nn.Module, twin: nn.Module, parent: str) -> str:
 
 def _keeps_attention(model: nn.Module, group: Group, stays: Sequence[int]) -> bool:
     """Whether a hybrid model keeps a layer with attention and one with a state, where it says which those are."""
-    for config in configs_of(model, group.modules[0].rpartition(".")[0]):
+    for config in configs_of(model, group.holder):
         for _, kinds in _layer_lists(config, group.units):
             states = {i for i, kind in enumerate(kinds) if any(word in str(kind) for word in ("linear", "mamba"))}
             full = {i for i, kind in enumerate(kinds) if "attention" in str(kind)} - states
@@ -189,15 +182,13 @@ def _is_width(module: nn.Module, name: str) -> bool:
     return name in _WIDTHS or type(module).__module__.startswith("torch.")
 
 
-def _small_config(model: nn.Module, root: Any, group: Group, stays: Sequence[int]) -> Any:
-    """Return a copy of the root config with the small depth, without our block."""
-    parent = group.modules[0].rpartition(".")[0]
-    for config in configs_of(model, parent):
+def _small_config(model: nn.Module, group: Group, stays: Sequence[int]) -> Any:
+    """Return a copy of the root config with the small depth."""
+    root = copy.deepcopy(model.config)
+    for config in configs_of(model, group.holder):
         for mine, theirs in _pairs(model.config, root):
             if mine is config:
-                _tell(theirs, group, stays)
-    if hasattr(root, BLOCK):
-        delattr(root, BLOCK)
+                _tell_depth(theirs, group, stays)
     return root
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from . import __version__
 from .errors import CheckpointError, PruningError, shown
+from .kinds import KINDS
 from .parts import TOWERS, configs_inside, own_configs, split_tower, transformers_part
-from .structure import Group, Kept
+from .structure import Group, Kept, units_gone, units_left
 
 BLOCK = "pruning_config"
 FORMAT = 1
@@ -81,8 +83,8 @@ class Record(dict[str, tuple[list[int], int]]):
         """Return the dense number of each live unit of a group."""
         if group.name in self:
             return self[group.name][0]
-        parent = parent_name(group)
-        if group.parts > 1 and parent in self:  # all heads of the KV groups that stayed
+        parent = parent_in(self, group)
+        if parent:  # all heads of the KV groups that stayed
             return [part * group.per_part + i for part in self[parent][0] for i in range(group.per_part)]
         return list(range(group.units))
 
@@ -90,8 +92,8 @@ class Record(dict[str, tuple[list[int], int]]):
         """Return how many units the dense model has in this group."""
         if group.name in self:
             return self[group.name][1]
-        parent = parent_name(group)
-        return self[parent][1] * group.per_part if group.parts > 1 and parent in self else group.units
+        parent = parent_in(self, group)
+        return self[parent][1] * group.per_part if parent else group.units
 
     def dense_groups(self, groups: Sequence[Group]) -> list[Group]:
         """Return the dense model's groups, to be counted and chosen from by name.
@@ -99,7 +101,7 @@ class Record(dict[str, tuple[list[int], int]]):
         Those of a removed layer are taken to be as those of the nearest that is left.
         """
         found = [replace(group, units=self.dense_units(group)) for group in groups]
-        for layers in [group for group in found if group.kind == "layer" and group.name in self]:
+        for layers in [group for group in found if group.traits.holds_places and group.name in self]:
             left = self[layers.name][0]
             for gone in (number for number in range(layers.units) if number not in set(left)):
                 like = f"{layers.name}.{min(left, key=lambda number: abs(number - gone))}."
@@ -133,38 +135,38 @@ class Record(dict[str, tuple[list[int], int]]):
 
     def after(self, groups: Sequence[Group], live_kept: Kept) -> Record:
         """Return the record as it is once these live units are all that stays."""
-        result = Record(self)
-        gone = tuple(
-            f"{place}." for group in groups for place in removed_places(group, live_kept.get(group.name), self)
-        )
-        for name in [name for name in result if name.startswith(gone)]:
-            del result[name]
+        gone = tuple(f"{place}." for group in groups for place in self._places_gone(group, live_kept))
+        result = Record({name: units for name, units in self.items() if not name.startswith(gone)})
         names = {group.name for group in groups}
         for group in groups:
-            if group.name.startswith(gone):  # it went with its layer
-                continue
             stays = live_kept.get(group.name)
-            if stays is not None and (len(stays) < group.units or group.name in self):
-                numbers = self.dense_numbers(group)
-                result[group.name] = ([numbers[i] for i in stays], self.dense_units(group))
-                if (
-                    group.parts > 1 and parent_name(group) in names
-                ):  # one head left in each KV group looks like plain heads: say that it is not
-                    result.setdefault(parent_name(group), (list(range(group.parts)), group.parts))
+            if stays is None or group.name.startswith(gone):
+                continue
+            if len(stays) == group.units and group.name not in self:
+                continue
+            numbers, parent = self.dense_numbers(group), parent_in(names, group)
+            result[group.name] = ([numbers[i] for i in stays], self.dense_units(group))
+            if parent:  # one head left in each KV group looks like plain heads: say that it is not
+                result.setdefault(parent, (list(range(group.parts)), group.parts))
         return result
+
+    def _places_gone(self, group: Group, live_kept: Kept) -> list[str]:
+        """Return the places, such as ``layers.3``, that leave as a whole with units of this group."""
+        numbers = self.dense_numbers(group)
+        gone = units_gone(group, live_kept) if group.traits.holds_places else ()
+        return [f"{group.name}.{numbers[unit]}" for unit in gone]
 
 
 def parent_name(group: Group) -> str:
-    """Return the name of the KV groups that hold these heads."""
-    return group.name.removesuffix("heads") + "kv_groups"
+    """Return the name of the KV groups that would hold these heads; of other kinds an empty one."""
+    traits = group.traits
+    return group.name.removesuffix(traits.called) + KINDS[traits.inside].called if traits.inside else ""
 
 
-def removed_places(group: Group, stays: Sequence[int] | None, record: Record) -> list[str]:
-    """Return the places, such as ``layers.3``, that leave as a whole with the units of this group."""
-    if stays is None or group.kind != "layer":
-        return []
-    numbers = record.dense_numbers(group)
-    return [f"{group.name}.{number}" for i, number in enumerate(numbers) if i not in set(stays)]
+def parent_in(names: Container[str], group: Group) -> str:
+    """Return the name of the KV groups that hold these heads, if there are several, and they are among these names."""
+    parent = parent_name(group)
+    return parent if group.parts > 1 and parent in names else ""
 
 
 def close_kept(groups: Sequence[Group], live_kept: Kept) -> dict[str, list[int]]:
@@ -174,42 +176,36 @@ def close_kept(groups: Sequence[Group], live_kept: Kept) -> dict[str, list[int]]
         PruningError: Parts that stay would keep unequal numbers of units, or a group fewer than it must.
     """
     closed = {name: sorted(units) for name, units in live_kept.items()}
-    branches = tuple(f"{g.place}." for g in groups if g.kind == "branch" and not closed.get(g.name, [0]))
-    layers = tuple(
-        f"{module}."
-        for g in groups
-        if g.kind == "layer" and g.name in closed
-        for unit, module in enumerate(g.modules)
-        if unit not in set(closed[g.name])
-    )
+    branches = tuple(f"{g.place}." for g in groups if g.traits.is_place and not closed.get(g.name, [0]))
+    layers = [group for group in groups if group.traits.holds_places]
+    modules = tuple(f"{group.modules[unit]}." for group in layers for unit in units_gone(group, closed))
     for group in groups:
-        inside = group.slices and all(part.parameter.startswith(layers) for part in group.slices)
+        inside = group.slices and all(part.parameter.startswith(modules) for part in group.slices)
+        parent = parent_in(closed, group)
         if inside or group.name.startswith(branches):
             closed[group.name] = []
-            continue
-        if f"{group.name}." in branches:  # experts of a removed branch stay as many, and empty
+        elif f"{group.name}." in branches:  # experts of a removed branch stay as many, and empty
             closed.pop(group.name, None)
-            continue
-        parts = closed.get(parent_name(group)) if group.parts > 1 else None
-        if group.name not in closed and (parts is None or len(parts) == group.parts):
-            continue
-        units = closed.get(group.name, list(range(group.units)))
-        parts = list(range(group.parts)) if parts is None else parts
-        units = [unit for unit in units if unit // group.per_part in parts]
-        counts = {sum(unit // group.per_part == part for unit in units) for part in parts} if group.parts > 1 else {1}
-        if len(counts) > 1:
-            raise PruningError(
-                f"Each KV group of '{group.name}' must keep equally many heads. Received: {sorted(counts)}"
-            )
-        if len(units) < group.least and parts:
-            least = f"At least {group.least} units" if group.least > 1 else "At least one unit"
-            raise PruningError(f"{least} of '{group.name}' must stay. Received: {units or 'none'}")
-        if len(units) % group.multiple and len(units) < group.units:
-            raise PruningError(
-                f"Units of '{group.name}' that stay must be a multiple of {group.multiple}. Received: {len(units)}"
-            )
-        closed[group.name] = units
+        elif group.name in closed or (parent and len(closed[parent]) < group.parts):
+            parts = closed[parent] if parent else list(range(group.parts))
+            units = [unit for unit in units_left(group, closed) if unit // group.per_part in parts]
+            _check_left(group, units, parts)
+            closed[group.name] = units
     return closed
+
+
+def _check_left(group: Group, units: Sequence[int], parts: Sequence[int]) -> None:
+    """Check that units which stay, all of them in these parts, are as many as they must be."""
+    counts = {sum(unit // group.per_part == part for unit in units) for part in parts} if group.parts > 1 else set()
+    if len(counts) > 1:
+        raise PruningError(f"Each KV group of '{group.name}' must keep equally many heads. Received: {sorted(counts)}")
+    if len(units) < group.least and parts:
+        least = f"At least {group.least} units" if group.least > 1 else "At least one unit"
+        raise PruningError(f"{least} of '{group.name}' must stay. Received: {units or 'none'}")
+    if len(units) % group.multiple and len(units) < group.units:
+        raise PruningError(
+            f"Units of '{group.name}' that stay must be a multiple of {group.multiple}. Received: {len(units)}"
+        )
 
 
 def read_record(model: nn.Module) -> Record:
@@ -308,6 +304,19 @@ def forget_parts(model: nn.Module) -> None:
 def new_block() -> dict[str, Any]:
     """Return the block of a model that has lost nothing."""
     return {"format": FORMAT, "library_version": __version__, "stock": True, "kept": {}}
+
+
+def build_twin(model: nn.Module, config: Any) -> Any:
+    """Return what a model's class builds from a config, which loses our block, on ``meta``; no random number is drawn.
+
+    Args:
+        model: Its class counts.
+        config: A copy that may be changed.
+    """
+    if hasattr(config, BLOCK):
+        delattr(config, BLOCK)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return type(model)(config)
 
 
 def _holder(model: nn.Module) -> Any:

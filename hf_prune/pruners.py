@@ -14,12 +14,13 @@ from .adapters import adapted
 from .allocation import ALLOCATIONS, AllocationFunction
 from .errors import PruningError
 from .given import check_given
+from .kinds import Kind
 from .patterns import PATTERNS
 from .rules import RULES, Rule
 from .schedules import Schedule
 from .scores import Score, get_score
 from .settings import settings
-from .structure import Group, Kind
+from .structure import Group
 
 
 @settings()

@@ -31,7 +31,19 @@ from .skipping import (
     skip_projection,
 )
 from .stock import write_record
-from .structure import Group, Kept, Shapes, Slice, gone_entries, keep_vectors, live_shapes, named_tensors
+from .structure import (
+    Group,
+    KeepVectors,
+    Kept,
+    Shapes,
+    Slice,
+    gone_entries,
+    keep_vectors,
+    live_shapes,
+    named_tensors,
+    units_gone,
+    units_left,
+)
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -103,35 +115,49 @@ def shrink(model: Model, kept: Kept | None = None, *, optimizer: Any = None) -> 
 def cut(model: nn.Module, groups: Sequence[Group], live_kept: Kept, *, optimizer: Any = None) -> None:
     """Drop all entries of removed units and tell the code around them; numbering is the live model's."""
     check_whole(model)
-    shapes = live_shapes(model)
-    vectors = keep_vectors([group for group in groups if not group.modules or group.slices], live_kept, shapes)
-    tensors, done = named_tensors(model), set[tuple[int, int]]()
-    for (name, dim), vector in vectors.items():
-        if (id(tensors[name]), dim) not in done:  # tied parameters are one tensor
-            done.add((id(tensors[name]), dim))
-            _take(tensors[name], dim, vector, optimizer)
+    tensors = named_tensors(model)
+    vectors = keep_vectors([one for one in groups if not one.modules or one.slices], live_kept, live_shapes(model))
+    _cut_tensors(tensors, vectors, optimizer)
     for path in {name.rpartition(".")[0] for name, _ in vectors}:
-        module = model.get_submodule(path)
-        sync_module(module)
-        sync_adapter(model, path)
-        if not all(parameter.numel() for parameter in module.parameters(recurse=False)):
-            leave_unquantized(module)
-            for one in (path, path.rpartition(".")[0]):  # transformers divides by widths where it draws weights
-                model.get_submodule(one)._is_hf_initialized = True  # type: ignore[assignment]
+        _sync(model, path)
     tell_counters(model, groups, live_kept)
-    fewer = [group for group in groups if len(live_kept.get(group.name, range(group.units))) < group.units]
-    dropped = {group.arguments for group in fewer if any(where == "none" for _, where in group.arguments)}
+    _hand_shares(model, groups, live_kept)
     for group in groups:
-        if group.arguments and (group in fewer or group.arguments in dropped):  # handed on to those that keep all, too
-            units = live_kept.get(group.name, range(group.units))
-            select_heads(model.get_submodule(group.core), group.arguments, units, group.units)
-    for group in groups:
-        if group.kind == "expert":  # what was masked is gone now
+        if group.traits.masked_by == "router":  # what was masked is gone now
             restore(model.get_submodule(group.core))
     skip_removed(model, groups, {name: units for name, units in live_kept.items() if not units})
     drop_modules(model, groups, live_kept)
     if optimizer is not None:
         _forget({id(one) for one in tensors.values()} - {id(one) for one in named_tensors(model).values()}, optimizer)
+
+
+def _cut_tensors(tensors: Mapping[str, torch.Tensor], vectors: KeepVectors, optimizer: Any) -> None:
+    done = set[tuple[int, int]]()
+    for (name, dim), vector in vectors.items():
+        if (id(tensors[name]), dim) not in done:  # tied parameters are one tensor
+            done.add((id(tensors[name]), dim))
+            _take(tensors[name], dim, vector, optimizer)
+
+
+def _sync(model: nn.Module, path: str) -> None:
+    """Make a module whose tensors were cut agree with them, and be left alone where they are empty."""
+    module = model.get_submodule(path)
+    sync_module(module)
+    sync_adapter(model, path)
+    if not all(parameter.numel() for parameter in module.parameters(recurse=False)):
+        leave_unquantized(module)
+        for one in (path, path.rpartition(".")[0]):  # transformers divides by widths where it draws weights
+            model.get_submodule(one)._is_hf_initialized = True  # type: ignore[assignment]
+
+
+def _hand_shares(model: nn.Module, groups: Sequence[Group], live_kept: Kept) -> None:
+    """Let attentions that have lost heads get those heads' share of what the model computes for all."""
+    fewer = [group for group in groups if len(units_left(group, live_kept)) < group.units]
+    dropped = {group.arguments for group in fewer if any(where == "none" for _, where in group.arguments)}
+    for group in groups:
+        if group.arguments and (group in fewer or group.arguments in dropped):  # handed on to those that keep all, too
+            units = units_left(group, live_kept)
+            select_heads(model.get_submodule(group.core), group.arguments, units, group.units)
 
 
 def _forget(gone: set[int], optimizer: Any) -> None:
@@ -144,46 +170,42 @@ def _forget(gone: set[int], optimizer: Any) -> None:
 
 def tell_counters(model: nn.Module, groups: Sequence[Group], live_kept: Kept) -> None:
     """Tell the code around the weights how many units it has now."""
-    for group in groups:
-        left = len(live_kept.get(group.name, ()))
-        for counter in group.counters if group.name in live_kept else ():
-            count = left if counter.of == "units" else left // _parts_left(group, live_kept)
-            _tell(model.get_submodule(counter.module), counter.attribute, count * counter.per_unit)
+    for group in [one for one in groups if one.name in live_kept]:
+        units = live_kept[group.name]
+        parts = {unit // group.per_part for unit in units}
+        for counter in group.counters:
+            count = len(units) if counter.of == "units" else len(units) // max(1, len(parts))
+            _set_number(model.get_submodule(counter.module), counter.attribute, count * counter.per_unit)
 
 
-def _tell(module: Any, attribute: str, value: int) -> None:
+def _set_number(module: Any, attribute: str, value: int) -> None:
     if attribute.startswith("config."):
         module.config = copy.copy(module.config)
         module, attribute = module.config, attribute.removeprefix("config.")
     setattr(module, attribute, value)
 
 
-def _parts_left(group: Group, live_kept: Kept) -> int:
-    """Return how many parts keep any unit, at least 1."""
-    return max(1, len({unit // group.per_part for unit in live_kept.get(group.name, range(group.units))}))
-
-
 def skip_removed(model: nn.Module, groups: Sequence[Group], live_kept: Kept) -> None:
     """Skip what computes nothing any more: removed layers, and blocks of which no unit is left."""
     shapes = live_shapes(model)
     for group in groups:
-        units = live_kept.get(group.name)
-        if units is None:
+        if group.name not in live_kept:
             continue
-        if group.kind == "layer":
+        units, traits = live_kept[group.name], group.traits
+        if traits.masked_by == "skip":
             for unit, path in enumerate(group.modules):
                 (restore if unit in units else skip_layer)(model.get_submodule(path))
-        elif group.kind == "expert" and len(units) < group.units:
-            _close(model, group, units)
-        elif not units and group.kind == "branch" and not group.outputs:
+        elif traits.masked_by == "router" and len(units) < group.units:
+            _close(model, group, units_gone(group, live_kept))
+        elif not units and traits.is_place and not group.outputs:
             skip_block(model.get_submodule(group.core))
-        elif not units and group.outputs and (group.kind == "branch" or _is_empty(group.read, shapes)):
+        elif not units and group.outputs and (traits.is_place or _is_empty(group.read, shapes)):
             _skip_emptied(model, group, shapes)
 
 
-def _close(model: nn.Module, group: Group, units: Sequence[int]) -> None:
+def _close(model: nn.Module, group: Group, gone: list[int]) -> None:
     """Let the router never choose removed experts, whatever correction is added before it chooses."""
-    gone, tensors = [unit for unit in range(group.units) if unit not in set(units)], named_tensors(model)
+    tensors = named_tensors(model)
     close_router(model.get_submodule(group.core), gone)
     for part in group.slices:
         tensor = tensors[part.parameter]
@@ -196,11 +218,11 @@ def _skip_emptied(model: nn.Module, group: Group, shapes: Shapes) -> None:
     """Skip what computes units of which none are left, and let the output projection return a constant."""
     for part in group.slices[: -group.outputs]:
         if _is_empty([part], shapes):
-            skip_channels(model.get_submodule(part.parameter.rpartition(".")[0]))
+            skip_channels(model.get_submodule(part.module))
     for part in group.read:
-        output = model.get_submodule(part.parameter.rpartition(".")[0])
-        skip_projection(output, removed=group.kind == "branch")
-        around = model.get_submodule(part.parameter.rpartition(".")[0].rpartition(".")[0])
+        output = model.get_submodule(part.module)
+        skip_projection(output, removed=group.traits.is_place)
+        around = model.get_submodule(part.module.rpartition(".")[0])
         if is_adapted(around):
             skip_adapter(around)
         if group.core:
@@ -215,7 +237,7 @@ def unmasked_units(model: nn.Module, groups: Sequence[Group]) -> dict[str, list[
     """Return the live units that own any entry that is not zero; where parts differ, the fullest part decides."""
     tensors, alive = named_tensors(model), dict[str, torch.Tensor]()
     for group in groups:
-        if group.kind == "layer":
+        if group.traits.masked_by == "skip":
             alive[group.name] = torch.tensor([not is_skipped(model.get_submodule(path)) for path in group.modules])
             continue
         used = torch.zeros(group.units, dtype=torch.bool)

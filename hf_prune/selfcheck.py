@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .architectures import find_groups, inspect_model
 from .depth import check_depth
 from .errors import PruningError
-from .plan import read_record
+from .plan import parent_name, read_record
 from .removal import mask_units, shrink
 from .structure import Group
 
@@ -92,14 +92,14 @@ def random_plan(model: nn.Module, groups: Sequence[Group], seed: int) -> dict[st
     draw = torch.Generator().manual_seed(seed)
     plan: dict[str, list[int]] = {}
     for group in groups:
-        if group.units and group.kind == "branch":
+        if group.units and group.traits.is_place:
             if torch.rand((), generator=draw) < 1 / 3:
                 plan[group.name] = []
-        elif group.kind == "layer":
+        elif group.traits.holds_places:
             stays = next(_sayable(model, group, draw), None)
             plan.update({group.name: stays} if stays else {})
         elif group.units:
-            parts = plan.get(group.name.removesuffix("heads") + "kv_groups", range(group.parts))
+            parts = plan.get(parent_name(group), range(group.parts))
             least = max(1, -(-group.least // group.parts))
             keep = int(torch.randint(least, max(least + 1, group.per_part), (), generator=draw))
             keep = min(group.per_part, -(-keep // group.multiple) * group.multiple)

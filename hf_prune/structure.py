@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-Kind = Literal["head", "kv_group", "neuron", "expert", "channel", "branch", "layer"]
+from .kinds import KINDS, Gate, Kind, KindTraits
+
 Kept = Mapping[str, Sequence[int]]
 
 
@@ -37,6 +38,11 @@ class Slice:
     offset: int = 0
     part_stride: int | None = None
     adapter: bool = False
+
+    @property
+    def module(self) -> str:
+        """Name of the module that holds the tensor."""
+        return self.parameter.rpartition(".")[0]
 
     def index(self, units: torch.Tensor, per_part: int) -> torch.Tensor:
         """Return the entries along `dim` that these units own, ``(len(units) * per_unit,)``.
@@ -73,7 +79,7 @@ class Group:
 
     Args:
         name: Ours, relative to the base model and equal on every lane: ``layers.3.attention.heads``.
-        kind: One of `Kind`.
+        kind: One of `Kind`; `KINDS` says what it means.
         units: How many units the live model has here.
         slices: Everything a unit owns. The last ones are where output projections read the unit: removing the
             unit means that these entries see nothing, and its gate's gradient is measured there.
@@ -105,6 +111,16 @@ class Group:
     modules: tuple[str, ...] = ()
 
     @property
+    def traits(self) -> KindTraits:
+        """What holds of every unit of this kind."""
+        return KINDS[self.kind]
+
+    @property
+    def gate(self) -> Gate:
+        """What a unit's gate multiplies; ``"input"`` where nothing reads the units (`read` is empty): it has none."""
+        return "input" if self.read else self.traits.gate
+
+    @property
     def read(self) -> tuple[Slice, ...]:
         """Where output projections read the units."""
         return self.slices[-self.outputs :] if self.outputs else ()
@@ -115,9 +131,25 @@ class Group:
         return self.name.rpartition(".")[0]
 
     @property
+    def holder(self) -> str:
+        """Name of the list that holds its modules; empty where it has none."""
+        return self.modules[0].rpartition(".")[0] if self.modules else ""
+
+    @property
     def per_part(self) -> int:
         """Units in one part."""
         return self.units // self.parts
+
+
+def units_left(group: Group, live_kept: Kept) -> Sequence[int]:
+    """Return the live units of a group that stay: all of one that is not named."""
+    return live_kept.get(group.name, range(group.units))
+
+
+def units_gone(group: Group, live_kept: Kept) -> list[int]:
+    """Return the live units of a group that leave: none of one that is not named."""
+    left = set(units_left(group, live_kept))
+    return [unit for unit in range(group.units) if unit not in left]
 
 
 Shapes = Mapping[str, Sequence[int]]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ HEAVY = ("torch", "transformers", "datasets", "evaluate", "onnxruntime", "optimu
 # A module imports only from rows above its own here, never sideways. A new module belongs in one of them.
 ROWS = (
     "errors",
+    "kinds",
     "registry structure packing files folders given labels secrets settings sharding optimizers parts",
     "plan adapters",
     "architectures schedules scores allocation masks data metrics rules",
@@ -100,6 +103,147 @@ def test_a_module_imports_only_from_lower_rows(path):
 
 def test_every_module_in_the_rows_exists():
     assert set(RANK) == {owner(path) for path in modules()}
+
+
+@cache
+def sources() -> dict[str, tuple[str, str]]:
+    """Return (package, source) of every file but the front door by its full name."""
+    found = {}
+    for path in modules():
+        parts = ["hf_prune", *path.relative_to(PACKAGE).with_suffix("").parts]
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = ".".join(parts[:-1]), path.read_text(encoding="utf-8")
+    return found
+
+
+def import_graph(files: Mapping[str, tuple[str, str]]) -> dict[str, set[str]]:
+    """Return which of these files each one imports, wherever in it: also inside functions, and for types alone."""
+
+    def file_of(name: str) -> str:
+        while name and name not in files:
+            name = name.rpartition(".")[0]
+        return name
+
+    found = {
+        name: {file_of(one) for one in imported_modules(source, package)} for name, (package, source) in files.items()
+    }
+    return {name: imported - {"", name} for name, imported in found.items()}
+
+
+def circle_in(graph: Mapping[str, Iterable[str]]) -> list[str]:
+    """Return the files of one circle; none where there is no circle."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_a_circle_would_be_found():
+    files = {
+        "p": ("p", "from .a import b"),
+        "p.a": ("p", "from . import b"),
+        "p.b": ("p", "if TYPE_CHECKING:\n    from .c import C"),
+        "p.c": ("p", "def f():\n    import p.a"),
+    }
+    graph = import_graph(files)
+    assert graph == {"p": {"p.a"}, "p.a": {"p.b"}, "p.b": {"p.c"}, "p.c": {"p.a"}}
+    assert set(circle_in(graph)) == {"p.a", "p.b", "p.c"}
+    assert circle_in({"p": {"p.a"}, "p.a": {"p.b"}}) == []
+
+
+def test_imports_make_no_circle():
+    graph = import_graph(sources())
+    assert circle_in(graph) == []
+
+
+OTHERS_PRIVATE = {  # names that look private and are not ours
+    "_replace": "of named tuples, where it is public",
+    "_getframe": "of Python's sys: whose local variable a Trainer keeps a state in",
+    "_parameters": "of torch: a module's own tensors and None, as its public iterators do not tell",
+    "_buffers": "of torch, as above",
+    "_foreach_mul_": "of torch: one kernel for all masks, as its own optimizers use",
+    "_NormBase": "of torch: what batch norms and instance norms have in common",
+    "_BatchNorm": "of torch: batch norms of every dimension",
+    "_orig_mod": "of torch.compile: the model inside",
+    "_attn_implementation": "of transformers: there is a public way to set it, and none to read it",
+    "_auto_class": "of transformers: what register_for_auto_class noted",
+    "_get_feature_vector_attention_mask": "of transformers: how long sound is behind the convolutions",
+    "_hf_peft_config_loaded": "of transformers: whether adapters lie inside",
+    "_is_hf_initialized": "of transformers: what loading must not draw anew",
+    "_keep_in_fp32_modules": "of transformers: what quantizers leave alone",
+    "_model_mapping": "of transformers: config class to model class",
+    "_name_or_path": "of transformers: where a config came from",
+}
+
+
+def is_private(name: object) -> bool:
+    """Whether a name is private; marks that we leave on others' objects are read by whoever finds them."""
+    private = isinstance(name, str) and name.startswith("_") and not name.startswith("__")
+    return private and name not in OTHERS_PRIVATE and not name.startswith("_hf_prune")
+
+
+def private_access(source: str) -> list[str]:
+    """Return the private members that a file uses and does not define itself: imported, as attribute, or by name."""
+    used, own = set[str](), set[str]()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            used |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Attribute):
+            of_self = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            (own if of_self and isinstance(node.ctx, ast.Store) else used).add(node.attr)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            own.add(node.id)
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            own.add(node.name)
+        elif isinstance(node, ast.Call) and len(node.args) > 1 and isinstance(node.args[1], ast.Constant):
+            by_name = isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr", "setattr", "delattr")
+            used |= {node.args[1].value} if by_name else set()
+    return sorted(name for name in used - own if is_private(name))
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("from .plan import _some, read_record", ["_some"]),
+        ("from . import plan\nplan._some()", ["_some"]),
+        ("def f(pruning):\n    pruning._leaky = getattr(pruning, '_live')", ["_leaky", "_live"]),
+        ("class A:\n    def __init__(self):\n        self._a = 1\n    def same(self, other):\n        other._a", []),
+        ("class A:\n    _a: int = 0\n    def _b(self): ...\ndef f(a):\n    a._a\n    a._b()", []),
+        ("import sys\nsys._getframe().f_locals\nmodel._hf_prune_changed = True\na.__dict__", []),
+    ],
+)
+def test_private_access_would_be_found(source, expected):
+    assert private_access(source) == expected
+
+
+@pytest.mark.parametrize("name", sorted(sources()))
+def test_no_module_reaches_for_anothers_private_members(name):
+    assert private_access(sources()[name][1]) == []
+
+
+def test_every_exception_is_needed():
+    used = "\n".join(source for _, source in sources().values())
+    assert [name for name in OTHERS_PRIVATE if name not in used] == []
+
+
+def function_lengths() -> dict[str, tuple[int, int]]:
+    """Return (lines, of which the docstring's) of every function by its file and name."""
+    found = {}
+    for module, (_, source) in sources().items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                first = node.body[0]
+                docstring = first.end_lineno - first.lineno + 1 if ast.get_docstring(node) is not None else 0
+                found[f"{module}:{node.lineno} {node.name}"] = node.end_lineno - node.lineno + 1, docstring
+    return found
+
+
+def test_modules_and_functions_are_short():
+    assert [name for name, (_, source) in sources().items() if len(source.splitlines()) > 400] == []
+    lengths = function_lengths()
+    assert [name for name, (lines, docstring) in lengths.items() if lines - docstring > 60] == []
+    assert sorted(lines for lines, _ in lengths.values())[int(0.9 * len(lengths))] <= 23, "with docstrings"
 
 
 def heavy_after(statements: str) -> list[str]:

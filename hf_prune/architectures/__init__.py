@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import get_args
 
 from torch import nn
 
 from ..adapters import adapted, bare, cut_with_adapters
 from ..errors import PruningError, UnsupportedModelError, did_you_mean
 from ..given import check_model
+from ..kinds import KINDS, Kind
 from ..registry import Registry, load_entry_points
-from ..structure import Group, Kind, live_shapes, matrix_entries
+from ..structure import Group, live_shapes, matrix_entries
 from .big_bird import big_bird
 from .codegen import codegen
 from .conventions import FEED_FORWARDS, FUSED, QUERY_KEY_VALUE
@@ -80,9 +80,9 @@ def find_groups(model: nn.Module, kinds: Sequence[Kind] | None = None) -> list[G
     """
     check_model(model)
     for kind in [kinds] if isinstance(kinds, str) else kinds or ():
-        if isinstance(kinds, str) or kind not in get_args(Kind):
-            hint = did_you_mean(kind, get_args(Kind))
-            raise PruningError(f"kinds must be among {', '.join(get_args(Kind))}.{hint} Received: '{kind}'.")
+        if isinstance(kinds, str) or kind not in KINDS:
+            hint = did_you_mean(kind, KINDS)
+            raise PruningError(f"kinds must be among {', '.join(KINDS)}.{hint} Received: '{kind}'.")
     found = [group for group in inspect_model(model).groups if kinds is None or group.kind in kinds]
     if not found:
         raise UnsupportedModelError(_nothing_found(model, kinds))
@@ -95,7 +95,7 @@ def inspect_model(model: nn.Module) -> Found:
     base = bare(model)
     found = _inspect(base)
     if base is not model or adapted(base):
-        whole = [group for group in found.groups if group.kind in ("layer", "expert")]
+        whole = [group for group in found.groups if group.traits.is_module]
         found.refusals += [Refusal(group.name, "adapters lie inside: merge them first") for group in whole]
         found.groups = cut_with_adapters(model, [group for group in found.groups if group not in whole])
     return found
@@ -117,7 +117,7 @@ def layer_lists(model: nn.Module) -> list[Group]:
         model: A transformers model; of a PeftModel the one inside, whose names count.
     """
     load_entry_points()
-    return [group for group in _inspect(bare(model)).groups if group.kind == "layer"]
+    return [group for group in _inspect(bare(model)).groups if group.traits.holds_places]
 
 
 def prunable_macs(model: nn.Module) -> int:

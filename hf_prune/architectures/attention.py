@@ -38,7 +38,7 @@ from .site import Refusal, Site, first_number, source_of
 
 
 @dataclass(frozen=True)
-class Attention:
+class AttentionModules:
     """Where an attention's projections are.
 
     Args:
@@ -54,7 +54,7 @@ class Attention:
     layout: Layout | None = None
 
 
-def find_attention(site: Site, path: str) -> Attention | None:
+def find_attention(site: Site, path: str) -> AttentionModules | None:
     """Return the attention whose core this module is, if it is one."""
     triples = [tuple(site.child(path, name) for name in names) for names in QUERY_KEY_VALUE]
     found: list[tuple[tuple[str, ...], Layout | None]] = [(triple, None) for triple in triples]
@@ -65,7 +65,7 @@ def find_attention(site: Site, path: str) -> Attention | None:
     for projections, layout in found:
         if all(site.is_projection(one) for one in projections):
             output = _output(site, path, projections)
-            return Attention(path, output, projections, layout) if output else None
+            return AttentionModules(path, output, projections, layout) if output else None
     return None
 
 
@@ -82,7 +82,7 @@ def _layout(site: Site, path: str, usual: Layout) -> Layout:
     return usual if switch is None else "blocks" if switch else "per_head"
 
 
-def attention_groups(site: Site, found: Attention, place: str, grouped: bool) -> Iterator[Group | Refusal]:
+def attention_groups(site: Site, found: AttentionModules, place: str, grouped: bool) -> Iterator[Group | Refusal]:
     """Yield the heads of one attention; under grouped queries its KV groups, and the query heads inside them.
 
     Args:
@@ -122,7 +122,7 @@ class _Sizes:
     read: int
 
 
-def _measure(site: Site, found: Attention) -> _Sizes | str:
+def _measure(site: Site, found: AttentionModules) -> _Sizes | str:
     """Find an attention's sizes from its own numbers, its shapes and the config; or say why they do not fit."""
     holders = (found.core, found.core.rpartition(".")[0])
     config = site.config(found.core)
@@ -170,7 +170,7 @@ def _kv_count(site: Site, holders: tuple[str, ...], heads: int, query: int, key:
 
 def _groups(
     site: Site,
-    found: Attention,
+    found: AttentionModules,
     sizes: _Sizes,
     extras: tuple[list[Slice], list[Slice]],
     place: str,
@@ -219,7 +219,7 @@ def _groups(
     yield Group(f"{place}.heads", "head", sizes.heads, slices, inside, parts, core=core, arguments=arguments)
 
 
-def _project(site: Site, found: Attention, sizes: _Sizes) -> tuple[list[Slice], list[Slice], list[Slice]]:
+def _project(site: Site, found: AttentionModules, sizes: _Sizes) -> tuple[list[Slice], list[Slice], list[Slice]]:
     """Return what one head owns of the queries, the keys and the values."""
     if found.layout == "latent":  # keys and values of a head lie side by side
         query, key = found.projections
@@ -241,7 +241,7 @@ def _project(site: Site, found: Attention, sizes: _Sizes) -> tuple[list[Slice], 
     )
 
 
-def _extras(site: Site, found: Attention, sizes: _Sizes) -> tuple[list[Slice], list[Slice]] | str:
+def _extras(site: Site, found: AttentionModules, sizes: _Sizes) -> tuple[list[Slice], list[Slice]] | str:
     """Return what query heads and what key/value heads own beside the projections.
 
     Or, where there is one, which tensor makes heads inseparable.

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from ..kinds import KINDS
+
 # --- attention: three projections of one core module -----------------------------------------------------------------
 QUERY_KEY_VALUE = (
     ("q_proj", "k_proj", "v_proj"),  # Llama, BART, OPT, CLIP and kin; ViT on transformers 5
@@ -283,31 +285,14 @@ WIDE_NORMS = ("ffn_layernorm", "ffn_sub_norm", "grn")  # over all neurons: remov
 
 # --- experts ---------------------------------------------------------------------------------------------------------
 ROUTERS = ("gate", "router", "router.layer", "router.classifier", "gate.wg", "gate.classifier", "gating")
-EXPERT_COUNTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", "n_experts")
+EXPERT_COUNTS = KINDS["expert"].config_counts  # modules call it the same
 CHOSEN = ("top_k", "num_experts_per_tok", "moe_topk", "moe_top_k", "experts_per_token", "num_selects")
 
 # --- names -----------------------------------------------------------------------------------------------------------
 SUBLISTS = ("ffn", "experts", "norms")  # lists inside a layer: their numbers are not layer numbers
 
 # --- config attributes -----------------------------------------------------------------------------------------------
-# that state a count for every layer alike: where a pruned shape is uniform, stock transformers can build it from these
-CONFIG_COUNTS = {
-    "neuron": (
-        "intermediate_size",
-        "ffn_dim",
-        "encoder_ffn_dim",
-        "decoder_ffn_dim",
-        "moe_intermediate_size",
-        "n_inner",
-        "hidden_dim",
-        "d_ff",
-        "d_inner",
-    ),
-    "head": ("num_attention_heads", "n_heads", "num_key_value_heads"),
-    "kv_group": ("num_key_value_heads",),  # after heads: where there are KV groups, they say this one
-    "expert": EXPERT_COUNTS,
-}
-# that state how many layers a tower has
+# that state how many layers a tower has; what states a count for every layer alike is in the table of `KINDS`
 LAYER_COUNTS = {
     "encoder": ("encoder_layers", "num_encoder_layers", "encoder_num_hidden_layers"),
     "decoder": ("decoder_layers", "num_decoder_layers", "decoder_num_hidden_layers"),

@@ -11,7 +11,7 @@ from torch import nn
 from ..errors import UnsupportedModelError
 from ..plan import BLOCK, read_record
 from ..structure import Group, Slice
-from .attention import Attention, attention_groups, find_attention, residual_norm
+from .attention import AttentionModules, attention_groups, find_attention, residual_norm
 from .conventions import BRANCHLESS, INSEPARABLE
 from .convolution import convolution_groups, convolution_places
 from .feed_forward import expert_groups, feed_forward_groups, find_experts, find_feed_forward, wide_norm
@@ -50,7 +50,7 @@ def by_convention(model: nn.Module) -> Found:
     names = Names([*(path for path, _ in blocks), *convolution_places(site)], removed)
     places = _places(names, blocks)
     for (path, block), place in zip(blocks, places):
-        if isinstance(block, Attention):
+        if isinstance(block, AttentionModules):
             grouped = f"{place}.kv_groups" in record or _grouped(site.config(path), f"{place}.kv_groups")
             units = list(attention_groups(site, block, place, grouped))
         elif block is None:
@@ -106,7 +106,7 @@ def _places(names: Names, blocks: list[tuple[str, Any]]) -> list[str]:
     """Name every block: ``layers.3.attention``; where a layer has several of a sort, by what they are called there."""
     plain = []
     for path, block in blocks:
-        if isinstance(block, Attention):
+        if isinstance(block, AttentionModules):
             sort = "cross_attention" if names.is_cross(path) else "attention"
         else:
             sort = "mlp" if block is not None else "experts"
@@ -143,10 +143,10 @@ def _branch_of(site: Site, path: str, block: Any, place: str, units: list[Group 
     name, refused = f"{place}.branch", any(isinstance(one, Refusal) for one in units)
     if block is None:
         return _branch(site, name, path.rpartition(".")[0], None)
-    reason = BRANCHLESS.get(type(site.modules[block.core if isinstance(block, Attention) else path]).__name__)
+    reason = BRANCHLESS.get(type(site.modules[block.core if isinstance(block, AttentionModules) else path]).__name__)
     if reason:
         return Refusal(name, reason)
-    if isinstance(block, Attention):
+    if isinstance(block, AttentionModules):
         if residual_norm(site, block.core):
             return Refusal(name, "residual and norm, or pooling, lie inside the attention's own module")
         return _branch(site, name, block.core, block.output)
@@ -197,13 +197,15 @@ def join_tied(model: nn.Module, found: Found) -> list[Group]:
     """
     tensors = dict(model.named_parameters(remove_duplicate=False))
     joined: dict[tuple[object, ...], Group] = {}
+    shared = set[str]()
     for group in found.groups:
         own = tuple(id(tensors[part.parameter]) for part in group.slices if part.parameter in tensors)
         key = (group.kind, own) if own else (group.kind, group.name)
         first = joined.get(key)
         if first is None:
             joined[key] = group
-        elif group.kind == "branch":
+        elif group.traits.is_place:
+            shared.add(first.name)
             found.refusals.append(Refusal(group.name, f"its tensors are those of {first.name}"))
         else:
             before, reads = len(first.slices) - first.outputs, first.outputs
@@ -211,8 +213,7 @@ def join_tied(model: nn.Module, found: Found) -> list[Group]:
             slices = (*first.slices[:before], *group.slices[:other], *first.read, *group.read)
             told = (*first.counters, *group.counters)
             joined[key] = replace(first, slices=slices, counters=told, outputs=2 * reads, least=1, core="")
-    tied = {refusal.reason.removeprefix("its tensors are those of ") for refusal in found.refusals}
-    return [group for group in joined.values() if group.name not in tied]
+    return [group for group in joined.values() if group.name not in shared]
 
 
 def _check_names(model: nn.Module, groups: list[Group]) -> None:

@@ -29,7 +29,7 @@ _TERM = {
 _TERMS = tuple(_TERM)
 _LARGEST_TEXT = 2**22  # bytes of a README or recipe
 # Head of the model class -> task on the Hub; these heads also have an ``AutoModelFor...``.
-TASKS = {
+HUB_TASKS = {
     "SequenceClassification": "text-classification",
     "TokenClassification": "token-classification",
     "QuestionAnswering": "question-answering",
@@ -118,7 +118,7 @@ class Known:
         """The Hub's pipeline tag."""
         stated = self.said.task or self.settings.get("task")
         known = isinstance(stated, str) and re.fullmatch(r"[a-z0-9-]{1,60}", stated)
-        return stated if known else TASKS.get(head_of(self.architecture))
+        return stated if known else HUB_TASKS.get(head_of(self.architecture))
 
     @property
     def base_model(self) -> str | None:

@@ -17,10 +17,10 @@ from ..secrets import without_secrets
 from .escaping import Safe, block, code, text
 from .facts import (
     CARD,
+    HUB_TASKS,
     PLOT,
     RECIPE,
     SOMEWHERE,
-    TASKS,
     CardFacts,
     Known,
     as_dict,
@@ -233,7 +233,7 @@ def _as_name(value: str) -> Safe:
 def _loading(known: Known) -> dict[str, Any]:
     """Return which of the three ways loads the folder, and the class that does."""
     head, ours = head_of(known.architecture), known.folder or Path()
-    loader = f"AutoModelFor{head}" if head in TASKS else known.architecture or "AutoModel"
+    loader = f"AutoModelFor{head}" if head in HUB_TASKS else known.architecture or "AutoModel"
     mapped = [name for name in own_code(known.config, ours).get("auto_map", {}) if name.startswith("AutoModel")]
     way = "stock" if not known.plan or known.plan.get("stock") else "standalone" if mapped else "import"
     if way == "standalone" and loader not in mapped:

@@ -61,7 +61,7 @@ def cut(model: Any, table: dict[str, Any]) -> None:
     for path, numbers in table["numbers"].items():
         module = find(path, *(name.split(".")[0] for name in numbers))
         for name, value in numbers.items():
-            _tell(module, name, value)
+            _set_number(module, name, value)
     for path, (names, heads, total) in table["arguments"].items():
         module = find(path)
         parameters = tuple(inspect.signature(type(module).forward).parameters)[1:]  # read here, so that it compiles
@@ -101,7 +101,7 @@ def _cut_tensor(module: Any, kind: str, shape: list[int]) -> None:
             vars(module).update(zip(names, shape))
 
 
-def _tell(module: Any, name: str, value: int) -> None:
+def _set_number(module: Any, name: str, value: int) -> None:
     if name.startswith("config.") and hasattr(module, "config"):
         module.config = copy.copy(module.config)
         setattr(module.config, name.removeprefix("config."), value)

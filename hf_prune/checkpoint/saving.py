@@ -20,7 +20,7 @@ from ..stock import write_record
 from ..stock.padding import pad_to_stock
 from .classes import register_code
 from .reading import CONFIG, write_digests
-from .standalone import FILE, forget_standalone, keep_own_code, state_standalone
+from .standalone import FILE, drop_strange_code, forget_standalone, state_standalone
 
 # what an older save wrote and this one may not: a single file beside shards would be loaded instead of them
 _STALE = (
@@ -95,7 +95,7 @@ def _add_files(folder: Path, model: Any, code: str, tokenizer: Any, digest: bool
         (folder / FILE).write_text(code, "utf-8")
     if tokenizer is not None:
         _save_tokenizer(tokenizer, folder)
-    keep_own_code(folder, model)
+    drop_strange_code(folder, model)
     if digest:  # of all that was written
         write_digests(folder)
 

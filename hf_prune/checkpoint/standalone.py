@@ -91,7 +91,7 @@ def forget_standalone(model: Any) -> None:
         del config.auto_map
 
 
-def keep_own_code(folder: Path, model: Any) -> None:
+def drop_strange_code(folder: Path, model: Any) -> None:
     """Take out of a written folder's files every ``auto_map`` entry that leads to code which does not lie in it.
 
     Loading a dense model leaves its entries in the config even where none of that code ran: ``repo--module.Class`` then

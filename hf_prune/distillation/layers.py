@@ -93,7 +93,7 @@ class Anatomy:
             for group in lists
             for number, path in zip(record.dense_numbers(group), group.modules)
             for one in groups
-            if one.kind == "branch" and one.core.startswith(f"{path}.") and one.place.endswith("attention")
+            if one.traits.is_place and one.core.startswith(f"{path}.") and one.place.endswith("attention")
         }
 
 

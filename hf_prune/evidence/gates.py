@@ -55,13 +55,7 @@ class Gates(Evidence):
         for group in self._watched():
             for part in group.read:
                 by_module.setdefault(part.parameter.rpartition(".")[0], []).append((group, part))
-            whole = (
-                group.modules
-                if group.kind == "layer"
-                else (group.core,)
-                if group.kind == "branch" and not group.outputs
-                else ()
-            )
+            whole = {"input": (), "change": group.modules, "output": (group.core,)}[group.gate]
             for unit, path in enumerate(whole):
                 module = self.live.model.get_submodule(path)
                 hook = torch.compiler.disable(self._whole(group, unit))  # type: ignore[no-untyped-call]
@@ -205,7 +199,7 @@ class Gates(Evidence):
                 return
             given = next((one for one in (*args, *kwargs.values()) if torch.is_tensor(one)), None)
             seen = value.detach()
-            if group.kind == "layer" and given is not None and given.shape == value.shape:
+            if group.gate == "change" and given is not None and given.shape == value.shape:
                 seen = seen - given.detach()
 
             def see(gradient: Tensor) -> None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .moving import bring_over, files_in, inherit, move_in
-from .places import keep_ways, mounts_in, remove_tree, somebody_stands_in
+from .places import copy_owner_and_mode, mounts_in, remove_tree, somebody_stands_in
 
 try:
     import fcntl
@@ -94,7 +94,7 @@ def _new_staging(home: Path, target: Path) -> tuple[Path, int | None]:
         lock = _lock(staging, wait=True)
         if staging.is_dir():  # no other save was faster to sweep it away
             if target.is_dir() and home != target:
-                keep_ways(target, staging)
+                copy_owner_and_mode(target, staging)
             return staging, lock
 
 

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from .places import keep_ways, mounts_in
+from .places import copy_owner_and_mode, mounts_in
 
 logger = logging.getLogger(__name__)
 CONFIG = "config.json"  # without it no folder is taken for a model's
@@ -38,7 +38,7 @@ def inherit(staging: Path, target: Path, stale: Sequence[str]) -> None:
             if not is_stale(inside / name, stale) and not os.path.lexists(staging / inside / name):
                 _link(Path(place, name), staging / inside / name)
     for old, new in reversed(places):  # the innermost first, and filled: one may be closed to writing
-        keep_ways(old, new)
+        copy_owner_and_mode(old, new)
 
 
 def _link(old: Path, new: Path) -> None:
@@ -48,7 +48,7 @@ def _link(old: Path, new: Path) -> None:
         pass
     except (OSError, NotImplementedError):
         shutil.copy2(old, new, follow_symlinks=False)
-        keep_ways(old, new)
+        copy_owner_and_mode(old, new)
 
 
 def is_stale(inside: Path, patterns: Sequence[str]) -> bool:
@@ -90,7 +90,7 @@ def _make_folders(home: Path, inside: Path, like: Path) -> None:
     for part in [*reversed(inside.parents), inside]:
         if not os.path.lexists(home / part):
             (home / part).mkdir()
-            keep_ways(like / part, home / part)
+            copy_owner_and_mode(like / part, home / part)
 
 
 def _is_same(old: Path, new: Path) -> bool:

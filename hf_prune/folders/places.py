@@ -75,7 +75,7 @@ def remove_tree(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def keep_ways(old: Path, new: Path) -> None:
+def copy_owner_and_mode(old: Path, new: Path) -> None:
     """Give a new folder or file the owner, group, mode (setgid and sticky too) and attributes of the old one.
 
     What this process may not give is left as it is.

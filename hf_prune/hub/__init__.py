@@ -87,7 +87,7 @@ def push_pruned(
         if api is not None and "/" not in repo_id:
             repo_id = f"{_asked(f'Pushing to {repo_id!r} failed.', api, api.whoami)['name']}/{repo_id}"
         files, left, folder = gather(model, Path(scratch), repo_id, tokenizer, report, onnx, card or {}, api)
-        _tell(left)
+        _warn_of(left)
         if api is None:
             return Plan((PlannedFile(name, path.stat().st_size) for name, path in sorted(files.items())), left)
         message = commit_message or "Upload a model pruned with hf_prune"
@@ -99,7 +99,7 @@ def push_pruned(
         return done
 
 
-def _tell(left: Mapping[str, str]) -> None:
+def _warn_of(left: Mapping[str, str]) -> None:
     for name, why in left.items():
         logger.log(logging.INFO if why == "not a model's file" else logging.WARNING, "%s stays here: %s", name, why)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from .display import draw, plain_table
+from .figures import Figures
 from .machine import environment
 from .measurement import Measurement, compare_latency, count, measure, measure_pair, random_inputs
 
@@ -25,25 +26,12 @@ __all__ = [
 ]
 
 
-@dataclass
-class Report:
-    """What a run kept, and what that brought.
+class Report(Figures):
+    """What a run kept, and what that brought, to print, to draw and to keep as JSON.
 
     Args:
-        kept: Group name -> units that stayed, in the dense model's numbering; a group that is not named is whole.
-        units: Group name -> units of the dense model.
-        dense: The model before.
-        pruned: The model after.
-        metrics: ``{"accuracy": {"dense": 0.88, "pruned": 0.87}}``.
-        settings: Whatever tells how the run was done.
+        **figures: As in `Figures`: `kept`, `units`, `dense`, `pruned`, `metrics`, `settings`.
     """
-
-    kept: dict[str, list[int]] = field(default_factory=dict)
-    units: dict[str, int] = field(default_factory=dict)
-    dense: Measurement | None = None
-    pruned: Measurement | None = None
-    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
 
     def table(self) -> str:
         """Return dense against pruned as an aligned plain-text (Markdown) table of at most 100 columns."""

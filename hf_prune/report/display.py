@@ -6,13 +6,11 @@ import re
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import PruningError
-
-if TYPE_CHECKING:
-    from . import Report
-    from .measurement import Measurement
+from .figures import Figures
+from .measurement import Measurement
 
 _COLOURS = ("#2f6db5", "#d9772b", "#3d9a6a", "#8a5bb0", "#b8434e")
 _OUTLINE, _EMPTY = "#9aa3ad", "#eef0f3"
@@ -26,7 +24,7 @@ Row = tuple[str, str, str, str]  # what, dense, pruned, change
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
-def plain_table(report: Report) -> str:
+def plain_table(report: Figures) -> str:
     """Return the report as Markdown that is aligned for plain text too, at most 100 columns wide."""
     from rich import box
     from rich.console import Console
@@ -44,7 +42,7 @@ def plain_table(report: Report) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines() if line.strip())
 
 
-def _rows(report: Report) -> Iterator[Row]:
+def _rows(report: Figures) -> Iterator[Row]:
     for name, values in report.metrics.items():
         yield _difference(name, values.get("dense"), values.get("pruned"))
     for kind, (kept, units) in _kept_by_kind(report).items():
@@ -108,25 +106,20 @@ def short(count: float) -> str:
     return f"{count:g}"
 
 
-def _kept_by_kind(report: Report) -> dict[str, tuple[int, int]]:
+def _kept_by_kind(report: Figures) -> dict[str, tuple[int, int]]:
     """Return ``{"heads": (kept, dense), …}`` over all layers."""
     totals: dict[str, tuple[int, int]] = {}
     for name, units in report.units.items():
         kind = name.rsplit(".", 1)[-1]
         kept, whole = totals.get(kind, (0, 0))
-        totals[kind] = kept + _stayed(report, name), whole + units
+        totals[kind] = kept + report.stayed(name), whole + units
     return totals
-
-
-def _stayed(report: Report, name: str) -> int:
-    """Return how many units of a group stayed; a group that is not named is whole."""
-    return len(report.kept[name]) if name in report.kept else report.units[name]
 
 
 # --- the picture -----------------------------------------------------------------------------------------------------
 
 
-def draw(report: Report, path: Path) -> Path:
+def draw(report: Figures, path: Path) -> Path:
     """Draw one panel for each kind of place (``attention.heads``, ``mlp.neurons``), one bar for each layer."""
     from matplotlib.figure import Figure
 
@@ -147,14 +140,14 @@ def draw(report: Report, path: Path) -> Path:
     return path
 
 
-def _panels(report: Report) -> dict[str, Panel]:
+def _panels(report: Figures) -> dict[str, Panel]:
     """Sort the groups into panels by what is left of their names without the numbers; experts of a layer add up."""
     panels: dict[str, Panel] = {}
     for name, units in report.units.items():
         layer = tuple(int(number) for number in _INDEX.findall(name))
         panel = panels.setdefault(_EXPERT.sub("experts", _INDEX.sub("", name)), {})
         kept, whole = panel.get(layer, (0, 0))
-        panel[layer] = kept + _stayed(report, name), whole + units
+        panel[layer] = kept + report.stayed(name), whole + units
     return {name: dict(sorted(panel.items())) for name, panel in panels.items()}
 
 
@@ -180,7 +173,7 @@ def _draw_panel(ax: Any, name: str, panel: Panel, colour: str) -> None:
             ax.text(place, units + max(whole) * 0.02, f"{stayed:,}", ha="center", va="bottom", fontsize=8, color=colour)
 
 
-def _headline(report: Report) -> str:
+def _headline(report: Figures) -> str:
     """Say in one line what the pruning did, as far as it is known."""
     dense, pruned, parts = report.dense, report.pruned, []
     if dense and pruned:

@@ -61,7 +61,7 @@ def _left_of(units: Units, group: Group, shapes: Mapping[str, Sequence[int]]) ->
     if group.modules:
         modules = tuple(module for module, there in zip(group.modules, units.alive[group.name]) if there)
         return replace(group, modules=modules, units=max(1, len(modules)))
-    if group.kind == "branch":
+    if group.traits.is_place:
         slices = [replace(part, per_unit=shapes[part.parameter][part.dim]) for part in group.slices]
         return replace(group, slices=tuple(slices))
     return group

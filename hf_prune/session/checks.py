@@ -143,9 +143,8 @@ def _check_disjoint(chosen: Sequence[Group], target: Target | None) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise PruningError(f"Two pruners choose from '{twice}': part them by include and exclude.")
-    parents = {group.place for group in chosen if group.kind == "kv_group"}
-    inside = {group.place for group in chosen if group.kind == "head"}
-    if target is not None and parents & inside:
+    places = {(group.kind, group.place) for group in chosen}
+    if target is not None and any((group.traits.inside, group.place) in places for group in chosen):
         raise PruningError("A target takes KV groups or the heads inside them, not both. Received: two HeadPruners")
 
 
@@ -167,9 +166,6 @@ def checked_scores(scores: dict[str, Tensor]) -> dict[str, Tensor]:
             f"{len(scores)} groups"
         )
     return scores
-
-
-_REVIVABLE = ("head", "kv_group", "neuron")  # others are masked by hooks too, or have running statistics
 
 
 def _check_reversible(task: Task, live: LiveModel, swaps: bool, shrink_live: bool) -> None:
@@ -205,7 +201,7 @@ def _check_units_come_back(
         raise PruningError(f"Units of a model with adapters cannot come back. Received: a reversible {name}")
     for group in groups:
         readers = [model.get_submodule(part.parameter.rpartition(".")[0]) for part in group.read]
-        if group.kind not in _REVIVABLE or not readers or not all(map(_is_linear, readers)):
+        if not group.traits.may_return or not readers or not all(map(_is_linear, readers)):
             raise PruningError(
                 "Only heads, KV groups and neurons that a Linear reads, and single weights, can come back. "
                 f"Received: a reversible {name} for '{group.name}'"

@@ -7,14 +7,13 @@ from dataclasses import replace
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..kinds import KINDS
 from ..removal import unmasked_units
 from ..sharding import whole
 from ..structure import Group, unit_cost
 from .choosing import at_once
 from .pruning import Pruning
 from .tasks import Task
-
-_READABLE = ("head", "kv_group", "neuron", "channel")  # others are also masked by hooks, which no file holds
 
 
 def recover(pruning: Pruning, steps: int) -> None:
@@ -33,7 +32,7 @@ def recover(pruning: Pruning, steps: int) -> None:
     """
     if hasattr(pruning.model, "peft_config"):
         raise CheckpointError("checkpoints of adapters hold no zeros")
-    strange = {kind for task in pruning.tasks for kind in task.kinds} - {*_READABLE}
+    strange = {kind for task in pruning.tasks for kind in task.kinds if not KINDS[kind].zeros_tell}
     if strange:
         raise CheckpointError(f"masks of kind {', '.join(sorted(strange))} are more than zeros")
     _check_nothing_lost(pruning, steps)
@@ -81,7 +80,7 @@ def _weight_masks(pruning: Pruning, steps: int) -> dict[str, Tensor]:
 
 def _alive(pruning: Pruning) -> dict[str, Tensor]:
     """Read masks of units: True where any entry that a unit owns is not zero."""
-    bare = [replace(group, least=0, multiple=1) for group in pruning.groups if group.kind in _READABLE]
+    bare = [replace(group, least=0, multiple=1) for group in pruning.groups if group.traits.zeros_tell]
     return dict(pruning.masking.units.keep(unmasked_units(pruning.model, bare)).alive)
 
 

@@ -12,11 +12,11 @@ from torch import nn
 from .. import __version__
 from ..adapters import mark_changed
 from ..architectures import find_groups
-from ..architectures.conventions import CONFIG_COUNTS
 from ..architectures.site import setting
 from ..errors import PruningError
+from ..kinds import KINDS
 from ..parts import own_configs, transformers_part
-from ..plan import BLOCK, FORMAT, Record, encode_units, forget_parts, note, parent_name, read_record
+from ..plan import BLOCK, FORMAT, Record, build_twin, encode_units, forget_parts, note, parent_in, read_record
 from ..skipping import selected_heads
 from ..structure import Group
 
@@ -65,10 +65,10 @@ def write_record(model: nn.Module, record: Record, *, stock: bool = True) -> Non
 
 def _units_before(group: Group, before: Record, record: Record) -> int:
     """Return how many units a group had before this cut."""
-    parent = parent_name(group)
     if group.name in before:
         return len(before[group.name][0])
-    if group.parts > 1 and parent in before:  # all heads of the KV groups that were left
+    parent = parent_in(before, group)
+    if parent:  # all heads of the KV groups that were left
         return record.dense_units(group) * len(before[parent][0]) // before[parent][1]
     return record.dense_units(group)
 
@@ -81,10 +81,11 @@ def config_counts(
     An attribute counts only if it states now what the dense model has, or what the model had before this cut.
     """
     result: dict[str, int] = {}
-    of_kv = CONFIG_COUNTS["kv_group"] if any(group.kind == "kv_group" for group in groups) else ()
-    for kind, attributes in CONFIG_COUNTS.items():
-        for name in attributes:
-            if kind == "head" and name in of_kv:  # MiMo's layers have KV heads of two numbers, heads of one
+    there = {group.kind for group in groups}
+    for kind, traits in KINDS.items():
+        around = KINDS[traits.inside].config_counts if traits.inside in there else ()
+        for name in traits.config_counts:
+            if name in around:  # of KV groups, not of heads: MiMo's layers have KV heads of two numbers, heads of one
                 continue
             tower = name.partition("_")[0]
             mine = [
@@ -130,10 +131,7 @@ def stock_twin(model: Any, changes: Mapping[str, int]) -> Any:
     config = copy.deepcopy(model.config)
     for name, value in changes.items():
         setattr(config, name, value)
-    if hasattr(config, BLOCK):
-        delattr(config, BLOCK)
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return type(model)(config)
+    return build_twin(model, config)
 
 
 def cut_table(model: Any) -> dict[str, Any]:

@@ -130,9 +130,9 @@ def _milder(groups: Sequence[Group], record: Record, counts: Counts) -> dict[str
     names = {group.name for group in groups}
     for group in groups:  # KV groups before their heads
         mine, dense = record.dense_numbers(group), record.dense_units(group)
-        if group.kind == "branch":
+        if group.traits.is_place:
             kept[group.name] = [0]
-        elif group.kind == "head" and parent_name(group) in names:
+        elif parent_name(group) in names:
             kept[group.name] = _heads(group, record, kept[parent_name(group)], counts.heads)
         else:
             wanted = {"neuron": counts.neurons, "kv_group": counts.kv_groups, "head": counts.heads}
@@ -157,7 +157,7 @@ def _plan(groups: Sequence[Group], record: Record, kept: Mapping[str, list[int]]
     """Return the record of the copy: what it still lacks."""
     after = Record(record)
     lacks = {group.name for group in groups if len(kept[group.name]) < record.dense_units(group)}
-    lacks |= {parent_name(group) for group in groups if group.kind == "head" and group.name in lacks} & kept.keys()
+    lacks |= {parent_name(group) for group in groups if group.name in lacks} & kept.keys()
     for group in groups:
         if group.name in lacks:
             after[group.name] = (kept[group.name], record.dense_units(group))
@@ -186,7 +186,7 @@ def _places(
     places: Places = {}
     inside = {_key(part) for group in groups if group.kind == "head" for part in group.slices if not part.part_stride}
     for group in groups:
-        if group.kind in ("branch", "layer") or not group.units or group.units == len(kept[group.name]):
+        if not group.units or group.units == len(kept[group.name]):
             continue
         numbers = {unit: i for i, unit in enumerate(kept[group.name])}
         units = torch.tensor([numbers[unit] for unit in record.dense_numbers(group)])
