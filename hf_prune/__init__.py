@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 # Public name -> module; a module is imported when a name of it is first used, so that `import hf_prune` stays cheap.
 _PUBLIC = {
-    "Kind": "kinds",
+    **dict.fromkeys(["Kind", "register_kind"], "kinds"),
     **dict.fromkeys(["Kept", "Slice", "Counter", "Group"], "structure"),
     **dict.fromkeys(["PruningError", "UnsupportedModelError", "CheckpointError", "RecipeError"], "errors"),
     **dict.fromkeys(["find_groups", "register_architecture"], "architectures"),
@@ -20,11 +20,15 @@ _PUBLIC = {
     "register_score": "scores",
     **dict.fromkeys(["Schedule", "register_schedule"], "schedules"),
     "register_allocation": "allocation",
+    "register_rule": "rules",
+    "register_pattern": "patterns",
+    **dict.fromkeys(["Evidence", "register_evidence"], "evidence"),
     "adopt_torch_masks": "masks",
     "merge_adapters": "adapters",
     **dict.fromkeys(["Pruner", "HeadPruner", "NeuronPruner", "LayerPruner", "ExpertPruner"], "pruners"),
-    **dict.fromkeys(["ChannelPruner", "WeightPruner", "Target"], "pruners"),
-    **dict.fromkeys(["Pruning", "prune"], "session"),
+    **dict.fromkeys(["ChannelPruner", "WeightPruner", "Target", "register_pruner"], "pruners"),
+    **dict.fromkeys(["Pruning", "PruningSettings", "prune"], "session"),
+    **dict.fromkeys(["Guard", "register_guard", "register_budget"], "session"),
     "PruningCallback": "callback",
     "PruningArguments": "arguments",
     "latest_checkpoint": "resume",

@@ -8,29 +8,9 @@ from typing import Any
 
 from .callback import PruningCallback
 from .errors import Problem, PruningError, did_you_mean
-from .pruners import (
-    ChannelPruner,
-    ExpertPruner,
-    HeadPruner,
-    LayerPruner,
-    NeuronPruner,
-    Pruner,
-    Target,
-    UnitPruner,
-    WeightPruner,
-)
+from .pruners import PRUNERS, Pruner, Target, UnitPruner, WeightPruner
 from .schedules import SCHEDULES, Schedule
 
-_PRUNERS: dict[str, tuple[type[Pruner], dict[str, str]]] = {
-    "heads": (HeadPruner, {}),
-    "kv_groups": (HeadPruner, {"unit": "kv_group"}),
-    "neurons": (NeuronPruner, {}),
-    "layers": (LayerPruner, {}),
-    "branches": (LayerPruner, {"unit": "branch"}),
-    "experts": (ExpertPruner, {}),
-    "channels": (ChannelPruner, {}),
-    "weights": (WeightPruner, {}),
-}
 _KEYS = {"kind": "prune_schedule", "macs": "target_macs"}  # of our settings; others have "prune_" before their name
 
 
@@ -49,7 +29,7 @@ class PruningArguments:
     """
 
     prune: list[str] = field(
-        default_factory=lambda: ["heads", "neurons"], metadata={"help": f"What to remove: {', '.join(_PRUNERS)}."}
+        default_factory=lambda: ["heads", "neurons"], metadata={"help": f"What to remove: {', '.join(PRUNERS)}."}
     )
     target_macs: float | None = field(
         default=None,
@@ -100,10 +80,10 @@ class PruningArguments:
         )
 
     def _pruner(self, name: str) -> Pruner:
-        if name not in _PRUNERS:
-            hint = did_you_mean(name, list(_PRUNERS))
-            raise PruningError(f"prune must name {', '.join(_PRUNERS)}.{hint} Received: '{name}'")
-        made, settings = _PRUNERS[name]
+        if name not in PRUNERS:
+            hint = did_you_mean(name, list(PRUNERS))
+            raise PruningError(f"prune must name {', '.join(PRUNERS)}.{hint} Received: '{name}'")
+        made, settings = PRUNERS[name].made, PRUNERS[name].settings
         own = made is WeightPruner or self.target_macs is None
         units: dict[str, Any] = (
             {} if made is WeightPruner else {"multiple_of": self.prune_multiple_of, "min_kept": self.prune_min_kept}
@@ -127,7 +107,7 @@ class PruningArguments:
     def _check(self, pruners: list[Pruner]) -> None:
         units = [isinstance(pruner, UnitPruner) for pruner in pruners]
         if not pruners:
-            raise PruningError(f"prune must name at least one of {', '.join(_PRUNERS)}. Received: none")
+            raise PruningError(f"prune must name at least one of {', '.join(PRUNERS)}. Received: none")
         lacking = [
             pruner.sparsity is None and (self.target_macs is None or not unit) for pruner, unit in zip(pruners, units)
         ]

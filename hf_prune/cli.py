@@ -243,7 +243,7 @@ def _scores() -> Table:
     from .scores import SCORES
 
     table = Table("score", "of", "needs", "masks", "what", "paper")
-    for name in SCORES:
+    for name in sorted(SCORES):
         for of, score in SCORES[name].items():
             masks = "reversible" if score.reversible else "final"
             table.add_row(name, of, ", ".join(score.needs), masks, _first_line(score.function), score.paper)
@@ -269,7 +269,7 @@ def _architectures() -> Table:
         table.add_row("attention", "naming convention", ", ".join(names))
     for block in FEED_FORWARDS:
         table.add_row("feed-forward", "naming convention", f"{', '.join(block.up)}, {block.down}")
-    for name in ARCHITECTURES:
+    for name in sorted(ARCHITECTURES):
         table.add_row(name, "its own function", _first_line(ARCHITECTURES[name]))
     return table
 

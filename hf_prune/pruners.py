@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import Field, field_validator
@@ -16,6 +17,7 @@ from .errors import PruningError
 from .given import check_given
 from .kinds import Kind
 from .patterns import PATTERNS
+from .registry import Registry
 from .rules import RULES, Rule
 from .schedules import Schedule
 from .scores import Score, get_score
@@ -85,6 +87,40 @@ class Pruner:
         return ALLOCATIONS[self.allocation] if isinstance(self.allocation, str) else self.allocation
 
 
+Made = TypeVar("Made", bound=type[Pruner])
+
+
+@dataclass(frozen=True)
+class Sort:
+    """What a name in recipes and on command lines means: a class of pruners, and settings that go with the name."""
+
+    made: type[Pruner]
+    settings: Mapping[str, Any]
+
+
+PRUNERS: Registry[Sort] = Registry("pruner")
+
+
+def register_pruner(name: str, **settings: Any) -> Callable[[Made], Made]:
+    """Register a class of pruners under a name that recipes and `PruningArguments` can use.
+
+    Recipes know it if its module is announced under the entry-point group ``hf_prune``, or is imported first.
+
+    Args:
+        name: What it removes, in the plural: ``"heads"``.
+        **settings: That go with the name.
+
+    Raises:
+        PruningError: The name is taken.
+    """
+
+    def register(made: Made) -> Made:
+        PRUNERS.add(name, Sort(made, settings))
+        return made
+
+    return register
+
+
 def as_pruners(pruners: Any) -> list[Pruner]:
     """Return one pruner or several as a list.
 
@@ -121,6 +157,8 @@ class UnitPruner(Pruner):
         raise NotImplementedError
 
 
+@register_pruner("kv_groups", unit="kv_group")
+@register_pruner("heads")
 @settings()
 class HeadPruner(UnitPruner):
     """Remove attention heads.
@@ -149,6 +187,7 @@ class HeadPruner(UnitPruner):
         return ("head", "kv_group") if self.unit == "auto" else (self.unit,)
 
 
+@register_pruner("neurons")
 @settings()
 class NeuronPruner(UnitPruner):
     """Remove feed-forward neurons, plain and gated.
@@ -163,6 +202,8 @@ class NeuronPruner(UnitPruner):
         return ("neuron",)
 
 
+@register_pruner("branches", unit="branch")
+@register_pruner("layers")
 @settings()
 class LayerPruner(UnitPruner):
     """Remove whole layers, or one branch of a layer: its attention or its feed-forward block.
@@ -188,6 +229,7 @@ class LayerPruner(UnitPruner):
         return 0 if group.kind == "branch" else super().floor(group)
 
 
+@register_pruner("experts")
 @settings()
 class ExpertPruner(UnitPruner):
     """Remove experts of mixture-of-experts blocks, with their router rows; as many stay as a token is sent to.
@@ -202,6 +244,7 @@ class ExpertPruner(UnitPruner):
         return ("expert",)
 
 
+@register_pruner("channels")
 @settings()
 class ChannelPruner(UnitPruner):
     """Remove channels inside the blocks of convolutional models: filters with their batch norms.
@@ -216,6 +259,7 @@ class ChannelPruner(UnitPruner):
         return ("channel",)
 
 
+@register_pruner("weights")
 @settings()
 class WeightPruner(Pruner):
     """Zero single weights: smaller files and research, no speed in PyTorch or ONNX Runtime on a CPU.

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from .data import DataSettings
 from .distillation import Distillation
 from .errors import RecipeError, did_you_mean, shown
 from .files import shipped
-from .pruners import (
-    ChannelPruner,
-    ExpertPruner,
-    HeadPruner,
-    LayerPruner,
-    NeuronPruner,
-    Pruner,
-    Target,
-    WeightPruner,
-)
+from .pruners import PRUNERS, Pruner, Target
+from .registry import load_entry_points
 from .schedules import Schedule
 from .settings import problems_of, read_yaml
 
@@ -76,29 +69,25 @@ class TrainSettings(_Settings):
     group_by_length: bool = False
 
 
-class PrunerSettings(_Settings):
-    """What to remove; at least one.
+def _every_pruner() -> dict[str, Any]:
+    """Return a key for every registered pruner; settings that go with its name are defaults (branches: unit=branch)."""
+    load_entry_points()
+    sorts = {name: PRUNERS[name] for name in PRUNERS}
+    with_ = {name: BeforeValidator(partial(_with, sort.settings)) for name, sort in sorts.items()}
+    return {name: (Annotated[sort.made | None, with_[name]], None) for name, sort in sorts.items()}
 
-    Args:
-        heads: Attention heads, or KV groups.
-        neurons: Feed-forward neurons.
-        layers: Whole layers, or branches of them.
-        experts: Experts with their router rows.
-        channels: Channels of convolutions.
-        weights: Single weights.
-    """
 
-    heads: HeadPruner | None = None
-    neurons: NeuronPruner | None = None
-    layers: LayerPruner | None = None
-    experts: ExpertPruner | None = None
-    channels: ChannelPruner | None = None
-    weights: WeightPruner | None = None
+def _with(settings: Mapping[str, Any], given: Any) -> Any:
+    return {**settings, **given} if isinstance(given, Mapping) else given
+
+
+class PrunerSettings(create_model("Named", __base__=_Settings, **_every_pruner())):  # type: ignore[misc]
+    """What to remove; at least one of the registered pruners."""
 
     @property
     def chosen(self) -> list[Pruner]:
-        """The pruners that the recipe names."""
-        named = (self.heads, self.neurons, self.layers, self.experts, self.channels, self.weights)
+        """The pruners that the recipe names, in the order in which they are registered."""
+        named = [getattr(self, name) for name in type(self).model_fields]
         return [pruner for pruner in named if pruner is not None]
 
     @model_validator(mode="after")

@@ -47,7 +47,7 @@ class Registry(Generic[T]):
         return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._entries))
+        return iter(self._entries)
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries

@@ -73,8 +73,9 @@ def test_yaml_of_a_recipe_is_plain():
 def test_every_pruner_can_be_named():
     chosen = PrunerSettings(**{name: {"sparsity": 0.5} for name in PrunerSettings.model_fields}).chosen
     assert [type(pruner).__name__.removesuffix("Pruner") for pruner in chosen] == [
-        "Head", "Neuron", "Layer", "Expert", "Channel", "Weight",
+        "Head", "Head", "Neuron", "Layer", "Layer", "Expert", "Channel", "Weight",
     ]  # fmt: skip
+    assert [pruner.unit for pruner in chosen if hasattr(pruner, "unit")] == ["auto", "kv_group", "layer", "branch"]
 
 
 def alias_bomb(start: str = "[x,x,x,x,x,x,x,x,x]") -> str:

@@ -2,29 +2,48 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any
 
 from ..live import LiveModel, Units
 from ..registry import Registry
 from ..structure import Group, unit_cost
 
 
-class Budget(Protocol):
-    """What units cost; made for a live model."""
+class Budget(ABC):
+    """What units cost; made once, of the live model that a run begins with.
 
-    def __init__(self, live: LiveModel) -> None: ...
+    Args:
+        live: The live model.
 
-    @property
-    def dense(self) -> float:
-        """What the dense model costs."""
+    Attributes:
+        dense: What the dense model costs.
+    """
 
+    def __init__(self, live: LiveModel) -> None:
+        self.dense = self.of_dense(live)
+
+    @abstractmethod
+    def of_dense(self, live: LiveModel) -> float:
+        """Return what the dense model costs."""
+
+    @abstractmethod
     def left(self, units: Units) -> float:
         """Return what a model costs of which these units are there."""
 
+    @abstractmethod
     def costs(self, units: Units, groups: Sequence[Group]) -> Mapping[str, float]:
         """Return what leaves with one more unit of each of these groups, above 0."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the dense model costs: a resumed model may be smaller from the start."""
+        return {"dense": self.dense}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` returned."""
+        self.dense = state["dense"]
 
 
 BUDGETS: Registry[type[Budget]] = Registry("budget")
@@ -32,16 +51,12 @@ register_budget = BUDGETS.register
 
 
 @register_budget("macs")
-class Macs:
+class Macs(Budget):
     """Multiply-accumulates per token of the matrices that units can be cut from."""
 
-    def __init__(self, live: LiveModel) -> None:
-        self._live = live
-
-    @property
-    def dense(self) -> float:
-        """Those of the dense model."""
-        return self._live.dense_macs
+    def of_dense(self, live: LiveModel) -> float:
+        """Return those of the dense model."""
+        return live.dense_macs
 
     def left(self, units: Units) -> float:
         """Return those of what is there."""

@@ -11,7 +11,7 @@ from ..evidence import EVIDENCE
 from ..live import LiveModel, Masking, Units
 from ..masks import Masks
 from . import checks
-from .budgets import BUDGETS
+from .budgets import Budget
 from .choosing import choose_alone, choose_together, choose_weights
 from .scoring import Scorer
 from .seeing import Seeing
@@ -26,6 +26,7 @@ class Chooser:
     told: PruningSettings
     live: LiveModel
     tasks: Tasks
+    budget: Budget | None
     masking: Masking
     scorer: Scorer
     seeing: Seeing
@@ -53,8 +54,8 @@ class Chooser:
         reopened = [name for task in structured if task.rule.returns for name in task.groups]
         units = self.masking.reopened(reopened) if reopened else self.masking.units
         if structured and target is not None:
-            name, share = target.budget
-            return choose_together(self.tasks.units, units, scores, BUDGETS[name](self.live), share, position, check)
+            assert self.budget is not None
+            return choose_together(self.tasks.units, units, scores, self.budget, target.budget[1], position, check)
         for task in structured:
             units = choose_alone(task, units, scores, self.live.dense_units, position, check)
         return units

@@ -177,10 +177,10 @@ def _check_reversible(task: Task, live: LiveModel, swaps: bool, shrink_live: boo
             "A schedule-free optimizer keeps two sets of weights, and what is masked leaves both: masks must be "
             f"final (reversible=False). Received: {name} with score='{score.name}'"
         )
-    if shrink_live and (revives or follows):
+    if shrink_live and revives:
         raise PruningError(
-            "shrink_live (of a callback shrink_during_training) removes for good, so masks must not be reversible "
-            f"and no score follows single weights. Received: {name} with score='{score.name}'"
+            "shrink_live (of a callback shrink_during_training) removes for good, so masks must not be reversible. "
+            f"Received: {name} with score='{score.name}'"
         )
     if task.structured and follows:
         raise PruningError(f"Score '{score.name}' follows single weights: use WeightPruner. Received: {name}")

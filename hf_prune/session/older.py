@@ -31,5 +31,6 @@ def of_today(state: Mapping[str, Any]) -> Mapping[str, Any]:
         "numbers": {"dense": dense, "most_bytes": state.get("most_bytes", 0)},
         "evidence.gate": {"means": means},
         "evidence.movement": {"sums": state.get("movement", {})},
+        "budget": {"dense": dense_macs},
         "guards": {"guards": [], "good": None, "position": 0},
     }

@@ -20,6 +20,7 @@ from ..schedules import Schedule
 from ..sharding import unwrap
 from ..structure import Group
 from . import checks
+from .budgets import BUDGETS
 from .changing import Chooser
 from .clock import Clock
 from .guards import Guarding
@@ -111,7 +112,8 @@ class Pruning:
         self.guarding = Guarding(self.live, told.guards)
         self._scorer = Scorer(self.live, self.masking, self.evidence)
         self._seeing = Seeing(self.live, self.masking, self.evidence.values(), hooked=told.data is None)
-        self._chooser = Chooser(told, self.live, self.tasks, self.masking, self._scorer, self._seeing)
+        self.budget = BUDGETS[told.target.budget[0]](self.live) if told.target is not None else None
+        self._chooser = Chooser(told, self.live, self.tasks, self.budget, self.masking, self._scorer, self._seeing)
         self._watch, self._checked = StepWatch(optimizer, self._before_step), False
         self._start()
         self.numbers.count()
@@ -247,6 +249,7 @@ class Pruning:
             "clock": self.clock,
             "masking": self.masking,
             "numbers": self.numbers,
+            **({} if self.budget is None else {"budget": self.budget}),
             **{f"evidence.{name}": one for name, one in self.evidence.items()},
             "guards": self.guarding,
         }

@@ -1,0 +1,1 @@
+"""What other packages would add, one file each: tests save, resume, cut, share and refuse them."""

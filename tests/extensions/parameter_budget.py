@@ -1,0 +1,46 @@
+"""A target in parameters instead of multiply-accumulates: biases count, too."""
+
+from __future__ import annotations
+
+import math
+
+from hf_prune import Target, register_budget
+from hf_prune.session import Budget
+from hf_prune.settings import settings
+from hf_prune.structure import keep_vectors
+
+
+@register_budget("parameters")
+class Parameters(Budget):
+    """All entries that units own."""
+
+    def of_dense(self, live):
+        return live.dense_parameters if live.record else sum(map(math.prod, live.shapes.values()))
+
+    def left(self, units):
+        shapes = {name: list(shape) for name, shape in units.shapes.items()}
+        for (name, dim), vector in units.vectors.items():
+            shapes[name][dim] = int(vector.sum())
+        return sum(map(math.prod, shapes.values()))
+
+    def costs(self, units, groups):
+        gone = {
+            group.name: keep_vectors([group], {group.name: range(1, group.units)}, units.shapes) for group in groups
+        }
+        return {name: max(1, sum(self._entries(units, *key) * int((~one).sum()) for key, one in vectors.items()))
+                for name, vectors in gone.items()}  # fmt: skip
+
+    def _entries(self, units, name, dim):
+        return math.prod(n for axis, n in enumerate(units.shapes[name]) if axis != dim)
+
+
+@settings(frozen=True)
+class ParameterTarget(Target):
+    """Which share of the parameters remains."""
+
+    macs: float = 1.0
+    parameters: float = 0.5
+
+    @property
+    def budget(self):
+        return "parameters", self.parameters

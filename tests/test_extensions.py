@@ -1,0 +1,344 @@
+"""What other packages add in one file each is saved, resumed bit for bit, cut, shared and refused like our own."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from extensions import learned_gates, two_of_four  # noqa: F401  what they register
+from extensions.accuracy_guard import AccuracyGuard
+from extensions.bottlenecks import BottleneckPruner, Squeeze
+from extensions.drop_and_grow import RigL
+from extensions.parameter_budget import ParameterTarget
+from models import build_bert, draw_batch
+from test_distributed import TORCHRUN
+from test_examples import run_example
+
+from hf_prune import HeadPruner, NeuronPruner, Pruning, PruningError, PruningSettings, Schedule, WeightPruner
+from hf_prune.evidence import EVIDENCE
+from hf_prune.kinds import KINDS
+from hf_prune.packing import pack
+from hf_prune.patterns import PATTERNS
+from hf_prune.pruners import PRUNERS
+from hf_prune.resume import read_state, write_state
+from hf_prune.rules import RULES
+from hf_prune.scores import SCORES
+from hf_prune.session import BUDGETS, GUARDS
+
+STEPS = 10
+EARLY = Schedule("cubic", begin=1, end=9, frequency=2)
+SPARSE = Schedule("linear", begin=1, end=9, frequency=2, initial=0.9)
+LOW = {3: 0.7, 4: 0.7, 5: 0.7, 6: 0.9}  # what evaluations find after these steps; 0.9 elsewhere
+UNITS = [HeadPruner(sparsity=0.5), NeuronPruner(sparsity=0.5)]
+
+CASES: dict[str, Callable[..., PruningSettings]] = {
+    "evidence": lambda **more: PruningSettings(WeightPruner(sparsity=0.5, score="l0"), EARLY, **more),
+    "rule": lambda **more: PruningSettings(RigL(sparsity=0.6, score="l1"), SPARSE, **more),
+    "guard": lambda **more: PruningSettings(UNITS, EARLY, guards=[AccuracyGuard()], **more),
+    "budget": lambda **more: PruningSettings(
+        [HeadPruner(), NeuronPruner()], EARLY, ParameterTarget(parameters=0.7), **more
+    ),
+    "pattern": lambda **more: PruningSettings(WeightPruner(sparsity=0.5, score="l1", pattern="2:4"), EARLY, **more),
+    "kind": lambda **more: PruningSettings(BottleneckPruner(sparsity=0.5), EARLY, **more),
+}
+LIVE = {  # beside what is masked, units leave physically
+    "evidence": lambda: PruningSettings([WeightPruner(sparsity=0.5, score="l0"), *UNITS], EARLY, shrink_live=True),
+    "budget": lambda: CASES["budget"](shrink_live=True),
+    "pattern": lambda: PruningSettings(
+        [WeightPruner(sparsity=0.5, score="l1", pattern="2:4"), NeuronPruner(sparsity=0.5, multiple_of=4)],
+        EARLY,
+        shrink_live=True,
+    ),
+    "kind": lambda: CASES["kind"](shrink_live=True),
+}
+
+
+def build(case: str, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    return Squeeze() if case == "kind" else build_bert(seed=seed)
+
+
+def batch_of(model: Any, seed: int) -> dict[str, Any]:
+    if isinstance(model, Squeeze):
+        draw = torch.Generator().manual_seed(seed)
+        return {"inputs": torch.randn(8, 8, generator=draw), "labels": torch.randn(8, 8, generator=draw)}
+    return draw_batch(model, seed=seed)
+
+
+def start(case: str, seed: int = 0, told: PruningSettings | None = None, wrap: Any = None) -> Any:
+    """Return model, optimizer, session, and a function that takes steps."""
+    model = build(case, seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    pruning = Pruning(model, told or CASES[case](), total_steps=STEPS, optimizer=optimizer)
+    call = wrap(model) if wrap else model
+
+    def go(first: int, last: int) -> Iterator[bool]:
+        for step in range(first, last):
+            call(**batch_of(model, step)).loss.backward()
+            pruning.after_backward()
+            optimizer.step()
+            yield pruning.step()
+            optimizer.zero_grad()
+            pruning.observe({"eval_accuracy": LOW.get(step, 0.9) if case == "guard" else 1.0})
+
+    return model, optimizer, pruning, lambda first, last: list(go(first, last))
+
+
+def same(first: Any, second: Any) -> bool:
+    """Whether two sessions hold the same, bit for bit."""
+    (plain, tensors), (other, others) = (pack(one.state_dict()) for one in (first, second))
+    return (
+        plain == other
+        and tensors.keys() == others.keys()
+        and all(torch.equal(one, others[name]) for name, one in tensors.items())
+        and all(map(torch.equal, first.model.state_dict().values(), second.model.state_dict().values()))
+    )
+
+
+@pytest.mark.parametrize("stop", [4, 6])
+@pytest.mark.parametrize("case", CASES)
+def test_an_extension_resumes_bit_for_bit(case, stop, tmp_path):
+    model, optimizer, pruning, go = start(case)
+    go(0, stop)
+    held = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    write_state(pruning.state_dict(), tmp_path / "state.safetensors")
+    go(stop, STEPS)
+    other, moments, resumed, again = start(case, seed=1)
+    assert not same(pruning, resumed)
+    other.load_state_dict(held[0])
+    moments.load_state_dict(held[1])
+    resumed.load_state_dict(read_state(tmp_path / "state.safetensors"))
+    again(stop, STEPS)
+    assert same(pruning, resumed)
+
+
+@pytest.mark.parametrize("case", LIVE)
+def test_an_extension_follows_a_cut(case):
+    sizes, model = [], build(case)
+    for live in (False, True):
+        told = LIVE[case]()
+        told = told if live else PruningSettings(told.pruners, told.schedule, told.target)
+        model, _, pruning, go = start(case, told=told)
+        go(0, STEPS)
+        report = pruning.finish()
+        sizes.append((report.kept, sum(one.numel() for one in model.parameters())))
+        dense = sum(one.numel() for one in build(case).parameters())
+        assert sizes[-1][1] < dense
+    assert sizes[0][1] == sizes[1][1]
+
+
+def test_learned_gates_choose_what_the_loss_wants_kept():
+    _, _, pruning, go = start("evidence")
+    go(0, STEPS)
+    logits = torch.cat([one.flatten() for one in pruning.evidence["l0"].logits.values()]).detach()
+    kept = torch.cat([mask.flatten() for mask in pruning.masks.values()])
+    assert pruning.logs()["sparsity_weight"] == pytest.approx(0.5, abs=1e-3)
+    assert logits[kept].mean() > logits[~kept].mean()
+
+
+def test_dropped_weights_grow_again_at_the_density_that_was_asked_for():
+    _, _, pruning, go = start("rule")
+    back = 0
+    for step in range(STEPS):
+        before = {name: mask.clone() for name, mask in pruning.masks.items()}
+        go(step, step + 1)
+        back += sum(int((mask & ~before.get(name, mask)).sum()) for name, mask in pruning.masks.items())
+    assert back > 50
+    assert pruning.logs()["sparsity_weight"] == pytest.approx(0.6, abs=1e-3)
+
+
+def test_a_guard_holds_changes_back_and_undoes_the_last_one():
+    _, _, pruning, go = start("guard")
+    told = []
+    for step in range(STEPS):
+        (changed,) = go(step, step + 1)
+        told.append((pruning.clock.steps, pruning.clock.position, changed, pruning.logs()["sparsity_head"]))
+    steps, positions, changes, sparsities = zip(*told)
+    assert steps == tuple(range(1, STEPS + 1))
+    # evaluations behind steps 4, 5, 6 are bad: the change due at step 5 waits twice, is then undone, and made again
+    assert positions == (1, 2, 3, 4, 4, 4, 2, 3, 4, 5)
+    assert changes == (True, False, True, False, False, False, False, True, False, True)
+    assert sparsities[2] > sparsities[6] == sparsities[0]
+
+
+def test_two_of_four_leave():
+    model, _, pruning, go = start("pattern")
+    go(0, STEPS)
+    for name in pruning.masks:
+        assert ((model.get_parameter(name).reshape(-1, 4) == 0).sum(1) == 2).all()
+
+
+def test_a_target_in_parameters_is_reached():
+    model, _, pruning, go = start("budget")
+    dense = sum(one.numel() for one in model.parameters())
+    go(0, STEPS)
+    pruning.finish()
+    assert 0.68 < sum(one.numel() for one in model.parameters()) / dense <= 0.7
+
+
+def test_units_of_a_new_kind_leave():
+    model, _, pruning, go = start("kind")
+    go(0, STEPS)
+    assert pruning.logs()["sparsity_bottleneck"] == 0.5
+    pruning.finish()
+    assert sum(len(down.bias) for down in model.down) == 6
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (lambda: CASES["rule"](shrink_live=True), "must not be reversible"),
+        (lambda: CASES["guard"](shrink_live=True), "A guard that goes back needs masks.*shrink_live"),
+        (lambda: PruningSettings(Returning(sparsity=0.5)), "Rule 'drop_and_grow' chooses single weights"),
+        (lambda: PruningSettings(NeuronPruner(sparsity=0.5, score="l0")), "follows single weights: use WeightPruner"),
+        (lambda: PruningSettings(BottleneckPruner(sparsity=0.5)), "finds no groups of kind bottleneck"),
+    ],
+)
+def test_what_cannot_be_is_refused(told, message):
+    with pytest.raises(PruningError, match=message):
+        Pruning(build_bert(), told(), total_steps=STEPS)
+
+
+class Returning(NeuronPruner):
+    """A pruner of units with a rule of weights."""
+
+    def resolve_rule(self):
+        return RULES["drop_and_grow"]
+
+
+def share(out: Path) -> None:
+    """Train under two processes with DDP; under FSDP what needs whole parameters is refused."""
+    from torch.distributed.fsdp import fully_shard
+
+    torch.distributed.init_process_group("gloo")
+    told = {}
+    for case in CASES:
+        _, _, pruning, go = start(case, wrap=torch.nn.parallel.DistributedDataParallel)
+        go(0, STEPS)
+        plain, tensors = pack(pruning.state_dict())
+        told[case] = [
+            str(plain["clock"]),
+            pruning.logs(),
+            {name: float(one.double().sum()) for name, one in tensors.items()},
+        ]
+    for case in ("evidence", "pattern", "guard"):
+        model = build(case)
+        fully_shard(model)
+        with pytest.raises(PruningError) as refused:
+            Pruning(model, CASES[case](), total_steps=STEPS)
+        told[f"{case} under FSDP"] = str(refused.value)
+    (out / f"{torch.distributed.get_rank()}.json").write_text(json.dumps(told))
+
+
+def test_two_processes_agree_and_sharded_models_are_refused_where_parts_cannot_tell(tmp_path):
+    run_example(Path(__file__), tmp_path, launcher=TORCHRUN)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    for case in CASES:
+        alone = start(case)
+        alone[-1](0, STEPS)
+        assert first[case][1] == pytest.approx(alone[2].logs())
+    assert "Learned gates need whole parameters" in first["evidence under FSDP"]
+    assert "Pattern '2:4' needs whole parameters" in first["pattern under FSDP"]
+    assert "A guard that goes back needs masks of whole parameters" in first["guard under FSDP"]
+
+
+# the contract of everything that is registered
+@pytest.mark.parametrize("need", list(EVIDENCE))
+def test_evidence_keeps_its_contract(need):
+    score = next((f for name in SCORES for f in SCORES[name].values() if need in f.needs), None)
+    if score is None:
+        pytest.skip("no score needs it")
+    made = NeuronPruner if score.of == "unit" else WeightPruner
+    model, _, pruning, go = start("evidence", told=PruningSettings(made(sparsity=0.5, score=score.name), EARLY))
+    (one,) = {id(pruning.evidence[EVIDENCE[n].name]): pruning.evidence[EVIDENCE[n].name] for n in score.needs}.values()
+    go(0, 4)
+    state = copy.deepcopy(one.state_dict())
+    pack(state)
+    fresh = type(one)(pruning.live, one.groups, one.weights, 0)
+    fresh.load_state_dict(state)
+    assert pack(fresh.state_dict())[0] == pack(state)[0]
+    units = [group for group in pruning.groups if group.name in one.groups]
+    if units:
+        assert fresh.of_units(need, units[0]).shape == (units[0].units,)
+        assert torch.equal(fresh.of_units(need, units[0]), one.of_units(need, units[0]))
+    elif need != "gradient":  # of the step that is over
+        weight = model.get_parameter(one.weights[0])
+        assert torch.equal(fresh.of_weight(need, one.weights[0], weight), one.of_weight(need, one.weights[0], weight))
+    assert one.nbytes >= 0
+    one.settle()
+
+
+@pytest.mark.parametrize("name", list(RULES))
+def test_a_rule_keeps_its_contract(name):
+    rule = RULES[name]
+    scores = {"a": torch.arange(8.0).view(2, 4), "b": torch.arange(8.0, 12.0)}
+    old = {"a": torch.tensor([[True, False] * 2] * 2)}
+
+    def select(values, among, *, fewer=0.0):
+        from hf_prune.allocation import select_weights
+
+        open_ = {n: v.masked_fill(~among[n], -torch.inf) if n in among else v for n, v in values.items()}
+        return select_weights(open_, round(6 * (1 - fewer)))
+
+    masks = rule.function(scores, old, select, **dict.fromkeys(rule.also, scores))
+    assert {n: (m.shape, m.dtype) for n, m in masks.items()} == {n: (s.shape, torch.bool) for n, s in scores.items()}
+    assert sum(int(mask.sum()) for mask in masks.values()) == 6
+    if not rule.returns:
+        assert not (masks["a"] & ~old["a"]).any()
+
+
+@pytest.mark.parametrize("name", list(PATTERNS))
+def test_a_pattern_keeps_its_contract(name):
+    values = {"a": torch.rand(4, 8, generator=torch.Generator().manual_seed(0)), "b": torch.arange(16.0).view(4, 4)}
+    for keep in (48, 40, 24):
+        masks = PATTERNS[name].function(values, keep)
+        assert {n: m.shape for n, m in masks.items()} == {n: v.shape for n, v in values.items()}
+        assert sum(int(mask.sum()) for mask in masks.values()) == keep
+
+
+@pytest.mark.parametrize("name", list(BUDGETS))
+def test_a_budget_keeps_its_contract(name):
+    pruning = Pruning(build_bert(), UNITS, total_steps=STEPS)
+    budget, units = BUDGETS[name](pruning.live), pruning.masking.units
+    costs = budget.costs(units, pruning.groups)
+    assert set(costs) == {group.name for group in pruning.groups}
+    assert all(cost > 0 for cost in costs.values())
+    assert budget.left(units) == budget.dense
+    neurons = "layers.0.mlp.neurons"
+    fewer = units.keep({neurons: range(1, units.by_name[neurons].units)})
+    assert budget.left(units) - budget.left(fewer) == costs[neurons]
+    fresh = BUDGETS[name](pruning.live)
+    fresh.load_state_dict(budget.state_dict())
+    assert fresh.dense == budget.dense
+
+
+@pytest.mark.parametrize("name", list(GUARDS))
+def test_a_guard_keeps_its_contract(name):
+    guard = GUARDS[name]()
+    assert guard.verdict() == "go"
+    guard.observe({"eval_accuracy": 0.0, "eval_loss": 9.0})
+    assert guard.verdict() in ("go", "wait", "back")
+    fresh = GUARDS[name]()
+    fresh.load_state_dict(guard.state_dict())
+    assert fresh.verdict() == guard.verdict()
+
+
+@pytest.mark.parametrize("name", list(PRUNERS))
+def test_a_pruner_keeps_its_contract(name):
+    sort = PRUNERS[name]
+    pruner = sort.made(sparsity=0.5, **sort.settings)
+    assert pruner == sort.made(sparsity=0.5, **sort.settings)
+    assert pruner.resolve_rule() in [RULES[rule] for rule in RULES]
+    if hasattr(pruner, "kinds"):
+        assert set(pruner.kinds([])) <= set(KINDS)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    share(Path.cwd())
