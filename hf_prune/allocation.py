@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,8 +48,7 @@ def _ranks(score: Tensor) -> Tensor:
     return ranks.view(score.shape)
 
 
-@dataclass(frozen=True)
-class Bundle:
+class Bundle(NamedTuple):
     """Units of one group that can only leave together: one of each part, and as many as keep a multiple."""
 
     value: float
@@ -113,20 +112,24 @@ def _bundles(group: Group, value: Tensor, alive: Tensor, cost: float, min_kept: 
     """Return what can leave a group, the least valuable first."""
     here = alive.view(group.parts, -1)
     parts = [part for part in range(group.parts) if here[part].any()]
-    order = []
-    for part in parts:
-        units = here[part].nonzero().view(-1) + part * group.per_part
-        order.append(units[value[units].argsort(stable=True)].tolist())
-    left, bundles, start = len(order[0]) if order else 0, list[Bundle](), 0
-    while left > 0:
-        count = left % multiple or multiple
-        if left - count < min_kept:
-            break
-        leaving = tuple(unit for row in order for unit in row[start : start + count])
-        mean = float(value[list(leaving)].double().mean())
-        bundles.append(Bundle(mean, group.name, leaving, cost * len(leaving)))
-        start, left = start + count, left - count
-    return bundles
+    if not parts:
+        return []
+    rows = [here[part].nonzero().view(-1) + part * group.per_part for part in parts]
+    order = torch.stack([units[value[units].argsort(stable=True)] for units in rows])  # (parts, units that are there)
+    worth, left = value[order].double(), order.shape[1]
+    first = left % multiple or multiple  # then what stays is a multiple
+    bundles = list[Bundle]()
+    for start, stop, width in ((0, first, first), (first, left, multiple)):
+        shape = (len(parts), (stop - start) // width, width)  # then (bundles, units in each)
+        leaving = order[:, start:stop].reshape(shape).transpose(0, 1).flatten(1)
+        means = worth[:, start:stop].reshape(shape).transpose(0, 1).flatten(1).mean(1)
+        count = leaving.shape[1]
+        bundles += [
+            Bundle(mean, group.name, tuple(units), cost * count)
+            for mean, units in zip(means.tolist(), leaving.tolist())
+        ]
+    stays = left - first
+    return bundles[: 1 + (stays - min_kept) // multiple] if stays >= min_kept else []
 
 
 def select_weights(values: Mapping[str, Tensor], keep: int) -> dict[str, Tensor]:

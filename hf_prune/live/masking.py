@@ -40,7 +40,7 @@ class Masking:
         weights: Masks of single weights; under FSDP of the local shards.
         returning: Names of parameters and groups of which something may still come back.
         shown: Whether masked units hold their values now, to be computed behind shut gates.
-        leaky: Whether masked entries of units get gradients, so that they are zeroed after each step.
+        leaking: Axes of tensors whose masked entries get gradients, so that they are zeroed after each step.
     """
 
     def __init__(
@@ -55,7 +55,8 @@ class Masking:
         self.weights: Masks = check_masks(live.tensors, given or {})
         self.given = dict(self.weights)
         self.chosen, self.returning = tuple(chosen), tuple(returning)
-        self.shown, self.leaky, self._unchecked = False, False, False
+        self.shown, self._unchecked = False, False
+        self.leaking: frozenset[tuple[str, int]] = frozenset()
         self._shadows = Shadows()
         self._swapping = live.optimizer if swaps_weights(live.optimizer) else None
         apply_masks(live.tensors, self.weights, live.optimizer)
@@ -63,7 +64,7 @@ class Masking:
     @property
     def anything(self) -> bool:
         """Whether zeros have to be written again after a step."""
-        return bool(self.weights) or self.leaky
+        return bool(self.weights or self.leaking)
 
     @property
     def nbytes(self) -> int:
@@ -99,16 +100,18 @@ class Masking:
         zero_removed(tensors, units.gone, self.live.optimizer)
         skip_removed(self.live.model, self.live.groups, units.kept)
 
-    def hold(self, *, units: bool = True) -> None:
-        """Zero again what is masked; also what an optimizer will put in its place when it evaluates.
+    def hold(self) -> None:
+        """Zero again what is masked; also what an optimizer will put in its place when it evaluates."""
+        self._zero(self.units.gone)
 
-        Args:
-            units: Whether masked units are zeroed too: they stay zeros by themselves where no gradient leaks.
-        """
+    def hold_after_step(self) -> None:
+        """Zero again what an optimizer's step may have changed: masked weights, and units where gradients leak."""
+        self._zero({key: index for key, index in self.units.gone.items() if key in self.leaking})
+
+    def _zero(self, gone: Mapping[tuple[str, int], Tensor]) -> None:
         tensors = self.live.tensors
         apply_masks(tensors, self.weights, self._swapping)
-        if units:
-            zero_removed(tensors, self.units.gone, self._swapping)
+        zero_removed(tensors, gone, self._swapping)
 
     def settle(self) -> None:
         """Give back what was kept for changes: there will be none any more."""
@@ -151,20 +154,27 @@ class Masking:
 
     # leaks
     def check_leaks(self) -> None:
-        """Look, once after a change, whether masked entries get gradients (act(0) is not 0)."""
-        if self._unchecked and not self.leaky:
-            self._unchecked, self.leaky = False, self._gradients_leak()
+        """Look, once after a change, which masked entries get gradients (act(0) is not 0).
 
-    def _gradients_leak(self) -> bool:
-        tensors = self.live.tensors
-        found = ((tensors[name].grad, dim, index) for (name, dim), index in self.units.gone.items())
-        return any(gradient is not None and any_at(gradient, dim, index) for gradient, dim, index in found)
+        Units leak where their readers see them. While readers are held at zero, no gradient reaches the rest of a unit.
+        """
+        if self._unchecked:
+            tensors, gone = self.live.tensors, self.units.gone
+            found = [key for key in gone.keys() - self.leaking if _leaks(tensors[key[0]].grad, key[1], gone[key])]
+            self._unchecked, self.leaking = False, self.leaking | set(found) | self._readers_like(set(found))
+
+    def _readers_like(self, found: set[tuple[str, int]]) -> set[tuple[str, int]]:
+        """Return where units of those kinds are read of which some leak: in all layers, as a batch may not reach each."""
+        owned = {group.name: {(part.parameter, part.dim) for part in group.slices} for group in self.live.groups}
+        kinds = {group.kind for group in self.live.groups if owned[group.name] & found}
+        like = [group for group in self.live.groups if group.kind in kinds]
+        return {(part.parameter, part.dim) for group in like for part in group.read or group.slices}
 
     # a part of a session
     def follow(self, cut: Cut) -> None:
         """Go on with what is left: all of its units are there."""
         self.weights = cut.tensors(self.weights)
-        self.units, self.leaky = Units.all_of(self.live.groups, self.live.shapes), False
+        self.units, self.leaking = Units.all_of(self.live.groups, self.live.shapes), frozenset()
 
     def state_dict(self) -> dict[str, Any]:
         """Return which units are there, whole masks, and the values that may come back; all processes call it."""
@@ -173,7 +183,7 @@ class Masking:
             "alive": dict(self.units.alive),
             "weights": whole_masks(tensors, self.weights),
             "shadows": self._shadows.state(tensors),
-            "leaky": self.leaky,
+            "leaking": sorted(map(list, self.leaking)),
             "unchecked": self._unchecked,
         }
 
@@ -194,6 +204,10 @@ class Masking:
         self.units = Units(self.live.groups, self.live.shapes, alive)
         self.weights = local_masks(tensors, state["weights"])
         self._shadows.load(state["shadows"], tensors, self._keep(tensors))
-        self.leaky, self._unchecked = state["leaky"], state["unchecked"]
+        self.leaking, self._unchecked = frozenset((name, dim) for name, dim in state["leaking"]), state["unchecked"]
         skip_removed(self.live.model, self.live.groups, self.units.kept)
         self.hold()
+
+
+def _leaks(gradient: Tensor | None, dim: int, gone: Tensor) -> bool:
+    return gradient is not None and any_at(gradient, dim, gone)

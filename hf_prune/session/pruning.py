@@ -146,7 +146,7 @@ class Pruning:
         if changes:
             self._change(due)
         elif self.masking.anything:
-            self.masking.hold(units=self.masking.leaky)
+            self.masking.hold_after_step()
         if taken and self.settings.data is None:
             for one in self.evidence.values():
                 one.step()
