@@ -440,7 +440,7 @@ def test_adopted_masks_follow_a_cut_and_their_moments_are_zero():
     assert mask.shape == weight.shape != (6, 4, 3, 3)
     assert (~mask).any()
     assert not weight[~mask].any()
-    units = pruning.record["conv2.channels"][0], pruning.record["conv1.channels"][0]
+    units = pruning.live.record["conv2.channels"][0], pruning.live.record["conv1.channels"][0]
     assert torch.equal(mask, masks["conv2.weight"][units[0]][:, units[1]])
     assert state[weight]["exp_avg"].shape == weight.shape
 

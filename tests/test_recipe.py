@@ -71,7 +71,9 @@ def test_yaml_of_a_recipe_is_plain():
 
 
 def test_every_pruner_can_be_named():
-    chosen = PrunerSettings(**{name: {"sparsity": 0.5} for name in PrunerSettings.model_fields}).chosen
+    names = ["heads", "kv_groups", "neurons", "layers", "branches", "experts", "channels", "weights"]
+    assert set(names) <= set(PrunerSettings.model_fields)
+    chosen = PrunerSettings(**{name: {"sparsity": 0.5} for name in names}).chosen
     assert [type(pruner).__name__.removesuffix("Pruner") for pruner in chosen] == [
         "Head", "Head", "Neuron", "Layer", "Layer", "Expert", "Channel", "Weight",
     ]  # fmt: skip

@@ -164,7 +164,7 @@ class Masking:
             self._unchecked, self.leaking = False, self.leaking | set(found) | self._readers_like(set(found))
 
     def _readers_like(self, found: set[tuple[str, int]]) -> set[tuple[str, int]]:
-        """Return where units of those kinds are read of which some leak: in all layers, as a batch may not reach each."""
+        """Return where units of the kinds of which some leak are read: in all layers, as a batch may not reach each."""
         owned = {group.name: {(part.parameter, part.dim) for part in group.slices} for group in self.live.groups}
         kinds = {group.kind for group in self.live.groups if owned[group.name] & found}
         like = [group for group in self.live.groups if group.kind in kinds]
