@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,13 +36,13 @@ def check_sizes(config: Mapping[str, Any], tensors: int, room: float) -> None:
         CheckpointError: It has more layers than there are tensors for, or a size that no such model can have.
     """
     layers = max(tensors, _removed_layers(config))
-    for name, numbers in _counts(config):
+    for kind, name, numbers in _counts(config):
         total = sum(max(number, 0) for number in numbers)
-        if name in _LAYERS and total > layers:
+        if name in _LAYERS and total > layers and numbers != [_default(kind, name)]:
             raise CheckpointError(
                 f"A model cannot have more layers than tensors, {tensors}. Received: {shown(total)} layers"
             )
-        if _SIZE.search(name) and max(numbers, default=0) > room:
+        if _SIZE.search(name) and max(numbers, default=0) > room and numbers != [_default(kind, name)]:
             raise CheckpointError(
                 f"config.{name:.80} must fit weights of {tensors} tensors. Received: {shown(max(numbers))}"
             )
@@ -56,19 +57,31 @@ def _removed_layers(config: Mapping[str, Any]) -> int:
     return min(sum(int(end[1]) for end in ends if end), _REMOVED)
 
 
-def _counts(value: Any, name: str = "") -> Iterator[tuple[str, list[int]]]:
-    """Yield each key of a config with the whole numbers that it states, those of lists in lists together."""
+def _default(kind: str, name: str) -> Any:
+    """Return what transformers' own config of a model type says where nothing is said: some numbers are no sizes."""
+    from transformers import CONFIG_MAPPING
+
+    if kind not in CONFIG_MAPPING:
+        return None
+    made = CONFIG_MAPPING[kind]
+    told = inspect.signature(made.__init__).parameters.get(name)  # transformers 5 has class attributes, too
+    return getattr(made, name, None) if told is None else told.default
+
+
+def _counts(value: Any, name: str = "", kind: str = "") -> Iterator[tuple[str, str, list[int]]]:
+    """Yield each key of a config, with its model type, and the whole numbers of it, those of lists in lists together."""
     if isinstance(value, Mapping):
+        kind = str(value.get("model_type", kind))
         for key, inner in value.items():
             if key != BLOCK:
-                yield from _counts(inner, str(key))
+                yield from _counts(inner, str(key), kind)
     elif isinstance(value, (list, tuple)):
-        yield name, list(_numbers(value))
+        yield kind, name, list(_numbers(value))
         for inner in value:
             if isinstance(inner, (Mapping, list, tuple)):
-                yield from _counts(inner, "" if isinstance(inner, (list, tuple)) else name)
+                yield from _counts(inner, "" if isinstance(inner, (list, tuple)) else name, kind)
     elif isinstance(value, int) and not isinstance(value, bool):
-        yield name, [value]
+        yield kind, name, [value]
 
 
 def _numbers(value: Any) -> Iterator[int]:
