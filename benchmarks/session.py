@@ -2,8 +2,8 @@
 
 python benchmarks/session.py --before TREE      TREE: a checkout of an earlier commit; both are timed in turn
 
-BERT-base's shapes, one thread, gates that are watched but no batch: only what the session does itself is timed. Ratios
-within one run count, the machines are noisy.
+BERT-base's shapes, one thread, no optimizer: only what the session does itself is timed. Ratios within one run count,
+the machines are noisy.
 """
 
 from __future__ import annotations
@@ -28,15 +28,12 @@ CHANGES = 6
 
 
 def build(act: str, layers: int) -> Any:
-    """Return a BERT with base shapes, and gradients that are drawn."""
+    """Return a BERT with base shapes."""
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
     torch.manual_seed(0)
-    model = BertForSequenceClassification(BertConfig(num_hidden_layers=layers, hidden_act=act, vocab_size=1000))
-    for parameter in model.parameters():
-        parameter.grad = torch.randn_like(parameter) * 1e-3
-    return model
+    return BertForSequenceClassification(BertConfig(num_hidden_layers=layers, hidden_act=act, vocab_size=1000))
 
 
 def count_calls(counts: dict[str, int]) -> None:
@@ -71,6 +68,7 @@ def time_session(act: str, layers: int) -> dict[str, Any]:
     count_calls(counts)
     spent: dict[str, list[float]] = {"change": [], "held": []}
     for step in range(1, 2 * CHANGES + 1):
+        model(input_ids=torch.arange(8)[None], labels=torch.tensor([1])).loss.backward()
         pruning.after_backward()
         before = dict(counts)
         start = time.perf_counter()
@@ -79,6 +77,7 @@ def time_session(act: str, layers: int) -> dict[str, Any]:
         if changed:
             calls = {name: counts[name] - before[name] for name in counts}
         assert changed == (step % 2 == 0)
+        model.zero_grad()
     before = dict(counts)
     start = time.perf_counter()
     pruning.finish()
@@ -101,6 +100,12 @@ def run_in(tree: Path, act: str, layers: int) -> dict[str, Any]:
     return dict(json.loads(told.stdout.splitlines()[-1]))
 
 
+def least(many: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the least time of each, and the counts, which are the same in all."""
+    times = {key: min(one[key] for one in many) for key in many[0] if key.endswith("_ms")}
+    return {**many[0], **times}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path, help="a checkout of an earlier commit")
@@ -117,10 +122,7 @@ def main() -> None:
         for act in ("gelu", "sigmoid"):  # masked neurons of a sigmoid get gradients: they are held after each step
             for name, tree in trees.items():
                 found.setdefault(act, {}).setdefault(name, []).append(run_in(tree, act, options.layers))
-    best = {
-        act: {name: {**many[0], **{k: min(one[k] for one in many) for k in many[0] if k.endswith("_ms")}} for name, many in both.items()}
-        for act, both in found.items()
-    }  # fmt: skip
+    best = {act: {name: least(many) for name, many in both.items()} for act, both in found.items()}
     commit = [
         subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=tree, capture_output=True, text=True).stdout.strip()
         for tree in trees.values()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -60,11 +60,12 @@ def check_depth(model: nn.Module, groups: Sequence[Group], live_kept: Kept) -> N
     if part is not model:
         model, groups = part, find_groups(part)  # called the same there, and at other paths
     inner = {one.holder for one in groups if one.modules and not one.traits.holds_places}
+    owned = {part.parameter for one in groups for part in one.slices}
     for group in groups:
         stays = units_left(group, live_kept)
         if not group.traits.holds_places or len(stays) == group.units:
             continue
-        reason = _unsayable(model, group, stays, inner)
+        reason = _unsayable(model, group, stays, inner, owned)
         if reason:
             raise PruningError(
                 f"A config of {type(model).__name__} cannot say that only these of '{group.name}' stay: {reason}. "
@@ -108,10 +109,11 @@ def _renumber(layer: nn.Module, old: int, new: int) -> None:
                 setattr(module, name, new)
 
 
-def _unsayable(model: nn.Module, group: Group, stays: Sequence[int], inner: set[str]) -> str:
+def _unsayable(model: nn.Module, group: Group, stays: Sequence[int], inner: set[str], owned: set[str]) -> str:
     """Say why a stock class built from the small config has other layers than these; empty where it has the same.
 
-    How long lists inside of layers are (`inner`, of experts) does not count: the plan says it.
+    How long lists inside of layers are (`inner`, of experts), and how wide what units own (`owned`), does not count:
+    the plan says it.
     """
     if not _keeps_attention(model, group, stays):
         return "caches need a layer of each sort"
@@ -134,10 +136,18 @@ def _unsayable(model: nn.Module, group: Group, stays: Sequence[int], inner: set[
             name for name in _NUMBERED for one in mine.modules() if number != unit and getattr(one, name, False)
         )
         lists = tuple(f"{path.removeprefix(f'{group.modules[unit]}.')}." for path in inner)
-        different = _difference(mine, built, lists) or next(by_number, "")
+        free = {name for name, _ in mine.named_parameters() if f"{group.modules[unit]}.{name}" not in owned}
+        different = _difference(mine, built, lists) or next(by_number, "") or _other_shape(mine, built, free)
         if different:
             return f"layer {unit} would become another one at place {number} ({different})"
     return ""
+
+
+def _other_shape(mine: nn.Module, built: nn.Module, names: Collection[str]) -> str:
+    """Return which of these parameters has another shape: Fun-ASR's first layer reads wider inputs."""
+    theirs = dict(built.named_parameters())
+    found = ((name, one) for name, one in mine.named_parameters() if name in names and name in theirs)
+    return next((name for name, one in found if one.shape != theirs[name].shape), "")
 
 
 def _changed_around(model: nn.Module, twin: nn.Module, parent: str) -> str:

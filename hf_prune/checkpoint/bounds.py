@@ -69,7 +69,7 @@ def _default(kind: str, name: str) -> Any:
 
 
 def _counts(value: Any, name: str = "", kind: str = "") -> Iterator[tuple[str, str, list[int]]]:
-    """Yield each key of a config, with its model type, and the whole numbers of it, those of lists in lists together."""
+    """Yield model type and key of each number of a config, and its whole numbers, those of lists in lists together."""
     if isinstance(value, Mapping):
         kind = str(value.get("model_type", kind))
         for key, inner in value.items():
