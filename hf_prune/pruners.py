@@ -77,6 +77,10 @@ class Pruner:
         """Return the score, of weights or of units as this pruner needs it."""
         return get_score(self.score, "unit" if isinstance(self, UnitPruner) else "weight")
 
+    def may_revive(self) -> bool:
+        """Whether what this pruner has masked may come back."""
+        return self.resolve_rule().returns
+
     def resolve_rule(self) -> Rule:
         """Return the rule that says what may come back when masks change."""
         returns = self.resolve_score().reversible if self.reversible is None else self.reversible

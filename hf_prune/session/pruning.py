@@ -184,6 +184,10 @@ class Pruning:
             self.numbers.count()
         return report_of(self.live, self.masking, self.numbers, self.tasks)
 
+    def hold(self) -> None:
+        """Zero again what is masked; also what an optimizer will put in its place when it evaluates."""
+        self.masking.hold()
+
     def close(self) -> None:
         """Remove all hooks from the model."""
         self._seeing.stop()

@@ -1,0 +1,50 @@
+"""What the first released names mean stays: every name, every parameter in its place and with its default."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hf_prune
+
+LISTED = Path(__file__).parent / "public.json"
+
+
+def parameters_of(thing: Any) -> list[list[str]]:
+    """Return (name, kind, default) of each parameter; none of what has no signature, such as an exception."""
+    try:
+        signature = inspect.signature(thing)
+    except ValueError:
+        return []
+    return [[one.name, one.kind.name, repr(one.default)] for one in signature.parameters.values()]
+
+
+def described(name: str) -> dict[str, list[list[str]]]:
+    """Return the parameters of a public name, and of its public methods."""
+    thing = getattr(hf_prune, name)
+    if not callable(thing) or not hasattr(thing, "__name__"):
+        return {}
+    methods = [key for key in dir(thing) if not key.startswith("_") and inspect.isfunction(getattr(thing, key))]
+    own = [key for key in methods if getattr(thing, key).__module__.startswith("hf_prune")]
+    return {"": parameters_of(thing), **{key: parameters_of(getattr(thing, key)) for key in own}}
+
+
+def test_no_name_has_gone():
+    assert set(json.loads(LISTED.read_text())) <= set(hf_prune.__all__)
+
+
+@pytest.mark.parametrize("name", json.loads(LISTED.read_text()))
+def test_a_public_name_takes_what_it_took(name):
+    told, now = json.loads(LISTED.read_text())[name], described(name)
+    for method, listed in told.items():
+        assert method in now, method
+        assert [one for one in now[method] if one in listed] == listed, method
+
+
+if __name__ == "__main__":
+    text = json.dumps({name: described(name) for name in sorted(hf_prune.__all__) if name != "__version__"})
+    LISTED.write_text(text + "\n")
