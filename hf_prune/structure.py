@@ -116,6 +116,11 @@ class Group:
         return KINDS[self.kind]
 
     @property
+    def has_gate(self) -> bool:
+        """Whether what units hand on can be seen: where nothing reads them, and they are no modules, it cannot."""
+        return bool(self.read) or self.traits.gate != "input"
+
+    @property
     def gate(self) -> Gate:
         """What a unit's gate multiplies; ``"input"`` where nothing reads the units (`read` is empty): it has none."""
         return "input" if self.read else self.traits.gate

@@ -14,9 +14,12 @@ from transformers import Trainer
 
 from hf_prune import (
     ExpertPruner,
+    HeadPruner,
+    Pruning,
     PruningCallback,
     PruningError,
     Schedule,
+    Target,
     find_groups,
     load_pruned,
     mask_units,
@@ -90,7 +93,8 @@ def test_prune_at_once(score):
     assert_same(masked, model)
 
 
-def test_l1_takes_all_that_an_expert_owns():
+@pytest.mark.parametrize("score", ["l1", "taylor"])
+def test_a_quiet_expert_leaves_by_all_that_it_owns(score):
     model = build()
     for layer, quiet in zip(model.model.layers, (1, 2)):
         experts = next(module for name, module in layer.named_modules() if name.endswith("experts"))
@@ -98,9 +102,22 @@ def test_l1_takes_all_that_an_expert_owns():
             experts[quiet].parameters() if hasattr(experts, "__getitem__") else (t[quiet] for t in experts.parameters())
         )
         for tensor in tensors:
-            tensor.data.mul_(0.1)
-    kept = prune(model, ExpertPruner(sparsity=0.25, score="l1")).kept
+            tensor.data.mul_(0.05)
+    data = [{"input_ids": one, "labels": one} for one in zoo.inputs(model, rows=8)["input_ids"].split(2)]
+    kept = prune(model, ExpertPruner(sparsity=0.25, score=score), data=data).kept
     assert [kept[name] for name in PLAN] == [[0, 2, 3], [0, 1, 3]]
+
+
+def test_experts_have_no_gates_so_that_all_units_are_scored_by_weights():
+    pruning = Pruning(build(), [HeadPruner(), ExpertPruner()], target=Target(macs=0.5), total_steps=9)
+    assert {task.score.of for task in pruning.tasks} == {"weight"}
+    assert [*pruning.evidence] == ["gradient"]
+    heads = Pruning(build(), HeadPruner(sparsity=0.5), total_steps=9)
+    assert [task.score.of for task in heads.tasks] == ["unit"]
+    with pytest.raises(
+        PruningError, match=r"'gate_absolute' of units reads gates, and units of 'layers.0.experts' have"
+    ):
+        Pruning(build(), ExpertPruner(sparsity=0.5, score="gate_absolute"), total_steps=9)
 
 
 def test_callback_and_resume(tmp_path):

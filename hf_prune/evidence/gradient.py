@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from ..sharding import whole
-from ..skipping import is_skipped
 from .base import Evidence, MissingEvidence, register_evidence
 
 
@@ -15,7 +14,7 @@ class Gradients(Evidence):
     """The gradient of the loss, as it is on the parameters now."""
 
     def of_weight(self, need: str, name: str, weight: Tensor) -> Tensor:
-        """Return the gradient of a parameter in float32; zeros where no forward reaches it.
+        """Return the gradient of a parameter in float32; zeros where a backward has not reached it.
 
         Raises:
             MissingEvidence: There is none.
@@ -28,14 +27,12 @@ class Gradients(Evidence):
         Raises:
             MissingEvidence: There is none.
         """
-        if weight.grad is None and not self._skipped(name):
+        if weight.grad is not None:
+            return weight.grad
+        reached = any(one.grad is not None for one in self.live.model.parameters())
+        if not (weight.requires_grad and reached):
             raise MissingEvidence(
                 f"the gradient of '{name}', which is None: call after_backward() between backward() and "
                 "optimizer.step(), or pass data=."
             )
-        return torch.zeros_like(weight) if weight.grad is None else weight.grad
-
-    def _skipped(self, name: str) -> bool:
-        """Whether a parameter lies in a module that no forward reaches: a masked layer."""
-        parts = name.split(".")
-        return any(is_skipped(self.live.model.get_submodule(".".join(parts[:end]))) for end in range(1, len(parts)))
+        return torch.zeros_like(weight)  # of an expert that no token was sent to, or in a masked layer

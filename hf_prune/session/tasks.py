@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
+from ..errors import PruningError
+from ..evidence import EVIDENCE
 from ..live import Cut, LiveModel
 from ..pruners import Pruner, UnitPruner, WeightPruner
 from ..rules import Rule
 from ..schedules import Schedule
-from ..scores import Score, get_score
+from ..scores import SCORES, Score, get_score
 from ..structure import Group
 
 Kinds = Mapping[str, Sequence[str]]
@@ -29,6 +31,7 @@ class Task:
         total_steps: Of the run.
         kinds: Kind to the names of the dense model's groups that units are chosen from; empty for single weights.
         weights: Names of the parameters that single weights are chosen from; empty for units.
+        of: Whether units are scored as such, or by the weights that they own; single weights always are.
     """
 
     pruner: Pruner
@@ -36,6 +39,7 @@ class Task:
     total_steps: int
     kinds: Kinds
     weights: tuple[str, ...]
+    of: Literal["unit", "weight"]
 
     @cached_property
     def groups(self) -> tuple[str, ...]:
@@ -55,7 +59,7 @@ class Task:
     @cached_property
     def score(self) -> Score:
         """By what it chooses."""
-        return self.pruner.resolve_score()
+        return get_score(self.pruner.score, self.of)
 
     @cached_property
     def rule(self) -> Rule:
@@ -140,15 +144,38 @@ class Tasks:
 
 
 def make_tasks(pruners: Sequence[Pruner], live: LiveModel, schedule: Schedule, total_steps: int) -> Tasks:
-    """Ask each pruner what it chooses from on this model."""
+    """Ask each pruner what it chooses from on this model.
+
+    Where a unit has no gate (an expert, a neuron of stacked experts), all are scored by the weights that they own: scores
+    of gates and of weights do not compare.
+
+    Raises:
+        PruningError: A score is of gates alone, and there is a unit that has none.
+    """
     dense = live.dense_groups()
+    kinds = [_by_kind(pruner.choose(dense)) if isinstance(pruner, UnitPruner) else {} for pruner in pruners]
+    names = {name for mine in kinds for named in mine.values() for name in named}
+    blind = next((group.name for group in live.groups if group.name in names and not group.has_gate), None)
 
-    def make(pruner: Pruner) -> Task:
-        kinds = _by_kind(pruner.choose(dense)) if isinstance(pruner, UnitPruner) else {}
+    def make(pruner: Pruner, mine: Kinds) -> Task:
+        of = _scored_by(pruner, blind)
         weights = _weights_of(pruner, live.model)
-        return Task(pruner, pruner.schedule or schedule, total_steps, kinds, weights)
+        return Task(pruner, pruner.schedule or schedule, total_steps, mine, weights, of)
 
-    return Tasks([make(pruner) for pruner in pruners])
+    return Tasks([make(pruner, mine) for pruner, mine in zip(pruners, kinds)])
+
+
+def _scored_by(pruner: Pruner, blind: str | None) -> Literal["unit", "weight"]:
+    """Say whether a pruner's score is one of units or of weights, where a group has no gates (`blind`)."""
+    score = pruner.resolve_score()
+    if score.of == "weight" or blind is None or not any(EVIDENCE[need].sees_masked for need in score.needs):
+        return score.of
+    if "weight" not in SCORES[score.name] or any(EVIDENCE[n].heavy for n in SCORES[score.name]["weight"].needs):
+        raise PruningError(
+            f"Score '{score.name}' of units reads gates, and units of '{blind}' have none: take a score of weights, such "
+            f"as 'taylor' or 'l1'. Received: {type(pruner).__name__}"
+        )
+    return "weight"
 
 
 def _weights_of(pruner: Pruner, model: nn.Module) -> tuple[str, ...]:
