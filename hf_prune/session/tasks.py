@@ -146,8 +146,8 @@ class Tasks:
 def make_tasks(pruners: Sequence[Pruner], live: LiveModel, schedule: Schedule, total_steps: int) -> Tasks:
     """Ask each pruner what it chooses from on this model.
 
-    Where a unit has no gate (an expert, a neuron of stacked experts), all are scored by the weights that they own: scores
-    of gates and of weights do not compare.
+    Where a unit has no gate (an expert, a neuron of stacked experts), all are scored by the weights that they own, as
+    scores of gates and of weights do not compare.
 
     Raises:
         PruningError: A score is of gates alone, and there is a unit that has none.
@@ -172,8 +172,8 @@ def _scored_by(pruner: Pruner, blind: str | None) -> Literal["unit", "weight"]:
         return score.of
     if "weight" not in SCORES[score.name] or any(EVIDENCE[n].heavy for n in SCORES[score.name]["weight"].needs):
         raise PruningError(
-            f"Score '{score.name}' of units reads gates, and units of '{blind}' have none: take a score of weights, such "
-            f"as 'taylor' or 'l1'. Received: {type(pruner).__name__}"
+            f"Score '{score.name}' of units reads gates, and units of '{blind}' have none: take a score of weights, "
+            f"such as 'taylor' or 'l1'. Received: {type(pruner).__name__}"
         )
     return "weight"
 
