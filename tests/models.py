@@ -127,6 +127,18 @@ def assert_same_weights(first: Any, second: Any, atol: float = 0.0) -> None:
         torch.testing.assert_close(theirs[name], mine[name], atol=atol, rtol=0, msg=lambda text, n=name: f"{n}: {text}")
 
 
+def take_step(loss: Tensor, optimizer: Any, pruning: Any, clip: float | None = None) -> bool:
+    """Take one step of a loop of one's own; return whether masks changed."""
+    loss.backward()
+    if clip:
+        torch.nn.utils.clip_grad_norm_(pruning.model.parameters(), clip)
+    pruning.after_backward()
+    optimizer.step()
+    changed = pruning.step()
+    optimizer.zero_grad()
+    return bool(changed)
+
+
 def training_arguments(folder: Path, **changes: Any) -> transformers.TrainingArguments:
     """Return arguments for a short, quiet, repeatable run on the CPU."""
     settings = {

@@ -18,7 +18,7 @@ def test_every_example_runs():
 
 def main() -> None:
     import torch
-    from models import build_bert, draw_batch
+    from models import build_bert, draw_batch, take_step
 
     from hf_prune import HeadPruner, NeuronPruner, Pruning, PruningSettings, Schedule, WeightPruner
     from hf_prune.architectures import ARCHITECTURES
@@ -41,11 +41,7 @@ def main() -> None:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         pruning = Pruning(model, told, total_steps=6, optimizer=optimizer)
         for step in range(6):
-            model(**draw_batch(model, seed=step)).loss.backward()
-            pruning.after_backward()
-            optimizer.step()
-            pruning.step()
-            optimizer.zero_grad()
+            take_step(model(**draw_batch(model, seed=step)).loss, optimizer, pruning)
             pruning.observe({"eval_loss": 1.0})
         pruning.load_state_dict(unpack(*pack(pruning.state_dict())))
         assert pruning.finished

@@ -10,7 +10,16 @@ import pytest
 import torch
 import transformers
 import zoo
-from models import assert_same_weights, build_bert, build_llama, draw_batch, draw_rows, training_arguments, units_of
+from models import (
+    assert_same_weights,
+    build_bert,
+    build_llama,
+    draw_batch,
+    draw_rows,
+    take_step,
+    training_arguments,
+    units_of,
+)
 from test_checkpoint import F32, run_python
 from transformers import Trainer, TrainerCallback
 
@@ -254,11 +263,7 @@ def run_session(model: Any, pruners: Any, **settings: Any) -> tuple[Pruning, lis
     pruning = Pruning(model, pruners, EARLY, total_steps=8, optimizer=optimizer, **settings)
     logs = []
     for step in range(8):
-        model(**draw_batch(model, seed=step)).loss.backward()
-        pruning.after_backward()
-        optimizer.step()
-        pruning.step()
-        optimizer.zero_grad()
+        take_step(model(**draw_batch(model, seed=step)).loss, optimizer, pruning)
         logs.append(pruning.logs())
     return pruning, logs
 

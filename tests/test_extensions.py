@@ -15,7 +15,7 @@ from extensions.accuracy_guard import AccuracyGuard
 from extensions.bottlenecks import BottleneckPruner, Squeeze
 from extensions.drop_and_grow import RigL
 from extensions.parameter_budget import ParameterTarget
-from models import build_bert, draw_batch
+from models import build_bert, draw_batch, take_step
 from test_distributed import TORCHRUN
 from test_examples import run_example
 
@@ -79,11 +79,7 @@ def start(case: str, seed: int = 0, told: PruningSettings | None = None, wrap: A
 
     def go(first: int, last: int) -> Iterator[bool]:
         for step in range(first, last):
-            call(**batch_of(model, step)).loss.backward()
-            pruning.after_backward()
-            optimizer.step()
-            yield pruning.step()
-            optimizer.zero_grad()
+            yield take_step(call(**batch_of(model, step)).loss, optimizer, pruning)
             pruning.observe({"eval_accuracy": LOW.get(step, 0.9) if case == "guard" else 1.0})
 
     return model, optimizer, pruning, lambda first, last: list(go(first, last))

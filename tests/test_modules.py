@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from models import build_bert
+from models import build_bert, take_step
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 from torch.nn.utils.rnn import pack_sequence
@@ -241,11 +241,7 @@ def train(model: nn.Module, x: Tensor, steps: int, pruners, **settings) -> tuple
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     pruning = Pruning(model, pruners, Schedule(frequency=2), total_steps=steps, optimizer=optimizer, **settings)
     for _ in range(steps):
-        nn.functional.mse_loss(model(x), target).backward()
-        pruning.after_backward()
-        optimizer.step()
-        pruning.step()
-        optimizer.zero_grad()
+        take_step(nn.functional.mse_loss(model(x), target), optimizer, pruning)
     return pruning, pruning.finish(settings.get("shrink_live", False))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import assert_same_weights, build_bert, build_llama, draw_batch, draw_rows, training_arguments
+from models import assert_same_weights, build_bert, build_llama, draw_batch, draw_rows, take_step, training_arguments
 from test_scores import gates_of
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -64,11 +64,7 @@ def start(model: Any, pruners: Any, schedule: Schedule = TWICE, steps: int = 6, 
     pruning = Pruning(model, pruners, schedule, total_steps=steps, optimizer=optimizer, **settings)
 
     def step(seed: int) -> None:
-        model(**draw_batch(model, seed=seed)).loss.backward()
-        pruning.after_backward()
-        optimizer.step()
-        pruning.step()
-        optimizer.zero_grad()
+        take_step(model(**draw_batch(model, seed=seed)).loss, optimizer, pruning)
 
     return optimizer, pruning, step
 

@@ -17,6 +17,7 @@ from models import (
     build_llama,
     build_vit,
     draw_batch,
+    take_step,
     units_of,
 )
 
@@ -60,13 +61,7 @@ def run_loop(
     for step in range(steps):
         batch = draw_batch(model, seed=step)
         batch = {key: value.double() if double and value.is_floating_point() else value for key, value in batch.items()}
-        model(**batch).loss.backward()
-        if clip:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-        pruning.after_backward()
-        optimizer.step()
-        pruning.step()
-        optimizer.zero_grad()
+        take_step(model(**batch).loss, optimizer, pruning, clip)
         logs.append(pruning.logs())
     return pruning, logs
 
@@ -104,11 +99,7 @@ def test_what_is_pruned_stays_pruned_and_zero():
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     pruning = Pruning(model, BOTH, EARLY, target=Target(macs=0.4), total_steps=10, optimizer=optimizer)
     for step in range(10):
-        model(**draw_batch(model, seed=step)).loss.backward()
-        pruning.after_backward()
-        optimizer.step()
-        pruning.step()
-        optimizer.zero_grad()
+        take_step(model(**draw_batch(model, seed=step)).loss, optimizer, pruning)
         alive.append({name: mask.clone() for name, mask in pruning.alive.items()})
         assert pruning.macs_left() == pytest.approx(prunable_macs(shrink(copy.deepcopy(model))) / prunable_macs(model))
     for earlier, later in pairwise(alive):
@@ -300,11 +291,7 @@ def test_a_restored_session_goes_on_bitwise(live):
 
     def advance(model: Any, optimizer: Any, pruning: Pruning, steps: range) -> None:
         for step in steps:
-            model(**draw_batch(model, seed=step)).loss.backward()
-            pruning.after_backward()
-            optimizer.step()
-            pruning.step()
-            optimizer.zero_grad()
+            take_step(model(**draw_batch(model, seed=step)).loss, optimizer, pruning)
 
     model, optimizer, pruning = build()
     advance(model, optimizer, pruning, range(4))

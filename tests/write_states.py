@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models import build_bert, build_llama, draw_batch
+from models import build_bert, build_llama, draw_batch, take_step
 from safetensors.torch import save_file
 
 from hf_prune import HeadPruner, NeuronPruner, Pruning, Schedule, Target, WeightPruner, __version__
@@ -43,11 +43,7 @@ def start(case: str) -> tuple[Any, Pruning, Callable[[int, int], None]]:
 
     def go(first: int, last: int) -> None:
         for step in range(first, last):
-            model(**draw_batch(model, seed=step)).loss.backward()
-            pruning.after_backward()
-            optimizer.step()
-            pruning.step()
-            optimizer.zero_grad()
+            take_step(model(**draw_batch(model, seed=step)).loss, optimizer, pruning)
 
     return model, pruning, go
 
