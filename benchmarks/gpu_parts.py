@@ -145,7 +145,10 @@ def same_masks(size: Size, kind: str, train: Callable[..., Outcome]) -> dict[str
     (plain, plain_loss, _), batch = without(size, train), draw(build("bert", size), 8, seed=99)
     join_alone()
     run, loss, sharded = train(size, kind)
-    units, weights = sum(len({*kept} ^ {*run.record[name][0]}) for name, (kept, _) in plain.record.items()), None
+    units, weights = (
+        sum(len({*kept} ^ {*run.live.record[name][0]}) for name, (kept, _) in plain.live.record.items()),
+        None,
+    )
     if not units:
         weights = sum(int((mask.cpu() != run.masks[name].cpu()).sum()) for name, mask in plain.masks.items())
     outputs = [logits_of(one.model.cpu().float(), batch) for one in (plain, run)]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import torch
 from hub_cards import card_faults
 from hub_server import HubServer
 from safetensors.torch import save_file
+from zygote import run_forked
 
 TESTS = Path(__file__).parent
 KEPT = {
@@ -92,9 +91,7 @@ def in_client(hub: HubServer, home: Path, call: Callable[..., Any], *args: Any, 
         f"result = test_hub.{call.__name__}(*json.loads(sys.argv[1]))\n"
         "print('RESULT ' + json.dumps(result))"
     )
-    command = [sys.executable, "-c", code, json.dumps(args)]
-    environment = hub.environment(home, token)
-    done = subprocess.run(command, env=environment, cwd=TESTS.parent, capture_output=True, text=True, timeout=300)
+    done = run_forked(code, [json.dumps(args)], hub.environment(home, token), TESTS.parent)
     assert done.returncode == 0, done.stderr[-4000:]
     assert (token or "hf_no_token") not in done.stdout + done.stderr
     return json.loads(done.stdout.rpartition("RESULT ")[2])
