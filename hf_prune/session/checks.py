@@ -192,13 +192,6 @@ def _check_reversible(task: Task, live: LiveModel, swaps: bool, shrink_live: boo
 def _check_units_come_back(
     model: nn.Module, name: str, score: str, needs: Sequence[str], groups: Sequence[Group]
 ) -> None:
-    if "gradient" in needs:
-        raise PruningError(
-            f"Score '{score}' needs gradients of weights, and those of a masked unit are zero: reversible units take a "
-            f"score of gates ('taylor', 'movement') or of weights alone ('l1', 'l2'). Received: {name}"
-        )
-    if hasattr(model, "peft_config"):
-        raise PruningError(f"Units of a model with adapters cannot come back. Received: a reversible {name}")
     for group in groups:
         readers = [model.get_submodule(part.parameter.rpartition(".")[0]) for part in group.read]
         if not group.traits.may_return or not readers or not all(map(_is_linear, readers)):
@@ -206,6 +199,13 @@ def _check_units_come_back(
                 "Only heads, KV groups and neurons that a Linear reads, and single weights, can come back. "
                 f"Received: a reversible {name} for '{group.name}'"
             )
+    if "gradient" in needs:
+        raise PruningError(
+            f"Score '{score}' needs gradients of weights, and those of a masked unit are zero: reversible units take a "
+            f"score of gates ('taylor', 'movement') or of weights alone ('l1', 'l2'). Received: {name}"
+        )
+    if hasattr(model, "peft_config"):
+        raise PruningError(f"Units of a model with adapters cannot come back. Received: a reversible {name}")
 
 
 def _is_linear(module: nn.Module) -> bool:
