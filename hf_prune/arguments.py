@@ -10,6 +10,7 @@ from .callback import PruningCallback
 from .errors import Problem, PruningError, did_you_mean
 from .pruners import PRUNERS, Pruner, Target, UnitPruner, WeightPruner
 from .schedules import SCHEDULES, Schedule
+from .session import PruningSettings
 
 _KEYS = {"kind": "prune_schedule", "macs": "target_macs"}  # of our settings; others have "prune_" before their name
 
@@ -75,9 +76,8 @@ class PruningArguments:
         pruners = [self._pruner(name) for name in self.prune]
         target = None if self.target_macs is None else _named(Target, macs=self.target_macs)
         self._check(pruners)
-        return PruningCallback(
-            pruners, self._schedule(), target=target, data=data, shrink_at_end=self.prune_shrink_at_end, seed=seed
-        )
+        settings = PruningSettings(pruners, self._schedule(), target, data, seed=seed)
+        return PruningCallback(settings, shrink_at_end=self.prune_shrink_at_end)
 
     def _pruner(self, name: str) -> Pruner:
         if name not in PRUNERS:

@@ -11,9 +11,8 @@ import torch
 from transformers import TrainerCallback
 
 from .errors import CheckpointError, PruningError
-from .given import check_data
 from .live import Snapshot
-from .pruners import Pruner, Target, as_pruners
+from .pruners import Pruner, Target
 from .report import Report
 from .resume import (
     STATE,
@@ -30,8 +29,8 @@ from .schedules import Schedule
 from .session import (
     Pruning,
     PruningSettings,
+    as_settings,
     check_finds_unused,
-    check_when_and_how_much,
     recover,
     steps_of,
     unwrap,
@@ -53,7 +52,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
     ``trainer.train(resume_from_checkpoint=True)`` as if nothing had been.
 
     Args:
-        pruners: What to remove: one pruner or several.
+        pruners: What to remove: one pruner or several. `PruningSettings` say all but `shrink_at_end`.
         schedule: When; ``None`` takes `Schedule()`.
         target: How much is to remain over all structured pruners.
         data: Calibration batches; ``None`` takes scores from the training batches themselves.
@@ -72,7 +71,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
 
     def __init__(
         self,
-        pruners: Pruner | Sequence[Pruner],
+        pruners: Pruner | Sequence[Pruner] | PruningSettings,
         schedule: Schedule | None = None,
         *,
         target: Target | None = None,
@@ -81,12 +80,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         shrink_during_training: bool = False,
         seed: int = 0,
     ) -> None:
-        self.settings = PruningSettings(
-            as_pruners(pruners), schedule, target, data, shrink_live=shrink_during_training, seed=seed
-        )
-        check_when_and_how_much(schedule, target)
-        if data is not None:
-            check_data(data)
+        self.settings = as_settings(pruners, schedule, target, data, shrink_live=shrink_during_training, seed=seed)
         self.shrink_at_end = shrink_at_end
         self.pruning: Pruning | None = None
         self.report: Report | None = None
@@ -202,7 +196,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             )
         if args.world_size > 1 and not any_sharded(model.parameters()):
             found = args.ddp_find_unused_parameters  # else a Trainer says yes, except under gradient checkpointing
-            check_finds_unused(self.settings.several, not args.gradient_checkpointing if found is None else found)
+            check_finds_unused(self.settings.pruners, not args.gradient_checkpointing if found is None else found)
 
     def _complete(self, folder: Path, args: Any) -> None:
         """Write the pruning state while a Trainer saves; several processes have to agree first, in on_save."""

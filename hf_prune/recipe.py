@@ -18,6 +18,7 @@ from .files import shipped
 from .pruners import PRUNERS, Pruner, Target
 from .registry import load_entry_points
 from .schedules import Schedule
+from .session import PruningSettings
 from .settings import problems_of, read_yaml
 
 _LONGEST = 2**20  # characters; `read_yaml` refuses fewer
@@ -174,6 +175,12 @@ class Recipe(_Settings):
     output: Path
     report_to: list[str] = []
     seed: int = Field(default=0, ge=0, lt=2**32)
+
+    @property
+    def pruning(self) -> PruningSettings:
+        """What to remove, when and how much."""
+        live = self.shrink_during_training
+        return PruningSettings(self.pruners.chosen, self.schedule, self.target, shrink_live=live, seed=self.seed)
 
     def yaml(self) -> str:
         """Return the recipe with every setting that is not its default, as YAML."""

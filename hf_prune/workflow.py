@@ -121,7 +121,7 @@ def check(job: Job) -> None:
     """Find out now what would otherwise fail after hours: pruners, schedule, metrics, output folder."""
     recipe = job.recipe
     steps = _steps(job, recipe.train)
-    Pruning(job.model, recipe.pruners.chosen, recipe.schedule, target=recipe.target, total_steps=steps).close()
+    Pruning(job.model, recipe.pruning, total_steps=steps).close()
     compute_metrics_for(recipe.metrics, _problem(job.model))
     _check_output(job.output)
     job.output.mkdir(parents=True, exist_ok=True)
@@ -141,14 +141,8 @@ def train_dense(job: Job) -> None:
 def prune_and_distil(job: Job) -> None:
     """Prune a copy gradually while it trains; the dense model teaches, where the recipe says how."""
     recipe, job.pruned = job.recipe, copy.deepcopy(job.model)
-    say(f"Pruning with {', '.join(type(pruner).__name__ for pruner in recipe.pruners.chosen)}")
-    callback = PruningCallback(
-        recipe.pruners.chosen,
-        recipe.schedule,
-        target=recipe.target,
-        shrink_during_training=recipe.shrink_during_training,
-        seed=recipe.seed,
-    )
+    say(f"Pruning with {', '.join(type(pruner).__name__ for pruner in recipe.pruning.pruners)}")
+    callback = PruningCallback(recipe.pruning)
     callback.attach(_trainer(job, job.pruned, recipe.train, teacher=job.model)).train()
     assert callback.report is not None
     job.report = callback.report

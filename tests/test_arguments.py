@@ -23,7 +23,7 @@ def test_a_command_line_becomes_a_callback():
         "--no_prune_shrink_at_end"
     ).callback(seed=3)
     units = {"score": "l1", "multiple_of": 2, "min_kept": 0}
-    assert callback.settings.several == [
+    assert [*callback.settings.pruners] == [
         HeadPruner(**units),
         NeuronPruner(**units),
         WeightPruner(sparsity=0.8, score="l1"),
@@ -39,12 +39,12 @@ def test_a_command_line_becomes_a_callback():
 )
 def test_masks_may_come_back(text, expected):
     callback = parse(f"--target_macs 0.5 {text}").callback()
-    assert [pruner.resolve_rule().returns for pruner in callback.settings.several] == [expected] * 2
+    assert [pruner.resolve_rule().returns for pruner in callback.settings.pruners] == [expected] * 2
 
 
 def test_defaults_are_those_of_the_parts():
     callback = parse("--target_macs 0.5").callback()
-    assert callback.settings.several == [HeadPruner(), NeuronPruner()]
+    assert [*callback.settings.pruners] == [HeadPruner(), NeuronPruner()]
     assert callback.settings.schedule == Schedule()
     assert callback.shrink_at_end
     assert all(field.metadata["help"].endswith(".") for field in fields(PruningArguments))
@@ -52,7 +52,7 @@ def test_defaults_are_those_of_the_parts():
 
 @pytest.mark.parametrize("name", ["kv_groups", "layers", "branches", "experts", "channels"])
 def test_every_sort_has_its_pruner(name):
-    (pruner,) = parse(f"--prune {name} --prune_sparsity 0.25").callback().settings.several
+    (pruner,) = parse(f"--prune {name} --prune_sparsity 0.25").callback().settings.pruners
     assert pruner.sparsity == 0.25
     assert {"kv_groups": "kv_group", "branches": "branch"}.get(name, "") in (getattr(pruner, "unit", ""), "")
 

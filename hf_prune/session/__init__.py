@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from ..sharding import unwrap
 from .budgets import BUDGETS, Budget, register_budget
-from .checks import check_finds_unused, check_when_and_how_much
+from .checks import check_finds_unused
 from .guards import GUARDS, Guard, register_guard
 from .older import steps_of
 from .oneshot import prune
 from .pruning import Pruning
 from .recovery import recover
-from .settings import PruningSettings
+from .settings import PruningSettings, as_settings
 
 __all__ = [
     "BUDGETS",
@@ -19,8 +19,8 @@ __all__ = [
     "Guard",
     "Pruning",
     "PruningSettings",
+    "as_settings",
     "check_finds_unused",
-    "check_when_and_how_much",
     "prune",
     "recover",
     "register_budget",

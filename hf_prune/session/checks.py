@@ -23,10 +23,9 @@ from .settings import PruningSettings
 from .tasks import Task, Tasks
 
 
-def check_kinds(model: Any, told: PruningSettings, total_steps: Any, optimizer: Any) -> None:
+def check_kinds(model: Any, total_steps: Any, optimizer: Any) -> None:
     """Every argument is of its kind."""
     given.check_model(model)
-    check_when_and_how_much(told.schedule, told.target)
     given.check_given("total_steps", total_steps, Integral, "a whole number of optimizer steps, at least 1")
     if total_steps < 1:
         raise PruningError(
@@ -34,16 +33,6 @@ def check_kinds(model: Any, told: PruningSettings, total_steps: Any, optimizer: 
         )
     if optimizer is not None and not hasattr(optimizer, "param_groups"):
         raise PruningError(f"optimizer must be torch's, or one like it. Received: {given.told(optimizer)}")
-    if told.data is not None:
-        given.check_data(told.data)
-
-
-def check_when_and_how_much(schedule: Any, target: Any) -> None:
-    """Settings are objects, not their names or numbers."""
-    name = f"{schedule!r:.40}" if isinstance(schedule, str) else "'cubic'"
-    number = f"{target:g}" if isinstance(target, float) and 0 < target <= 1 else "0.5"
-    given.check_given("schedule", schedule, (Schedule, type(None)), f"a Schedule, such as Schedule({name})")
-    given.check_given("target", target, (Target, type(None)), f"a Target, such as Target(macs={number})")
 
 
 def has_units(pruners: Sequence[Pruner]) -> bool:
@@ -51,9 +40,9 @@ def has_units(pruners: Sequence[Pruner]) -> bool:
     return any(isinstance(pruner, UnitPruner) for pruner in pruners)
 
 
-def check_settings(pruners: Sequence[Pruner], told: PruningSettings) -> None:
+def check_settings(told: PruningSettings) -> None:
     """Each pruner has one source of how much to remove: its own sparsity, or the target; and every name is known."""
-    target = told.target
+    pruners, target = told.pruners, told.target
     if not pruners:
         raise PruningError("pruners must name at least one. Received: none")
     for pruner in pruners:
@@ -100,7 +89,7 @@ def check_shards(model: nn.Module, told: PruningSettings) -> None:
             "A guard that goes back needs masks of whole parameters. Received: "
             f"{'shrink_live' if told.shrink_live else 'a model sharded by FSDP'}"
         )
-    patterns = [PATTERNS[pruner.pattern] for pruner in told.several if isinstance(pruner, WeightPruner)]
+    patterns = [PATTERNS[pruner.pattern] for pruner in told.pruners if isinstance(pruner, WeightPruner)]
     whole = next((pattern for pattern in patterns if not pattern.sharded), None)
     if whole is not None and sharded:
         raise PruningError(f"Pattern '{whole.name}' needs whole parameters. Received: a model sharded by FSDP")

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from ..errors import PruningError
 from ..evidence import EVIDENCE
+from ..given import check_model
 from ..pruners import Pruner, Target
 from ..report import Report
 from ..schedules import Schedule
 from .pruning import Pruning
-from .settings import PruningSettings
+from .settings import as_settings
 
 
 def prune(
@@ -46,9 +47,9 @@ def prune(
     Example:
         >>> prune(model, [HeadPruner(sparsity=0.5, score="l1")])  # doctest: +SKIP
     """
-    settings = PruningSettings(
-        pruners, Schedule("oneshot", begin=1, end=1), target, () if data is None else data, loss, seed=seed
-    )
+    check_model(model)
+    given = () if data is None else data
+    settings = as_settings(pruners, Schedule("oneshot", begin=1, end=1), target, given, loss, seed=seed)
     pruning = Pruning(model, settings, total_steps=1)
     needs = {need for task in pruning.tasks for need in task.needs if EVIDENCE[need].from_data}
     if needs and data is None:

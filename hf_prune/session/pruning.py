@@ -30,7 +30,7 @@ from .parts import Part
 from .reporting import report_of
 from .scoring import Scorer, make_evidence
 from .seeing import Seeing
-from .settings import PruningSettings
+from .settings import PruningSettings, as_settings
 from .tasks import Task, make_tasks
 
 logger = logging.getLogger(__name__)
@@ -86,19 +86,15 @@ class Pruning:
         shrink_live: bool = False,
         seed: int = 0,
     ) -> None:
-        told = (
-            pruners
-            if isinstance(pruners, PruningSettings)
-            else PruningSettings(pruners, schedule, target, data, loss, (), shrink_live, seed)
-        )
-        checks.check_kinds(model, told, total_steps, optimizer)
-        bare, pruners = unwrap(model, accelerator), told.several
-        checks.check_settings(pruners, told)
+        checks.check_kinds(model, total_steps, optimizer)
+        told = as_settings(pruners, schedule, target, data, loss, shrink_live=shrink_live, seed=seed)
+        bare = unwrap(model, accelerator)
+        checks.check_settings(told)
         checks.check_shards(bare, told)
-        checks.check_finds_unused(pruners, getattr(model, "find_unused_parameters", True))
+        checks.check_finds_unused(told.pruners, getattr(model, "find_unused_parameters", True))
         self.settings, self._accelerator = told, accelerator
-        self.live = LiveModel(bare, optimizer, structured=checks.has_units(pruners))
-        self.tasks = make_tasks(pruners, self.live, told.schedule or Schedule(), total_steps)
+        self.live = LiveModel(bare, optimizer, structured=checks.has_units(told.pruners))
+        self.tasks = make_tasks(told.pruners, self.live, told.schedule or Schedule(), total_steps)
         checks.check_tasks(self.tasks, self.live, told)
         for schedule in {str(task.schedule): task.schedule for task in self.tasks}.values():
             schedule.warn_of_few(total_steps)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..evidence import Loss
+from ..given import check_data, check_given
 from ..pruners import Pruner, Target, as_pruners
 from ..schedules import Schedule
 from .guards import Guard
@@ -25,9 +26,16 @@ class PruningSettings:
         guards: Who may hold a change back, or undo the last one.
         shrink_live: Remove units physically at every change.
         seed: For scores that draw numbers.
+
+    Raises:
+        PruningError: Something is of another kind.
+
+    Example:
+        >>> PruningSettings(HeadPruner(sparsity=0.5)).pruners[0].sparsity
+        0.5
     """
 
-    pruners: Pruner | Sequence[Pruner]
+    pruners: Sequence[Pruner]
     schedule: Schedule | None = None
     target: Target | None = None
     data: Iterable[Mapping[str, Any]] | None = None
@@ -36,7 +44,17 @@ class PruningSettings:
     shrink_live: bool = False
     seed: int = 0
 
-    @property
-    def several(self) -> list[Pruner]:
-        """The pruners as a list."""
-        return as_pruners(self.pruners)
+    def __post_init__(self) -> None:
+        """Take one pruner as several; settings are objects, not their names or numbers."""
+        object.__setattr__(self, "pruners", tuple(as_pruners(self.pruners)))
+        name = f"{self.schedule!r:.40}" if isinstance(self.schedule, str) else "'cubic'"
+        number = f"{self.target:g}" if isinstance(self.target, float) and 0 < self.target <= 1 else "0.5"
+        check_given("schedule", self.schedule, (Schedule, type(None)), f"a Schedule, such as Schedule({name})")
+        check_given("target", self.target, (Target, type(None)), f"a Target, such as Target(macs={number})")
+        if self.data is not None:
+            check_data(self.data)
+
+
+def as_settings(pruners: Any, *others: Any, **named: Any) -> PruningSettings:
+    """Return settings as they are given, or made of what else is given."""
+    return pruners if isinstance(pruners, PruningSettings) else PruningSettings(pruners, *others, **named)
