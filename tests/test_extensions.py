@@ -247,6 +247,20 @@ def test_a_state_of_other_guards_is_refused():
         start("guard", told=told)[2].load_state_dict(first.state_dict())
 
 
+def test_given_masks_follow_a_cut():
+    model = build("evidence")
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    given = {name: torch.arange(256).view(16, 16) % 3 > 0}
+    told = PruningSettings([HeadPruner(sparsity=0.5), WeightPruner(sparsity=0.5, score="l1")], EARLY, shrink_live=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    pruning = Pruning(model, told, total_steps=STEPS, optimizer=optimizer, masks=given)
+    for step in range(STEPS):
+        take_step(model(**batch_of(model, step)).loss, optimizer, pruning)
+    assert pruning.finished
+    assert len(model.get_parameter(name)) < 16
+    assert not (pruning.masks[name] & ~pruning.masking.given[name]).any()
+
+
 def test_two_of_four_leave():
     model, _, pruning, go = start("pattern")
     go(0, STEPS)

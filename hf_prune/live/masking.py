@@ -173,7 +173,7 @@ class Masking:
     # a part of a session
     def follow(self, cut: Cut) -> None:
         """Go on with what is left: all of its units are there."""
-        self.weights = cut.tensors(self.weights)
+        self.weights, self.given = cut.tensors(self.weights), cut.tensors(self.given)
         self.units, self.leaking = Units.all_of(self.live.groups, self.live.shapes), frozenset()
 
     def state_dict(self) -> dict[str, Any]:
