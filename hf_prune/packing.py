@@ -37,12 +37,14 @@ def pack(state: Any) -> tuple[Any, dict[str, Tensor]]:
 def _pack(value: Any, path: tuple[str, ...], tensors: dict[str, Tensor]) -> Any:
     if torch.is_tensor(value):
         name = "/".join(path)
+        while name in tensors:  # of the keys 1 and "1", or "a/b" and "a" with "b"
+            name += "'"
         tensors[name] = value.detach().contiguous()
         return {_TENSOR: name}
     if isinstance(value, Mapping):
         items = [(key, _pack(one, (*path, str(key)), tensors)) for key, one in value.items()]
         plain = all(isinstance(key, str) and not key.startswith("__") for key, _ in items)
-        return dict(items) if plain else {_ITEMS: [[key, one] for key, one in items]}
+        return dict(items) if plain else {_ITEMS: [[_pack(key, path, {}), one] for key, one in items]}
     if isinstance(value, (list, tuple)):
         several = [_pack(one, (*path, str(i)), tensors) for i, one in enumerate(value)]
         return {_TUPLE: several} if isinstance(value, tuple) else several
@@ -68,7 +70,7 @@ def unpack(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
             raise CheckpointError(f"A pruning state must hold all of its tensors. Received: no {plain[_TENSOR]!r}")
         return tensors[plain[_TENSOR]]
     if _ITEMS in plain:
-        return {key: unpack(one, tensors) for key, one in plain[_ITEMS]}
+        return {unpack(key, tensors): unpack(one, tensors) for key, one in plain[_ITEMS]}
     if _TUPLE in plain:
         return tuple(unpack(one, tensors) for one in plain[_TUPLE])
     return {key: unpack(one, tensors) for key, one in plain.items()}

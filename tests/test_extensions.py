@@ -19,7 +19,17 @@ from models import build_bert, draw_batch, take_step
 from test_distributed import TORCHRUN
 from test_examples import run_example
 
-from hf_prune import HeadPruner, NeuronPruner, Pruning, PruningError, PruningSettings, Schedule, WeightPruner
+from hf_prune import (
+    Guard,
+    HeadPruner,
+    LayerPruner,
+    NeuronPruner,
+    Pruning,
+    PruningError,
+    PruningSettings,
+    Schedule,
+    WeightPruner,
+)
 from hf_prune.evidence import EVIDENCE
 from hf_prune.kinds import KINDS
 from hf_prune.packing import pack
@@ -162,6 +172,95 @@ def test_a_guard_holds_changes_back_and_undoes_the_last_one():
     assert sparsities[2] > sparsities[6] == sparsities[0]
 
 
+class Scripted(Guard):
+    """Say what a plan says at each change that is due, by its number."""
+
+    goes_back = True
+
+    def __init__(self, plan):
+        self.plan, self.asked = plan, 0
+
+    def verdict(self):
+        self.asked += 1
+        return self.plan.get(self.asked, "go")
+
+    def state_dict(self):
+        return {"asked": self.asked}
+
+    def load_state_dict(self, state):
+        self.asked = state["asked"]
+
+
+def test_masked_layers_run_again_after_a_resumed_run_went_back(tmp_path):
+    told = PruningSettings(LayerPruner(sparsity=0.5), EARLY, guards=[Scripted({3: "back"})])
+    model, optimizer, pruning, go = start("guard", told=told)
+    go(0, 4)
+    held = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    write_state(pruning.state_dict(), tmp_path / "state.safetensors")
+    go(4, STEPS)
+    other, moments, resumed, again = start("guard", seed=1, told=told)
+    other.load_state_dict(held[0])
+    moments.load_state_dict(held[1])
+    resumed.load_state_dict(read_state(tmp_path / "state.safetensors"))
+    again(4, STEPS)
+    assert same(pruning, resumed)
+
+
+def test_what_was_kept_to_go_back_to_is_given_back_with_the_last_change():
+    weights = WeightPruner(sparsity=0.3, score="movement")
+    told = PruningSettings([*UNITS, weights], EARLY, guards=[AccuracyGuard()])
+    model, _, pruning, go = start("evidence", told=told)
+    go(0, 8)
+    assert pruning.masking.remembers
+    assert pruning.guarding.state_dict()["good"]
+    go(8, STEPS)
+    assert pruning.finished
+    assert not pruning.masking.remembers
+    assert sum(one.nbytes for one in pruning.evidence.values()) == 0
+    assert pruning.guarding.state_dict()["good"] is None
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_settings_with_guards_can_be_used_again():
+    told = CASES["guard"]()
+    runs = [start("guard", told=told) for _ in range(2)]
+    for _, _, pruning, go in runs:
+        go(0, 6)  # in the midst of bad evaluations
+        assert pruning.clock.position == 4
+    assert told.guards[0].bad == 0
+    assert same(runs[0][2], runs[1][2])
+
+
+def test_a_learning_rate_does_not_go_back():
+    _, optimizer, pruning, go = start("guard")
+    go(0, 6)
+    optimizer.param_groups[0]["lr"] = 1e-3
+    go(6, 7)
+    assert pruning.clock.position == 2  # it went back
+    assert optimizer.param_groups[0]["lr"] == 1e-3
+
+
+def test_a_state_of_other_guards_is_refused():
+    first = start("guard")[2]
+    told = PruningSettings(UNITS, EARLY, guards=[AccuracyGuard(), AccuracyGuard(floor=0.1)])
+    with pytest.raises(PruningError, match="of these guards, 2. Received: 1"):
+        start("guard", told=told)[2].load_state_dict(first.state_dict())
+
+
+def test_given_masks_follow_a_cut():
+    model = build("evidence")
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    given = {name: torch.arange(256).view(16, 16) % 3 > 0}
+    told = PruningSettings([HeadPruner(sparsity=0.5), WeightPruner(sparsity=0.5, score="l1")], EARLY, shrink_live=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    pruning = Pruning(model, told, total_steps=STEPS, optimizer=optimizer, masks=given)
+    for step in range(STEPS):
+        take_step(model(**batch_of(model, step)).loss, optimizer, pruning)
+    assert pruning.finished
+    assert len(model.get_parameter(name)) < 16
+    assert not (pruning.masks[name] & ~pruning.masking.given[name]).any()
+
+
 def test_two_of_four_leave():
     model, _, pruning, go = start("pattern")
     go(0, STEPS)
@@ -242,6 +341,15 @@ def test_two_processes_agree_and_sharded_models_are_refused_where_parts_cannot_t
     assert "Learned gates need whole parameters" in first["evidence under FSDP"]
     assert "Pattern '2:4' needs whole parameters" in first["pattern under FSDP"]
     assert "A guard that goes back needs masks of whole parameters" in first["guard under FSDP"]
+
+
+def test_any_keys_of_a_state_come_back_each_with_its_own_tensor(tmp_path):
+    told = {1: torch.ones(1), "1": torch.zeros(1), ("a", 2): 3, "a/b": torch.ones(2), "a": {"b": torch.zeros(2)}}
+    write_state({"clock": {"steps": 1}, "evidence.mine": told}, tmp_path / "state.safetensors")
+    read = read_state(tmp_path / "state.safetensors")["evidence.mine"]
+    assert read.keys() == told.keys()
+    assert [read[1].tolist(), read["1"].tolist(), read["a/b"].tolist()] == [[1], [0], [1, 1]]
+    assert read["a"]["b"].tolist() == [0, 0]
 
 
 # the contract of everything that is registered

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,6 +32,7 @@ from hf_prune import (
     register_score,
     save_pruned,
 )
+from hf_prune.packing import pack
 from hf_prune.scores import SCORES
 from hf_prune.session import recover
 from hf_prune.structure import named_tensors
@@ -465,3 +467,35 @@ def test_channels_and_adapters_are_refused():
     model = peft.get_peft_model(build_bert(), peft.LoraConfig(r=2, target_modules=["query"]))
     with pytest.raises(PruningError, match="adapters cannot come back"):
         Pruning(model, NeuronPruner(sparsity=0.5, reversible=True), total_steps=8)
+
+
+BROKEN = {
+    "record": lambda state: state["live"]["record"].update({"layers.0.attention.heads": ([0], 4, 1)}),
+    "masks": lambda state: state["masking"]["weights"].update({MATRIX: torch.zeros(3, dtype=torch.bool)}),
+    "values": lambda state: state["masking"]["shadows"].update({MATRIX: torch.zeros(3)}),
+    "leaks": lambda state: state["masking"].update(leaking="x"),
+    "sums": lambda state: state["evidence.movement"]["sums"].update({MATRIX: torch.zeros(3)}),
+    "means": lambda state: state["evidence.gate"]["means"].pop("gate"),
+    "guards": lambda state: state["guards"].pop("good"),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_state_that_does_not_fit_changes_nothing(broken):
+    pruners = [*(replace(one, sparsity=0.5) for one in UNITS), WeightPruner(sparsity=0.3, score="movement")]
+    _, pruning, step = start(build_bert(), pruners, EARLY, steps=8)
+    for seed in range(5):
+        step(seed)
+    state = copy.deepcopy(pruning.state_dict())
+    BROKEN[broken](state)
+    model = build_bert(seed=1)
+    _, other, _ = start(model, pruners, EARLY, steps=8)
+    before = copy.deepcopy((pack(other.state_dict()), model.state_dict(), model.config.to_dict()))
+    with pytest.raises(PruningError):
+        other.load_state_dict(state)
+    (plain, tensors), weights, config = before
+    now, mine = pack(other.state_dict())
+    assert now == plain
+    assert all(torch.equal(one, mine[name]) for name, one in tensors.items())
+    assert all(torch.equal(one, model.state_dict()[name]) for name, one in weights.items())
+    assert model.config.to_dict() == config

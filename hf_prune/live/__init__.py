@@ -5,7 +5,7 @@ from __future__ import annotations
 from .masking import Masking
 from .model import Cut, LiveModel
 from .shadows import Shadows
-from .snapshot import Snapshot
+from .snapshot import Snapshot, forwards_of
 from .units import Units
 
-__all__ = ["Cut", "LiveModel", "Masking", "Shadows", "Snapshot", "Units"]
+__all__ = ["Cut", "LiveModel", "Masking", "Shadows", "Snapshot", "Units", "forwards_of"]

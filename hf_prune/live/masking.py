@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import PruningError
@@ -14,7 +15,6 @@ from ..masks import (
     check_masks,
     check_ranks_agree,
     keep_entries,
-    local_masks,
     vectors_by_tensor,
     whole_masks,
 )
@@ -173,7 +173,7 @@ class Masking:
     # a part of a session
     def follow(self, cut: Cut) -> None:
         """Go on with what is left: all of its units are there."""
-        self.weights = cut.tensors(self.weights)
+        self.weights, self.given = cut.tensors(self.weights), cut.tensors(self.given)
         self.units, self.leaking = Units.all_of(self.live.groups, self.live.shapes), frozenset()
 
     def state_dict(self) -> dict[str, Any]:
@@ -188,7 +188,7 @@ class Masking:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state_dict` returned, and mask it; the weights themselves are loaded by whoever saved them.
+        """Take up what `state_dict` returned; `write` then masks it. Weights are loaded by whoever saved them.
 
         Raises:
             PruningError: The state is of other groups, or of another number of units.
@@ -199,12 +199,15 @@ class Masking:
             )
         for group in self.live.groups:
             check_alike(group.name, len(state["alive"][group.name]), group.units)
-        alive = {name: mask.clone() for name, mask in state["alive"].items()}
+        alive = {name: mask.to(torch.bool, copy=True) for name, mask in state["alive"].items()}
         tensors = self.live.tensors
         self.units = Units(self.live.groups, self.live.shapes, alive)
-        self.weights = local_masks(tensors, state["weights"])
+        self.weights = check_masks(tensors, state["weights"])
         self._shadows.load(state["shadows"], tensors, self._keep(tensors))
         self.leaking, self._unchecked = frozenset((name, dim) for name, dim in state["leaking"]), state["unchecked"]
+
+    def write(self) -> None:
+        """Let the model be masked as a state that was taken up says."""
         skip_removed(self.live.model, self.live.groups, self.units.kept)
         self.hold()
 

@@ -105,8 +105,16 @@ class LiveModel:
         return {name: join(one, tensors[name]).detach().to("cpu", copy=True) for name, one in named.items()}
 
     def local(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Take up what `whole` returned: on the tensors' devices, under FSDP the local parts."""
-        return local_masks(self.tensors, named)
+        """Take up what `whole` returned: on the tensors' devices, under FSDP the local parts.
+
+        Raises:
+            PruningError: A parameter is missing, or has another shape.
+        """
+        tensors = self.tensors
+        for name, one in named.items():
+            if name not in tensors or one.shape != tensors[name].shape:
+                raise PruningError(f"The pruning state must be of this model. Received: '{name}', {tuple(one.shape)}")
+        return local_masks(tensors, named)
 
     def check(self, kept: Kept) -> None:
         """Raise where the model's config could not say that only these units are left.

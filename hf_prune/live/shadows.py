@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import PruningError
 from ..optimizers import moments
 from ..sharding import join, local, part_of
 
@@ -62,10 +63,16 @@ class Shadows:
         return found
 
     def load(self, state: Mapping[str, Tensor], tensors: Mapping[str, Any], keep: Mapping[str, Tensor]) -> None:
-        """Take up what `state` returned, under the masks of that time; under FSDP all processes call it."""
+        """Take up what `state` returned, under the masks of that time; under FSDP all processes call it.
+
+        Raises:
+            PruningError: There are more values than masked entries, or fewer.
+        """
         self.values, self.keep = {}, {}
         for name, values in state.items():
             tensor, gone = tensors[name], ~join(keep[name], tensors[name])
+            if len(values) != int(gone.sum()):
+                raise PruningError(f"The pruning state of '{name}' must fit its mask. Received: {len(values)} values")
             dense = torch.zeros(gone.shape, dtype=tensor.dtype, device=tensor.device)
             dense.masked_scatter_(gone, values.to(tensor.device, tensor.dtype))
             self.keep[name], self.values[name] = keep[name], part_of(dense, tensor)[~keep[name]]

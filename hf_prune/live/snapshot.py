@@ -50,15 +50,19 @@ class Snapshot:
         if optimizer is not None and self.moments is None:
             optimizer.state.clear()
         elif optimizer is not None:
+            rates = [group["lr"] for group in optimizer.param_groups]
             optimizer.load_state_dict(copy.deepcopy(self.moments))
+            for group, rate in zip(optimizer.param_groups, rates):
+                group["lr"] = rate  # it is the schedule's, whose steps go on
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights, moments and parts."""
         return {"weights": self.weights, "moments": self.moments, "parts": self.parts}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state_dict` returned; forwards stay those of the model that this was made of."""
+    def load_state_dict(self, state: Mapping[str, Any], forwards: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` returned, with the forwards that modules had of their own then."""
         self.weights, self.moments, self.parts = dict(state["weights"]), state["moments"], state["parts"]
+        self.forwards = dict(forwards)
 
 
 def forwards_of(model: nn.Module) -> dict[str, Any]:

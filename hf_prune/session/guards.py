@@ -6,7 +6,8 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from ..live import LiveModel, Snapshot
+from ..errors import PruningError
+from ..live import LiveModel, Snapshot, forwards_of
 from ..registry import Registry
 
 Verdict = Literal["go", "wait", "back"]
@@ -51,7 +52,7 @@ class Guarding:
 
     Args:
         live: The live model.
-        guards: They are asked in this order.
+        guards: They are asked in this order. Copies are: the settings that they come from hold no state.
 
     Attributes:
         goes_back: Whether any may undo a change.
@@ -59,7 +60,8 @@ class Guarding:
     """
 
     def __init__(self, live: LiveModel, guards: Sequence[Guard]) -> None:
-        self._live, self._guards = live, list(guards)
+        self._live, self._guards = live, [_copy(one) for one in guards]
+        self._forwards = forwards_of(live.model)  # before anything is masked: skipping is made again from masks
         self._good: Snapshot | None = None
         self._position = 0
         self.goes_back, self.waits = any(one.goes_back for one in guards), False
@@ -95,16 +97,35 @@ class Guarding:
         for one in self._guards:
             one.changed()
 
+    def settle(self) -> None:
+        """Give back what was kept to go back to: no change is due any more, and nobody is asked."""
+        self._good = None
+
     def state_dict(self) -> dict[str, Any]:
         """Return what all guards need, and what there is to go back to."""
         good = None if self._good is None else self._good.state_dict()
         return {"guards": [one.state_dict() for one in self._guards], "good": good, "position": self._position}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state_dict` returned."""
+        """Take up what `state_dict` returned; before version 0.2.0 there were no guards.
+
+        Raises:
+            PruningError: It is of other guards.
+        """
+        if state["guards"] and len(state["guards"]) != len(self._guards):
+            raise PruningError(
+                f"The pruning state must be of these guards, {len(self._guards)}. Received: {len(state['guards'])}"
+            )
         for one, told in zip(self._guards, state["guards"]):
             one.load_state_dict(told)
         self._good, self._position = None, state["position"]
         if state["good"] is not None:
             self._good = Snapshot(self._live.model, self._live.optimizer)
-            self._good.load_state_dict(state["good"])
+            self._good.load_state_dict(state["good"], self._forwards)
+
+
+def _copy(guard: Guard) -> Guard:
+    """Return a guard of the same settings with a state of its own; whatever it refers to stays one."""
+    made = copy.copy(guard)
+    made.load_state_dict(copy.deepcopy(guard.state_dict()))
+    return made

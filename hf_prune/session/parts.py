@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
+
+from ..errors import PruningError
 
 
 class Part(Protocol):
@@ -14,3 +18,23 @@ class Part(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what `state_dict` returned."""
+
+
+@contextmanager
+def all_or_nothing(parts: Mapping[str, Part]) -> Iterator[None]:
+    """Let parts take up a state; where it does not fit, all are as they were.
+
+    Raises:
+        PruningError: It does not fit.
+    """
+    held = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        for name, part in parts.items():
+            part.load_state_dict(held[name])
+        if isinstance(error, PruningError):
+            raise
+        raise PruningError(
+            f"The pruning state must be whole, of this version or an older one. Received: {error!r}"
+        ) from error

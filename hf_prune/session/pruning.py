@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..adapters import mark_changed
-from ..errors import PruningError
 from ..evidence import Loss
 from ..live import LiveModel, Masking
 from ..masks import Masks
@@ -26,7 +25,7 @@ from .clock import Clock
 from .guards import Guarding
 from .numbers import Numbers, measure_dense
 from .older import of_today
-from .parts import Part
+from .parts import Part, all_or_nothing
 from .reporting import report_of
 from .scoring import Scorer, make_evidence
 from .seeing import Seeing
@@ -264,23 +263,22 @@ class Pruning:
         Raises:
             PruningError: The state is of another model or of other pruners.
         """
-        try:
-            state = of_today(state)
-            checks.check_parts(state, self.parts)
-            self._restore(state)
-        except (AttributeError, IndexError, KeyError, TypeError) as error:
-            raise PruningError(
-                f"The pruning state must be whole, of this version or an older one. Received: {error!r}"
-            ) from error
+        with all_or_nothing(self.parts):
+            checks.check_parts(state := of_today(state), self.parts)
+            self._take_up(state)
+        self._go_on()
 
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        """Set those parts of which the state knows."""
+    def _take_up(self, state: Mapping[str, Any]) -> None:
+        """Set those parts of which the state knows; the model's weights stay as they are."""
         for name, part in self.parts.items():
             if name in state:
                 part.load_state_dict(state[name])
+        self.numbers.count()
+
+    def _go_on(self) -> None:
+        self.masking.write()
         self._settle()
         self._prepare()
-        self.numbers.count()
 
     def _parts_that_go_back(self) -> dict[str, Any]:
         return {name: part.state_dict() for name, part in self.parts.items() if name not in ("clock", "guards")}
@@ -349,7 +347,8 @@ class Pruning:
             return True
         if verdict == "back":
             parts, self.clock.position = self.guarding.back()
-            self._restore(parts)
+            self._take_up(parts)
+            self._go_on()
         self.clock.wait()
         return False
 
@@ -365,9 +364,10 @@ class Pruning:
 
     def _settle(self) -> None:
         """Once nothing changes any more, stop watching and give back what was kept for it."""
-        if self.finished and not self.guarding.goes_back:
+        if self.finished:
             self.masking.settle()
             self.numbers.settle()
+            self.guarding.settle()
             for one in self.evidence.values():
                 one.settle()
         self._seeing.look()
@@ -391,5 +391,6 @@ class Pruning:
         held = self.state_dict()
         if not self.live.gather():
             return False
-        self._restore(held)
+        self._take_up(held)
+        self._go_on()
         return True
