@@ -261,6 +261,16 @@ def test_given_masks_follow_a_cut():
     assert not (pruning.masks[name] & ~pruning.masking.given[name]).any()
 
 
+def test_a_guard_that_says_something_else_is_an_error():
+    class Lost(AccuracyGuard):
+        def verdict(self):
+            return "stop"
+
+    _, _, _, go = start("guard", told=PruningSettings(UNITS, EARLY, guards=[Lost()]))
+    with pytest.raises(PruningError, match="must be 'go', 'wait' or 'back'. Received: 'stop'"):
+        go(0, 2)
+
+
 def test_two_of_four_leave():
     model, _, pruning, go = start("pattern")
     go(0, STEPS)

@@ -20,7 +20,10 @@ class MissingEvidence(PruningError):  # noqa: N818  it is one of ours, by any ot
 class Evidence:
     """What scores are made from. A session makes one for all scores that need it, and hands it what happens.
 
-    Everything here may be left as it is but the two that hand out numbers: `of_weight`, `of_units`, or both.
+    Everything here may be left as it is but the two that hand out numbers: `of_weight`, `of_units`, or both. In a step:
+    `prepare`; the batches; `read`, where gradients are complete; the optimizer's step; `commit` of what hooks saw, or
+    `discard` where the step was not taken; a change of masks where one is due, `follow` where units left; `step`, of steps
+    that were taken: an optimizer of its own steps there.
 
     Args:
         live: The live model.
@@ -109,7 +112,9 @@ class Evidence:
 
     # steps
     def read(self, masking: Masking, ahead: Collection[str]) -> None:
-        """Read gradients: they are complete (and `scale` times too large).
+        """Read gradients: they are complete, and `scale` times too large; ``None`` where a backward reached nothing.
+
+        What is masked is 0 in the live tensors; `masking.full` has its last value.
 
         Args:
             masking: What is masked.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..errors import PruningError
 from ..live import LiveModel, Snapshot, forwards_of
@@ -17,7 +17,8 @@ class Guard:
     """A verdict before each change of masks, and a look at every evaluation.
 
     While one guard says ``"wait"``, the schedule stands still and training goes on. ``"back"`` restores weights,
-    moments, masks and the schedule's position from before the last change that was made; steps go on.
+    moments, masks and the schedule's position from before the last change that was made; steps, and the learning rate, go
+    on. It is asked when a change is due, so that the last one cannot be undone. A session asks a copy of it.
 
     Attributes:
         goes_back: Whether it may say ``"back"``: then a copy of the model is held.
@@ -74,6 +75,9 @@ class Guarding:
     def verdict(self) -> Verdict:
         """Return the strictest verdict; there must be something to go back to."""
         verdicts = {one.verdict() for one in self._guards}
+        strange = verdicts - {*get_args(Verdict)}
+        if strange:
+            raise PruningError(f"A guard's verdict must be 'go', 'wait' or 'back'. Received: {strange.pop()!r}")
         back = "back" in verdicts and self._good is not None
         self.waits = bool(verdicts - {"go"})
         return "back" if back else "wait" if self.waits else "go"
