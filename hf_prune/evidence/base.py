@@ -22,8 +22,8 @@ class Evidence:
 
     Everything here may be left as it is but the two that hand out numbers: `of_weight`, `of_units`, or both. In a step:
     `prepare`; the batches; `read`, where gradients are complete; the optimizer's step; `commit` of what hooks saw, or
-    `discard` where the step was not taken; a change of masks where one is due, `follow` where units left; `step`, of steps
-    that were taken: an optimizer of its own steps there.
+    `discard` where the step was not taken; a change of masks where one is due, `follow` where units left; `step`, of
+    steps that were taken: an optimizer of its own steps there.
 
     Args:
         live: The live model.

@@ -17,8 +17,8 @@ class Guard:
     """A verdict before each change of masks, and a look at every evaluation.
 
     While one guard says ``"wait"``, the schedule stands still and training goes on. ``"back"`` restores weights,
-    moments, masks and the schedule's position from before the last change that was made; steps, and the learning rate, go
-    on. It is asked when a change is due, so that the last one cannot be undone. A session asks a copy of it.
+    moments, masks and the schedule's position from before the last change that was made; steps, and the learning rate,
+    go on. It is asked when a change is due, so that the last one cannot be undone. A session asks a copy of it.
 
     Attributes:
         goes_back: Whether it may say ``"back"``: then a copy of the model is held.
