@@ -13,7 +13,7 @@ WRITTEN = sorted(folder.name for folder in STATES.iterdir())
 
 
 def test_every_case_was_written_once():
-    assert {name.partition("-")[2] for name in WRITTEN} == set(CASES)
+    assert set(WRITTEN) == {f"{form}-{case}" for form in ("flat", "parts") for case in CASES}
 
 
 @pytest.mark.parametrize("name", WRITTEN)

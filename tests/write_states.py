@@ -13,10 +13,11 @@ import torch
 from models import build_bert, build_llama, draw_batch, take_step
 from safetensors.torch import save_file
 
-from hf_prune import HeadPruner, NeuronPruner, Pruning, Schedule, Target, WeightPruner, __version__
+from hf_prune import HeadPruner, NeuronPruner, Pruning, Schedule, Target, WeightPruner
 from hf_prune.resume import write_state
 
 STATES = Path(__file__).parent / "states"
+FORMAT = "parts"  # of what is written now; "flat" states were written before sessions had parts
 SCHEDULE, HALF, STEPS = Schedule(begin=1, end=7, frequency=2), 4, 8
 CASES: dict[str, tuple[Callable[[], Any], Callable[[], Any], Target | None]] = {
     "units": (build_llama, lambda: [HeadPruner(), NeuronPruner()], Target(macs=0.5)),
@@ -50,7 +51,7 @@ def start(case: str) -> tuple[Any, Pruning, Callable[[int, int], None]]:
 
 def main() -> None:
     for case in CASES:
-        folder = STATES / f"{__version__}-{case}"
+        folder = STATES / f"{FORMAT}-{case}"
         folder.mkdir(parents=True)
         model, pruning, go = start(case)
         go(0, HALF)

@@ -36,6 +36,7 @@ class Evidence:
         scale: What gradients are multiplied by while they are read.
         active: Whether it sees the batches of this step.
         from_data: Whether it comes from batches: one shot then needs data.
+        of_step: Whether it is of the last step's batches alone: where that step was left out, there is none.
         heavy: Whether it takes memory that grows with the model: the log then says how much.
         sees_masked: Whether it can see what masked units would bring, behind shut gates: those of `groups` may return.
     """
@@ -43,6 +44,7 @@ class Evidence:
     name = ""
     active = True
     from_data = True
+    of_step = False
     heavy = False
     sees_masked = False
 

@@ -13,6 +13,8 @@ from .base import Evidence, MissingEvidence, register_evidence
 class Gradients(Evidence):
     """The gradient of the loss, as it is on the parameters now."""
 
+    of_step = True
+
     def of_weight(self, need: str, name: str, weight: Tensor) -> Tensor:
         """Return the gradient of a parameter in float32; zeros where a backward has not reached it.
 

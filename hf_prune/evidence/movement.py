@@ -21,6 +21,7 @@ class Movement(Gradients):
     Sanh, Wolf and Rush 2020, arXiv:2005.07683.
     """
 
+    of_step = False
     heavy = True
     sums: dict[str, Tensor]
 

@@ -164,12 +164,20 @@ class LiveModel:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was removed, and what the dense model had."""
-        record = {name: list(entry) for name, entry in self.record.items()}
-        return {"record": record, "dense_units": dict(self.dense_units), "dense_macs": self.dense_macs}
+        record, before = ({name: list(one) for name, one in told.items()} for told in (self.record, self.before))
+        return {
+            "record": record,
+            "before": before,
+            "dense_units": dict(self.dense_units),
+            "dense_macs": self.dense_macs,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what `state_dict` returned, of a model that has the same units now."""
-        self.record = Record({name: (list(kept), dense) for name, (kept, dense) in state["record"].items()})
+        self.record, self.before = (
+            Record({name: (list(kept), dense) for name, (kept, dense) in state[told].items()})
+            for told in ("record", "before")
+        )
         self.dense_units, self.dense_macs = dict(state["dense_units"]), state["dense_macs"]
         if self.groups:
             self.groups = find_groups(self.model)

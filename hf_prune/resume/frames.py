@@ -61,7 +61,7 @@ def _record_of(folder: Path) -> Record:
     """Return what a checkpoint's model has lost, by its pruning state, or by its config where that cannot be read."""
     try:
         plain = read_plain(folder / STATE)
-        entries = plain.get("live", plain)["record"]  # version 0.1.0 knew no parts
+        entries = plain.get("live", plain)["record"]  # flat states know no parts
         return Record({name: (list(kept), dense) for name, (kept, dense) in entries.items()})
     except CheckpointError:
         path = folder / "config.json"

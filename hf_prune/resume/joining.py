@@ -162,7 +162,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def _of_old(plain: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Put together what version 0.1.0 wrote: tensors one level deep."""
+    """Put together a flat state, of before sessions had parts: tensors one level deep."""
     state: dict[str, dict[str, Tensor]] = {key: {} for key in plain.pop("tensors")}
     for full, one in tensors.items():
         key, name = full.split("/", 1)
@@ -184,7 +184,7 @@ def read_plain(path: Path) -> dict[str, Any]:
         plain = json.loads(_metadata(path)["state"])
     except (OSError, KeyError, ValueError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"The pruning state {path} cannot be read: {error}") from error
-    told = plain.get("clock", plain) if isinstance(plain, dict) else None  # version 0.1.0 knew no parts
+    told = plain.get("clock", plain) if isinstance(plain, dict) else None  # flat states know no parts
     if not isinstance(told, dict) or not isinstance(told.get("steps"), int):
         raise CheckpointError(f"The pruning state {path} cannot be read: it does not say its steps")
     return dict(plain)

@@ -171,16 +171,15 @@ def _check_reversible(task: Task, live: LiveModel, swaps: bool, shrink_live: boo
             "shrink_live (of a callback shrink_during_training) removes for good, so masks must not be reversible. "
             f"Received: {name} with score='{score.name}'"
         )
-    if task.structured and follows:
+    if task.structured and follows and score.of == "weight":
         raise PruningError(f"Score '{score.name}' follows single weights: use WeightPruner. Received: {name}")
     if task.structured and revives:
         groups = [group for group in live.groups if group.name in set(task.groups)]
-        _check_units_come_back(live.model, name, score.name, score.needs, groups)
+        _check_units_come_back(live.model, task, groups)
 
 
-def _check_units_come_back(
-    model: nn.Module, name: str, score: str, needs: Sequence[str], groups: Sequence[Group]
-) -> None:
+def _check_units_come_back(model: nn.Module, task: Task, groups: Sequence[Group]) -> None:
+    name = type(task.pruner).__name__
     for group in groups:
         readers = [model.get_submodule(part.parameter.rpartition(".")[0]) for part in group.read]
         if not group.traits.may_return or not readers or not all(map(_is_linear, readers)):
@@ -188,10 +187,10 @@ def _check_units_come_back(
                 "Only heads, KV groups and neurons that a Linear reads, and single weights, can come back. "
                 f"Received: a reversible {name} for '{group.name}'"
             )
-    if "gradient" in needs:
+    if task.of_step:
         raise PruningError(
-            f"Score '{score}' needs gradients of weights, and those of a masked unit are zero: reversible units take a "
-            f"score of gates ('taylor', 'movement') or of weights alone ('l1', 'l2'). Received: {name}"
+            f"Score '{task.score.name}' needs gradients of weights, and those of a masked unit are zero: reversible "
+            f"units take a score of gates ('taylor', 'movement') or of weights alone ('l1', 'l2'). Received: {name}"
         )
     if hasattr(model, "peft_config"):
         raise PruningError(f"Units of a model with adapters cannot come back. Received: a reversible {name}")

@@ -111,7 +111,7 @@ class Guarding:
         return {"guards": [one.state_dict() for one in self._guards], "good": good, "position": self._position}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state_dict` returned; before version 0.2.0 there were no guards.
+        """Take up what `state_dict` returned; states of before there were guards tell of none.
 
         Raises:
             PruningError: It is of other guards.

@@ -13,6 +13,7 @@ from ..live import LiveModel, Masking
 from ..masks import count_masked, entries_left
 from ..pruners import Target
 from ..report import Measurement, count
+from .budgets import Budget
 from .tasks import Task, Tasks
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class Numbers:
             result["macs_left"] = round(self.macs_left(), 6)
         return result
 
-    def warn_of_missed(self, target: Target | None) -> None:
+    def warn_of_missed(self, target: Target | None, budget: Budget | None) -> None:
         """Say where a target or a sparsity was not reached, and where there was nothing left to do for it."""
         live, alive = self._live, self._masking.units.alive
         untouched = live.record == live.before and all(bool(mask.all()) for mask in alive.values())
@@ -108,11 +109,13 @@ class Numbers:
                 f"No unit was removed: a sparsity or a target is a share of the dense model, of whose MACs "
                 f"{self.macs_left():.1%} were left before."
             )
-        if target is None:
+        if target is None or budget is None:
             for task in self._tasks.units:
                 self._warn_of(task)
-        elif self.macs_left() > target.macs:
-            logger.warning(f"target.macs={target.macs:g} was not reached, {self.macs_left():.3f} is left: {_WHY}")
+            return
+        (name, share), left = target.budget, budget.left(self._masking.units) / budget.dense
+        if left > share:
+            logger.warning(f"target.{name}={share:g} was not reached, {left:.3f} is left: {_WHY}")
 
     def _warn_of(self, task: Task) -> None:
         total = self._dense(task.groups)

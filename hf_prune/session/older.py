@@ -15,7 +15,7 @@ def steps_of(state: Mapping[str, Any]) -> int:
 def of_today(state: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a state as this version has it: by the parts of a session.
 
-    Version 0.1.0 knew no parts: everything lay beside each other.
+    Flat states, of before sessions had parts, have everything beside each other.
     """
     if "steps" not in state:
         return state
@@ -24,7 +24,7 @@ def of_today(state: Mapping[str, Any]) -> Mapping[str, Any]:
     means = {key.removeprefix("mean_"): one for key, one in state.items() if key.startswith("mean_")}
     masking = {"alive": state["alive"], "weights": state["masks"], "shadows": state.get("shadows", {})}
     return {
-        "live": {"record": state["record"], "dense_units": dense_units, "dense_macs": dense_macs},
+        "live": {"record": state["record"], "before": {}, "dense_units": dense_units, "dense_macs": dense_macs},
         "tasks": {"kinds": counted},
         "clock": {"steps": steps, "skipped": skipped, "position": steps},
         # which entries leak was not written: it is found out again in the next step

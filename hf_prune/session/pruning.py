@@ -172,7 +172,7 @@ class Pruning:
                 "is denser than was asked for."
             )
         else:
-            self.numbers.warn_of_missed(self.settings.target)
+            self.numbers.warn_of_missed(self.settings.target, self.budget)
         self.masking.hold()
         if shrink and self._gather() and self.live.groups:
             self._cut()
@@ -332,7 +332,7 @@ class Pruning:
         position = self.clock.position
         due = [task for task in self.tasks if taken and task.due(position)]
         late = [task for task in self.tasks if task.last_change > position]
-        blind = not taken and any("gradient" in task.needs for task in late)
+        blind = not taken and any(task.of_step for task in late)
         if not late or blind or not self.clock.over or self.guarding.waits:
             return due
         self.clock.position = self.last_change

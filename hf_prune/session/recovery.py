@@ -8,9 +8,11 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..kinds import KINDS
+from ..live import Units
 from ..removal import unmasked_units
 from ..sharding import whole
-from ..structure import Group, unit_cost
+from ..structure import Group
+from .budgets import Budget
 from .choosing import at_once
 from .pruning import Pruning
 from .tasks import Task
@@ -89,8 +91,8 @@ def _check_units(pruning: Pruning) -> None:
 
     Before its last change a schedule may be behind by less than what leaves at once.
     """
-    if pruning.settings.target is not None and pruning.tasks.units:
-        _check_target(pruning, pruning.settings.target.macs)
+    if pruning.settings.target is not None and pruning.budget is not None:
+        _check_target(pruning, pruning.budget, *pruning.settings.target.budget)
     position, live = pruning.clock.position, pruning.live
     for task in pruning.tasks.units:
         chosen = pruning.masking.units.named(task.groups)
@@ -103,18 +105,16 @@ def _check_units(pruning: Pruning) -> None:
             raise CheckpointError(f"{gone} of {total} units are zero, and the schedule has masked {least}")
 
 
-def _check_target(pruning: Pruning, macs: float) -> None:
+def _check_target(pruning: Pruning, budget: Budget, name: str, share: float) -> None:
     tasks, units = pruning.tasks.units, pruning.masking.units
     last = max(_last_change(task, pruning.clock.position) for task in tasks)
-    goal = 1 - (1 - macs) * (tasks[0].fraction(last) if last else 0.0)
-    costs = [
-        unit_cost(one, units.groups, units.shapes) * _leaving(task, one)
-        for task in tasks
-        for one in units.named(task.groups)
-    ]
-    waiting = 0 if pruning.finished else max(costs) / pruning.live.dense_macs
-    if pruning.macs_left() > goal + waiting + 1e-9:
-        raise CheckpointError(f"{pruning.macs_left():.4f} of the MACs are left, and the schedule was at {goal:.4f}")
+    goal = 1 - (1 - share) * (tasks[0].fraction(last) if last else 0.0)
+    costs = budget.costs(Units.all_of(units.groups, units.shapes), units.groups)
+    waits = [costs[one.name] * _leaving(task, one) for task in tasks for one in units.named(task.groups)]
+    waiting, left = 0 if pruning.finished else max(waits) / budget.dense, budget.left(units) / budget.dense
+    if left > goal + waiting + 1e-9:
+        told = "MACs" if name == "macs" else name
+        raise CheckpointError(f"{left:.4f} of the {told} are left, and the schedule was at {goal:.4f}")
 
 
 def _leaving(task: Task, group: Group) -> int:

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import PruningError
 from ..evidence import Loss
-from ..given import check_data, check_given
+from ..given import check_data, check_given, told
 from ..pruners import Pruner, Target, as_pruners
 from ..schedules import Schedule
 from .guards import Guard
@@ -56,5 +57,14 @@ class PruningSettings:
 
 
 def as_settings(pruners: Any, *others: Any, **named: Any) -> PruningSettings:
-    """Return settings as they are given, or made of what else is given."""
-    return pruners if isinstance(pruners, PruningSettings) else PruningSettings(pruners, *others, **named)
+    """Return settings as they are given, or made of what else is given.
+
+    Raises:
+        PruningError: Settings are given, and beside them what they say already.
+    """
+    if not isinstance(pruners, PruningSettings):
+        return PruningSettings(pruners, *others, **named)
+    beside = [one for one in (*others, *named.values()) if one is not None and not (isinstance(one, int) and not one)]
+    if beside:
+        raise PruningError(f"PruningSettings say all: nothing is given beside them. Received: {told(beside[0])}")
+    return pruners

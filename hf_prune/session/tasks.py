@@ -76,6 +76,11 @@ class Task:
         """What its scores need."""
         return frozenset(need for score in self.scores.values() for need in score.needs)
 
+    @property
+    def of_step(self) -> bool:
+        """Whether it is scored by what only the last step's batches tell."""
+        return any(EVIDENCE[need].of_step for need in self.needs)
+
     @cached_property
     def changes(self) -> tuple[int, ...]:
         """The positions of the schedule at which its masks change."""

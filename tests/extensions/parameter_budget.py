@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from hf_prune import Target, register_budget
+from hf_prune.dense import dense_note
 from hf_prune.session import Budget
 from hf_prune.settings import settings
 from hf_prune.structure import keep_vectors
@@ -15,7 +16,8 @@ class Parameters(Budget):
     """All entries that units own."""
 
     def of_dense(self, live):
-        return live.dense_parameters if live.record else sum(map(math.prod, live.shapes.values()))
+        noted = dense_note(live.model).get("parameters", 0)  # of a model that was pruned before
+        return max(noted, sum(map(math.prod, live.shapes.values())))
 
     def left(self, units):
         shapes = {name: list(shape) for name, shape in units.shapes.items()}
