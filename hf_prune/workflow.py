@@ -36,9 +36,9 @@ from .labels import fit_classes
 from .metrics import compute_metrics_for
 from .plan import annotate
 from .recipe import Recipe, TrainSettings, load_recipe
+from .recipe_tasks import RECIPE_TASKS, dense_config, dense_model
 from .report import Report, environment, measure_pair
 from .session import Pruning
-from .tasks import TASKS, dense_config, dense_model
 
 SAME = 1e-5  # of the largest logit: a reloaded model computes what the saved one did
 TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "epoch")
@@ -101,7 +101,7 @@ class Job:
 def prepare(recipe: Recipe) -> Job:
     """Load data and model, and make them fit each other."""
     say(f"Recipe {recipe.name}: loading data and model")
-    task = TASKS[recipe.task]
+    task = RECIPE_TASKS[recipe.task]
     fit = partial(
         fit_classes,
         dense_config(recipe),

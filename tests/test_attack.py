@@ -147,6 +147,8 @@ def rewrite(path, change):
         lambda tensors, _: tensors.update({"evidence.gate/means/gate/layers.0.mlp.neurons": torch.zeros(3)}),
         lambda _, metadata: metadata.update(state="null"),
         lambda _, metadata: metadata.update(state="{}"),
+        lambda _, metadata: metadata.update(state='{"clock": {"steps": 4, "skipped": 0, "position": 4}}'),
+        lambda _, metadata: metadata.update(state='{"clock": {"steps": 4}, "live": {"record": [1]}}'),
         lambda _, metadata: metadata.update(state="[" * 5000 + "]" * 5000),
     ],
 )

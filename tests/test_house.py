@@ -38,7 +38,7 @@ ROWS = (
     "card",
     "session hub export distillation",
     "recipe callback",
-    "tasks",
+    "recipe_tasks",
     "workflow arguments",
     "cli",
 )

@@ -63,7 +63,7 @@ def _record_of(folder: Path) -> Record:
         plain = read_plain(folder / STATE)
         entries = plain.get("live", plain)["record"]  # flat states know no parts
         return Record({name: (list(kept), dense) for name, (kept, dense) in entries.items()})
-    except CheckpointError:
+    except (CheckpointError, AttributeError, KeyError, TypeError, ValueError):  # a stranger's state may say anything
         path = folder / "config.json"
         block = json.loads(path.read_text(encoding="utf-8")).get(BLOCK) if path.is_file() else None
         if block is None:

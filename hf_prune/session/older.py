@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..errors import PruningError
+
 
 def steps_of(state: Mapping[str, Any]) -> int:
-    """Return the steps of a run, taken or left out, at which a state was taken."""
-    clock = of_today(state)["clock"]
-    return int(clock["steps"] + clock["skipped"])
+    """Return the steps of a run, taken or left out, at which a state was taken.
+
+    Raises:
+        PruningError: It does not say.
+    """
+    try:
+        clock = of_today(state)["clock"]
+        return int(clock["steps"] + clock["skipped"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise PruningError(f"The pruning state must say at which step it was taken. Received: {error!r}") from error
 
 
 def of_today(state: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -20,7 +20,7 @@ from .errors import CheckpointError, RecipeError
 from .recipe import Recipe
 
 
-class Task(NamedTuple):
+class RecipeTask(NamedTuple):
     """The class of a task's models, and how rows become batches."""
 
     auto_class: Any
@@ -38,8 +38,8 @@ def _tokenizer(recipe: Recipe) -> Any:
         ) from None
 
 
-TASKS = {
-    "text-classification": Task(
+RECIPE_TASKS = {
+    "text-classification": RecipeTask(
         AutoModelForSequenceClassification,
         _tokenizer,
         lambda split, tokenizer, recipe, model: prepare_text(
@@ -47,7 +47,7 @@ TASKS = {
         ),
         DataCollatorWithPadding,
     ),
-    "image-classification": Task(
+    "image-classification": RecipeTask(
         AutoModelForImageClassification,
         lambda recipe: None,
         lambda split, processor, recipe, model: prepare_images(split, recipe.data),
