@@ -36,6 +36,7 @@ class Size:
     learning: int  # steps in which the task of part 5 is learned
     repeats: int
     compiled: tuple[int, ...]  # batches that torch.compile is tried with
+    long: tuple[int, int]  # batch and tokens that keep a GPU busy, whatever its host
 
     @property
     def middle(self) -> Size:
@@ -44,8 +45,10 @@ class Size:
 
 
 SIZES = {
-    "full": Size(12, 768, 12, 4, 3072, 224, batch=128, steps=80, learning=400, repeats=30, compiled=(8, 32, 1)),
-    "small": Size(2, 32, 4, 2, 96, 32, batch=8, steps=12, learning=60, repeats=3, compiled=(8,)),
+    "full": Size(
+        12, 768, 12, 4, 3072, 224, batch=128, steps=60, learning=400, repeats=30, compiled=(8, 32), long=(128, 512)
+    ),
+    "small": Size(2, 32, 4, 2, 96, 32, batch=8, steps=12, learning=60, repeats=3, compiled=(8,), long=(8, 64)),
 }
 
 
@@ -79,7 +82,7 @@ def place(model: Any, dtype: torch.dtype) -> Any:
     return model.to(DEVICE)
 
 
-def draw(model: Any, rows: int, seed: int = 0) -> dict[str, Tensor]:
+def draw(model: Any, rows: int, seed: int = 0, tokens: int = TOKENS) -> dict[str, Tensor]:
     """Draw a batch for a model, where the model is and in its precision."""
     by = torch.Generator().manual_seed(seed)
     labels = torch.randint(2, (rows,), generator=by)
@@ -87,10 +90,23 @@ def draw(model: Any, rows: int, seed: int = 0) -> dict[str, Tensor]:
         side = model.config.image_size
         batch = {"pixel_values": torch.randn(rows, 3, side, side, generator=by).to(model.dtype), "labels": labels}
     else:
-        ids = torch.randint(5, WORDS, (rows, TOKENS), generator=by)
+        ids = torch.randint(5, WORDS, (rows, tokens), generator=by)
         labels = ids if model.config.model_type == "llama" else labels
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
     return {name: one.to(model.device) for name, one in batch.items()}
+
+
+@torch.no_grad()
+def graphed(model: Any, batch: dict[str, Tensor]) -> Callable[[], Any]:
+    """Return what replays a forward as a CUDA graph: without the host's time for each of its kernels."""
+    ids, graph = batch["input_ids"], torch.cuda.CUDAGraph()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for _ in range(3):  # what is allocated or chosen once
+            model(input_ids=ids)
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        model(input_ids=ids)
+    return graph.replay
 
 
 @torch.no_grad()

@@ -65,22 +65,26 @@ AIM = 1.02  # a step with the callback against one without
 def trainers(size: Size) -> dict[str, Case]:
     pairs = [(kind, precision) for precision in ("bf16", "fp16") for kind in ("units", "weights")]
     cases = {f"{kind} in {precision}": partial(compare, size, kind, precision) for kind, precision in pairs}
+    cases |= {f"{kind} in bf16, long": partial(compare, size, kind, "bf16", long=True) for kind in ("units", "weights")}
     return cases | {f"{kind} where steps overflow": partial(overflow, size, kind) for kind in ("units", "weights")}
 
 
-def settings_of(size: Size, precision: str) -> Namespace:
+def settings_of(size: Size, precision: str, *, long: bool = False) -> Namespace:
+    batch, length = size.long if long else (size.batch, TOKENS)
     if precision == "fp16":
         need_gpu("Trainer(fp16=True)")
-    return Namespace(batch=size.batch, steps=size.steps, bf16=precision == "bf16", fp16=precision == "fp16")
+    kind = {"bf16": precision == "bf16", "fp16": precision == "fp16"}
+    return Namespace(batch=batch, length=length, steps=size.steps, **kind)
 
 
-def compare(size: Size, kind: str, precision: str) -> dict[str, Any]:
+def compare(size: Size, kind: str, precision: str, *, long: bool = False) -> dict[str, Any]:
     """Let a Trainer with the callback and one without take turns."""
-    settings, dense = settings_of(size, precision), build("bert", size)
+    settings, dense = settings_of(size, precision, long=long), build("bert", size)
     with tempfile.TemporaryDirectory() as folder:
         told = compare_time(kind, dense, settings, folder)
         told |= compare_peaks(kind, dense, settings, folder)
-    return {"batch": size.batch, "steps": size.steps, "within_aim": told["wall"] <= AIM, **told}
+    shape = {"batch": settings.batch, "tokens": settings.length, "steps": size.steps}
+    return {**shape, "within_aim": told["wall"] <= AIM, **told}
 
 
 class Overflows(TrainerCallback):
@@ -267,9 +271,12 @@ BATCHES = (1, 8, 32)
 
 
 def latencies(size: Size) -> dict[str, Case]:
-    cases: dict[str, Case] = {f"eager, batch {rows}": partial(latency, size, rows, False) for rows in BATCHES}
+    cases: dict[str, Case] = {f"eager, batch {rows}": partial(latency, size, rows) for rows in BATCHES}
+    cases |= {f"CUDA graph, batch {rows}": partial(latency, size, rows, way="graph") for rows in BATCHES}
+    cases["eager, long"] = partial(latency, size, *size.long)
+    cases["CUDA graph, long"] = partial(latency, size, *size.long, way="graph")
     cases["2:4 zeros"] = partial(two_of_four, size)
-    return cases | {f"compiled, batch {rows}": partial(latency, size, rows, True) for rows in size.compiled}
+    return cases | {f"compiled, batch {rows}": partial(latency, size, rows, way="compiled") for rows in size.compiled}
 
 
 @functools.cache
@@ -288,13 +295,16 @@ def subjects(size: Size, compiled: bool) -> dict[str, Any]:
     return models
 
 
-def latency(size: Size, rows: int, compiled: bool) -> dict[str, Any]:
+def latency(size: Size, rows: int, tokens: int = TOKENS, way: str = "eager") -> dict[str, Any]:
     """Time dense and pruned models in turn."""
-    models = subjects(size, compiled)
-    batch = draw(models["dense"], rows)
-    times = in_turn({name: partial(forward, one, batch) for name, one in models.items()}, size.repeats)
+    if way == "graph":
+        need_gpu("A CUDA graph")
+    models = subjects(size, way == "compiled")
+    batch = draw(models["dense"], rows, tokens=tokens)
+    run = graphed if way == "graph" else partial(partial, forward)
+    times = in_turn({name: run(one, batch) for name, one in models.items()}, size.repeats)
     faster = {name: round(times["dense"] / taken, 2) for name, taken in times.items() if name != "dense"}
-    return {"batch": rows, "tokens": TOKENS, "ms": times, "times_as_fast": faster}
+    return {"batch": rows, "tokens": tokens, "ms": times, "times_as_fast": faster}
 
 
 def two_of_four(size: Size) -> dict[str, Any]:

@@ -93,11 +93,11 @@ def build(arguments: argparse.Namespace) -> Any:
 
 
 def trainer(model: Any, arguments: argparse.Namespace, steps: int, folder: str, callbacks: list[Any]) -> Trainer:
-    draw = torch.Generator().manual_seed(0)
+    draw, length = torch.Generator().manual_seed(0), getattr(arguments, "length", LENGTH)
     rows = [
         {
-            "input_ids": torch.randint(5, 1000, (LENGTH,), generator=draw),
-            "attention_mask": torch.ones(LENGTH, dtype=torch.long),
+            "input_ids": torch.randint(5, 1000, (length,), generator=draw),
+            "attention_mask": torch.ones(length, dtype=torch.long),
             "labels": int(torch.randint(2, (), generator=draw)),
         }
         for _ in range(arguments.batch * 4)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .ranking import nth_smallest
 from .registry import Registry
 from .structure import Group
 
@@ -48,12 +49,19 @@ def _ranks(score: Tensor) -> Tensor:
     return ranks.view(score.shape)
 
 
-class Bundle(NamedTuple):
-    """Units of one group that can only leave together: one of each part, and as many as keep a multiple."""
+class Bundles(NamedTuple):
+    """Units of one group that can only leave together: one of each part, and as many as keep a multiple.
 
-    value: float
+    Args:
+        group: The group's name.
+        values: What each bundle is worth, ``(bundles,)``, the least first.
+        units: Who is in it, ``(bundles, units in each)``.
+        cost: What leaves with one of them.
+    """
+
     group: str
-    units: tuple[int, ...]
+    values: Tensor
+    units: Tensor
     cost: float
 
 
@@ -87,49 +95,64 @@ def select_units(
     Returns:
         ``(units,)`` boolean masks, True = keep.
     """
-    masks = {name: mask.clone() for name, mask in alive.items()}
-    bundles = [
-        bundle
+    found = [
+        bundles
         for name, group in groups.items()
-        for bundle in _bundles(group, values[name], alive[name], costs[name], min_kept[name], multiple_of[name])
+        for bundles in _bundles(group, values[name], alive[name], costs[name], min_kept[name], multiple_of[name])
     ]
-    passed: dict[str, Bundle] = {}
-    for bundle in sorted(bundles, key=lambda bundle: bundle.value):
-        if excess <= 0 or (bundle.cost > excess and not last):
-            return masks
-        if bundle.group in passed or bundle.cost > excess:
-            passed.setdefault(bundle.group, bundle)  # its later bundles cost as much, and must not overtake it
-            continue
-        masks[bundle.group][list(bundle.units)] = False
-        excess -= bundle.cost
-    if excess > 0 and passed:  # nothing that is left fits: the smallest overshoots the budget least
-        smallest = min(passed.values(), key=lambda bundle: (bundle.cost, bundle.value))
-        masks[smallest.group][list(smallest.units)] = False
+    leaving = _in_order(found, excess, last=last) if found and excess > 0 else {}
+    masks = {name: mask.clone() for name, mask in alive.items()}
+    for place, rows in leaving.items():
+        masks[found[place].group][found[place].units[rows].flatten()] = False
     return masks
 
 
-def _bundles(group: Group, value: Tensor, alive: Tensor, cost: float, min_kept: int, multiple: int) -> list[Bundle]:
-    """Return what can leave a group, the least valuable first."""
+def _in_order(found: list[Bundles], excess: float, *, last: bool) -> dict[int, list[int]]:
+    """Return who leaves: the place among what was found -> numbers of bundles."""
+    order = torch.cat([one.values for one in found]).argsort(stable=True)
+    places = torch.cat([torch.full((len(one.values),), i) for i, one in enumerate(found)])[order]
+    rows = torch.cat([torch.arange(len(one.values)) for one in found])[order]
+    spent = torch.tensor([one.cost for one in found], dtype=torch.float64)[places].cumsum(0)
+    fit = int(torch.searchsorted(spent, excess))  # so many leave one after the other, and leave something to go
+    fit += int(fit < len(spent) and spent[fit] == excess)
+    leaving = {place: rows[:fit][places[:fit] == place].tolist() for place in range(len(found))}
+    excess -= float(spent[fit - 1]) if fit else 0.0
+    passed: dict[str, tuple[float, int, int]] = {}
+    for place, row in zip(places[fit:].tolist(), rows[fit:].tolist()) if excess > 0 and last else ():
+        one = found[place]
+        if excess <= 0:
+            return leaving
+        if one.group in passed or one.cost > excess:
+            passed.setdefault(one.group, (one.cost, place, row))  # its later bundles cost as much: none overtakes it
+            continue
+        leaving[place].append(row)
+        excess -= one.cost
+    if excess > 0 and passed:  # nothing that is left fits: the smallest overshoots the budget least
+        _, place, row = min(passed.values(), key=lambda one: one[0])  # among equals the least valuable: it came first
+        leaving[place].append(row)
+    return leaving
+
+
+def _bundles(
+    group: Group, value: Tensor, alive: Tensor, cost: float, min_kept: int, multiple: int
+) -> Iterator[Bundles]:
+    """Yield what can leave a group: first what makes a multiple of the rest, then the others."""
     here = alive.view(group.parts, -1)
     parts = [part for part in range(group.parts) if here[part].any()]
     if not parts:
-        return []
+        return
     rows = [here[part].nonzero().view(-1) + part * group.per_part for part in parts]
     order = torch.stack([units[value[units].argsort(stable=True)] for units in rows])  # (parts, units that are there)
     worth, left = value[order].double(), order.shape[1]
     first = left % multiple or multiple  # then what stays is a multiple
-    bundles = list[Bundle]()
-    for start, stop, width in ((0, first, first), (first, left, multiple)):
-        shape = (len(parts), (stop - start) // width, width)  # then (bundles, units in each)
-        leaving = order[:, start:stop].reshape(shape).transpose(0, 1).flatten(1)
-        means = worth[:, start:stop].reshape(shape).transpose(0, 1).flatten(1).mean(1)
-        count = leaving.shape[1]
-        bundles += [
-            Bundle(mean, group.name, tuple(units), cost * count)
-            for mean, units in zip(means.tolist(), leaving.tolist())
-        ]
     stays = left - first
-    return bundles[: 1 + (stays - min_kept) // multiple] if stays >= min_kept else []
+    count = 1 + (stays - min_kept) // multiple if stays >= min_kept else 0
+    for start, width, number in ((0, first, min(1, count)), (first, multiple, max(0, count - 1))):
+        if number:
+            shape = (len(parts), number, width)  # then (bundles, units in each)
+            leaving = order[:, start : start + number * width].reshape(shape).transpose(0, 1).flatten(1)
+            means = worth[:, start : start + number * width].reshape(shape).transpose(0, 1).flatten(1).mean(1)
+            yield Bundles(group.name, means, leaving, cost * leaving.shape[1])
 
 
 def select_weights(values: Mapping[str, Tensor], keep: int) -> dict[str, Tensor]:
@@ -145,7 +168,7 @@ def select_weights(values: Mapping[str, Tensor], keep: int) -> dict[str, Tensor]
     flat = torch.cat([value.flatten() for value in values.values()])
     mask = torch.ones_like(flat, dtype=torch.bool)
     if keep < len(flat):
-        threshold = flat.kthvalue(len(flat) - keep).values
+        threshold = nth_smallest(flat, len(flat) - keep)
         mask = flat > threshold
         equal = (flat == threshold).nonzero().view(-1)
         mask[equal[: keep - int(mask.sum())]] = True

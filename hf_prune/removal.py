@@ -16,7 +16,7 @@ from .depth import check_depth, drop_modules
 from .given import check_given, check_model
 from .optimizers import cut_moments, moments_along
 from .plan import close_kept, read_record
-from .sharding import check_whole, fill, whole
+from .sharding import check_whole, fill, is_sharded, whole
 from .skipping import (
     close_router,
     is_skipped,
@@ -266,7 +266,8 @@ def zero_removed(
         optimizer: Whose moments; ``None``: none.
     """
     with torch.no_grad():
-        for (name, dim), index in gone.items():
+        for (name, dim), numbers in gone.items():
+            index = numbers if is_sharded(tensors[name]) else numbers.to(tensors[name].device)  # once for all moments
             for tensor, axis in ((tensors[name], dim), *moments_along(optimizer, tensors[name], dim)):
                 fill(tensor, axis, index, 0)
 

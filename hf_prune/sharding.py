@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from .errors import PruningError
+from .ranking import nth_of_bits, ordered_bits
+
+Axis = tuple[str, int]  # of a tensor: its name, and which
 
 
 def unwrap(model: nn.Module, accelerator: Any = None) -> nn.Module:
@@ -97,9 +100,14 @@ def fill(tensor: Any, dim: int, index: Tensor, value: float) -> None:
     local(tensor).index_fill_(dim, own_entries(tensor, dim, index), value)
 
 
-def any_at(tensor: Any, dim: int, index: Tensor) -> bool:
-    """Whether any of the entries along an axis is not zero, in the part that lies here."""
-    return bool(local(tensor).index_select(dim, own_entries(tensor, dim, index)).any())
+def find_any(tensors: Mapping[Axis, Any], entries: Mapping[Axis, Tensor]) -> set[Axis]:
+    """Return the axes along which any of these entries is not zero, in the parts that lie here."""
+    by_device: dict[torch.device, dict[Axis, Tensor]] = {}
+    for (name, dim), tensor in tensors.items():
+        own = own_entries(tensor, dim, entries[name, dim])
+        by_device.setdefault(tensor.device, {})[name, dim] = local(tensor).index_select(dim, own).any()
+    told = [(axes, torch.stack([*axes.values()]).tolist()) for axes in by_device.values()]  # one wait for each GPU
+    return {axis for axes, found in told for axis, is_found in zip(axes, found) if is_found}
 
 
 def own_entries(tensor: Any, dim: int, index: Tensor) -> Tensor:
@@ -124,18 +132,11 @@ def select_across(values: Mapping[str, Tensor], tensors: Mapping[str, Any], keep
         Boolean masks of the local parts, and the threshold's bits: the same in every process.
     """
     rank, gather = _collectives(list(tensors.values()))
-    ordered = {name: _ordered(value) for name, value in values.items()}
+    ordered = {name: ordered_bits(value) for name, value in values.items()}
     rank_of_threshold = sum(tensor.numel() for tensor in tensors.values()) - keep
     if rank_of_threshold <= 0:
         return {name: torch.ones_like(value, dtype=torch.bool) for name, value in values.items()}, 0
-    limits = torch.iinfo(next(iter(ordered.values())).dtype)
-    low, high = limits.min, limits.max
-    while low < high:
-        middle = (low + high) // 2
-        if int(gather([sum(int((one <= middle).sum()) for one in ordered.values())]).sum()) >= rank_of_threshold:
-            high = middle
-        else:
-            low = middle + 1
+    low = nth_of_bits(ordered.values(), rank_of_threshold, lambda found: int(gather([found]).sum()))
     masks = {name: one > low for name, one in ordered.items()}
     room = keep - int(gather([sum(int(mask.sum()) for mask in masks.values())]).sum())
     equals = gather([int((one == low).sum()) for one in ordered.values()])
@@ -144,13 +145,6 @@ def select_across(values: Mapping[str, Tensor], tensors: Mapping[str, Any], keep
         equal = (ordered[name] == low).flatten().nonzero().view(-1)
         mask.view(-1)[equal[: max(0, room - before)]] = True
     return masks, low
-
-
-def _ordered(value: Tensor) -> Tensor:
-    """Return integers in the order of floating numbers."""
-    value = value.contiguous() + 0.0  # -0.0 becomes 0.0
-    bits = value.view(torch.int64 if value.dtype == torch.float64 else torch.int32)
-    return bits ^ ((bits >> (bits.element_size() * 8 - 1)) & torch.iinfo(bits.dtype).max)
 
 
 def _collectives(tensors: list[Any]) -> tuple[int, Callable[[list[int]], Tensor]]:

@@ -169,6 +169,27 @@ def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
+class TensorPlaces:
+    """Where a model's parameters and buffers hang: they are found without a walk, and as they are now.
+
+    FSDP exchanges parameters, and pruning gives them other data; modules stay the same until one is removed.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        found = [*model.named_modules(remove_duplicate=False)]
+        self._places = [
+            (f"{path}.{name}" if path else name, held, name)
+            for kind in ("_parameters", "_buffers")
+            for path, module in found
+            for held in [vars(module)[kind]]
+            for name in held
+        ]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return what `named_tensors` does."""
+        return {path: one for path, held, name in self._places if (one := held.get(name)) is not None}
+
+
 def live_shapes(model: nn.Module) -> Shapes:
     """Return the shape of every parameter and buffer by name."""
     return {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}

@@ -22,6 +22,10 @@ NEEDS_GPU = {
     "accelerate fsdp2",
     "trainer fsdp2",
     "2:4 zeros",
+    "CUDA graph, batch 1",
+    "CUDA graph, batch 8",
+    "CUDA graph, batch 32",
+    "CUDA graph, long",
 }
 
 pytestmark = [

@@ -24,7 +24,7 @@ HEAVY = ("torch", "transformers", "datasets", "evaluate", "onnxruntime", "optimu
 # A module imports only from rows above its own here, never sideways. A new module belongs in one of them.
 ROWS = (
     "errors",
-    "kinds",
+    "kinds ranking",
     "registry structure packing files folders given labels secrets settings sharding optimizers parts",
     "plan adapters",
     "architectures schedules scores allocation masks data metrics rules",
@@ -163,6 +163,7 @@ OTHERS_PRIVATE = {  # names that look private and are not ours
     "_parameters": "of torch: a module's own tensors and None, as its public iterators do not tell",
     "_buffers": "of torch, as above",
     "_foreach_mul_": "of torch: one kernel for all masks, as its own optimizers use",
+    "_foreach_add_": "the same",
     "_NormBase": "of torch: what batch norms and instance norms have in common",
     "_BatchNorm": "of torch: batch norms of every dimension",
     "_orig_mod": "of torch.compile: the model inside",

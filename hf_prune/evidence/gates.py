@@ -14,40 +14,41 @@ from ..sharding import average_over_processes
 from ..structure import Group, Slice
 from .base import Evidence, register_evidence
 
-_GATE: dict[str, Callable[[Tensor], Tensor]] = {
-    "gate": lambda gate: gate,
-    "gate_square": torch.square,
-    "gate_absolute": torch.abs,
-}
+_NEEDS = ("gate", "gate_square", "gate_absolute")
 _DECAY = 0.95  # of the running means: about the last 20 steps that were read
 _READ_FIRST, _READ_EVERY = 16, 4  # the first steps' batches are read, and then one step's of four
 
 
-@register_evidence(*_GATE)
+@register_evidence(*_NEEDS)
 class Gates(Evidence):
     """Means of gate gradients, summed over batches, from hooks on the inputs of output projections.
 
     A gate multiplies everything that a unit hands to its output projection. Its gradient is the sum over tokens of
     activation times gradient: for each sample one number a unit. It needs no gradient of any weight.
 
-    What batches bring is pending until `commit`: a step that a GradScaler leaves out counts for nothing.
-
-    Attributes:
-        means: Need -> group -> ``(units,)``.
+    What batches bring is pending until `commit`: a step that a GradScaler leaves out counts for nothing. All needs of
+    a group lie in one tensor, ``(needs, units)``, where its gates are: each small call costs a GPU's host more than
+    the sum itself.
     """
 
     sees_masked = True
 
     def __init__(self, live: LiveModel, groups: Collection[str], weights: Collection[str] = (), seed: int = 0) -> None:
         super().__init__(live, groups, weights, seed)
-        self.means = {need: {one.name: torch.zeros(one.units) for one in self._watched()} for need in _GATE}
+        self._means = {group.name: torch.zeros(len(_NEEDS), group.units) for group in self._watched()}
         self._shut: Mapping[str, Tensor] = {}
-        self._pending: dict[str, dict[str, Tensor]] = {need: {} for need in _GATE}
+        self._seen: dict[tuple[str, int], Tensor] = {}
+        self._pending: dict[str, Tensor] = {}
         self._handles: list[Any] = []
+
+    @property
+    def means(self) -> dict[str, dict[str, Tensor]]:
+        """Need -> group -> ``(units,)``."""
+        return {need: {name: mean[row] for name, mean in self._means.items()} for row, need in enumerate(_NEEDS)}
 
     def of_units(self, need: str, group: Group) -> Tensor:
         """Return a running mean."""
-        return self.means[need][group.name]
+        return self._means[group.name][_NEEDS.index(need)]
 
     def start(self) -> None:
         """Hook what hands units on: output projections once each, layers and whole blocks by what they return."""
@@ -81,20 +82,28 @@ class Gates(Evidence):
 
     def commit(self, scale: float = 1.0, *, may_overflow: bool = False) -> None:
         """Let what is pending count: it is of a step that was taken."""
-        sound = not may_overflow or self.is_finite()
-        for need, pending in self._pending.items() if sound else ():
-            factor = scale ** (2 if need == "gate_square" else 1)
-            for name, value in pending.items():
-                self.means[need][name] = self.means[need][name].to(value.device) + value / factor
+        self._fold()
+        pending = self._pending if not may_overflow or self.is_finite() else {}
+        for name, value in pending.items():
+            self._means[name] = self._means[name].to(value.device)
+        if scale != 1:
+            powers = torch.tensor([[scale], [scale**2], [scale]])
+            pending = {name: value / powers.to(value.device) for name, value in pending.items()}
+        if pending:
+            torch._foreach_add_([self._means[name] for name in pending], list(pending.values()))
         self.discard()
 
     def discard(self) -> None:
         """Forget what is pending."""
-        self._pending = {need: {} for need in _GATE}
+        self._seen, self._pending = {}, {}
 
     def is_finite(self) -> bool:
         """Whether all that is pending is finite."""
-        return all(bool(one.isfinite().all()) for pending in self._pending.values() for one in pending.values())
+        self._fold()
+        by_device: dict[torch.device, list[Tensor]] = {}
+        for one in self._pending.values():
+            by_device.setdefault(one.device, []).append(one.flatten())
+        return all(bool(torch.cat(those).isfinite().all()) for those in by_device.values())
 
     def step(self) -> None:
         """Let a step that was read count more than those before it, however many batches were in it."""
@@ -107,16 +116,13 @@ class Gates(Evidence):
 
     def fade(self, left: float) -> None:
         """Leave of the means only a part, in [0, 1]."""
-        for means in self.means.values():
-            for mean in means.values():
-                mean.mul_(left)
+        if self._means:
+            torch._foreach_mul_(list(self._means.values()), left)
 
     def synchronize(self) -> None:
         """Average the means over all processes."""
         device = next(self.live.model.parameters()).device
-        for means in self.means.values():
-            for name, mean in means.items():
-                means[name] = average_over_processes(mean.to(device)).cpu()
+        self._means = {name: average_over_processes(mean.to(device)) for name, mean in self._means.items()}
 
     def settle(self) -> None:
         """Let the model go."""
@@ -126,7 +132,7 @@ class Gates(Evidence):
         """Watch what is left: modules behind a removed layer have other names, and widths are other ones."""
         super().follow(cut)
         self.discard()
-        self.means = {need: cut.units(means) for need, means in self.means.items()}
+        self._means = _stacked({need: cut.units(means) for need, means in self.means.items()})
         if self._handles:
             self.stop()
             self.start()
@@ -142,14 +148,14 @@ class Gates(Evidence):
             PruningError: They are of other groups.
         """
         told, groups = state["means"], {group.name: group for group in self._watched()}
-        for need, name in ((need, name) for need in _GATE for name in groups):
+        for need, name in ((need, name) for need in _NEEDS for name in groups):
             found = told.get(need, {}).get(name)
             if found is None or len(found) != groups[name].units:
                 raise PruningError(
                     f"The pruning state must have running means of all groups. Received: {need} of '{name}' "
                     f"{'missing' if found is None else 'of another size'}"
                 )
-        self.means = {need: {name: told[need][name].clone() for name in groups} for need in _GATE}
+        self._means = _stacked({need: {name: told[need][name] for name in groups} for need in _NEEDS})
         if self._handles:
             self.stop()
             self.start()
@@ -159,6 +165,8 @@ class Gates(Evidence):
         return [group for group in self.live.groups if group.name in wanted]
 
     def _hook(self, read: list[tuple[Group, Slice]]) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
+        places = [(group, self._index(group, part)) for group, part in read]
+
         def before_forward(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
             inputs, rows = args[0], None
             if not self.active:
@@ -172,7 +180,7 @@ class Gates(Evidence):
             seen, gated = inputs.detach(), self._gated(read, inputs)
 
             def see(gradient: Tensor) -> None:
-                self._see(read, _by_sample(module, seen.float() * gradient.float(), rows))
+                self._see(places, _by_sample(module, _product(seen, gradient), rows))
 
             if watching:
                 gated.register_hook(see)  # type: ignore[no-untyped-call]
@@ -203,28 +211,63 @@ class Gates(Evidence):
                 seen = seen - given.detach()
 
             def see(gradient: Tensor) -> None:
-                product = seen.float() * gradient.float()  # in half precision it would underflow
-                self._add(group, slice(unit, unit + 1), product.flatten(1).sum(1, keepdim=True))
+                gate = _product(seen, gradient).flatten(1).sum(1, keepdim=True)
+                self._add(group, unit, gate)
 
             value.register_hook(see)  # type: ignore[no-untyped-call]
 
         return after_forward
 
     @torch.no_grad()
-    def _see(self, read: list[tuple[Group, Slice]], gates: Tensor) -> None:
+    def _see(self, places: list[tuple[Group, Tensor | None]], gates: Tensor) -> None:
         """Add one batch, ``(samples, width)``."""
-        for group, part in read:
-            index = part.index(torch.arange(group.units), group.per_part).to(gates.device)
-            self._add(group, slice(None), gates[:, index].view(len(gates), group.units, -1).sum(-1))
+        for group, index in places:
+            own = gates if index is None else gates[:, index.to(gates.device)]
+            if own.shape[1] > group.units:
+                own = own.reshape(len(own), group.units, -1).sum(-1)
+            self._add(group, 0, own)
+
+    def _add(self, group: Group, first: int, gate: Tensor) -> None:
+        """Take the gate gradients of one batch, ``(samples, units)``, of units from `first` on."""
+        if (group.name, first) in self._seen:
+            self._fold()  # what accumulates over batches does so as means
+        self._seen[group.name, first] = gate
 
     @torch.no_grad()
-    def _add(self, group: Group, units: slice, gate: Tensor) -> None:
-        """Add the gate gradients of one batch, ``(samples, units)``."""
-        for need, of in _GATE.items():
-            pending = self._pending[need]
-            if group.name not in pending:  # where the gates are: a copy to the CPU would wait for a GPU
-                pending[group.name] = torch.zeros(group.units, device=gate.device)
-            pending[group.name][units] += of(gate).mean(0)
+    def _fold(self) -> None:
+        """Let what was seen of a batch be pending: all groups at once, where the gates are."""
+        alike: dict[tuple[torch.device, int], list[tuple[str, int]]] = {}
+        for key, gate in self._seen.items():
+            alike.setdefault((gate.device, len(gate)), []).append(key)
+        for keys in alike.values():
+            found = [self._seen[key] for key in keys]
+            gates = torch.cat(found, 1)
+            means = torch.stack([gates, gates.square(), gates.abs()]).mean(1)
+            for (name, first), mean in zip(keys, torch.split(means, [one.shape[1] for one in found], 1)):
+                units = self._means[name].shape[1]
+                if name not in self._pending:
+                    whole = mean.shape[1] == units
+                    self._pending[name] = mean if whole else mean.new_zeros(len(_NEEDS), units)
+                    if whole:
+                        continue
+                self._pending[name][:, first : first + mean.shape[1]] += mean
+        self._seen = {}
+
+    def _index(self, group: Group, part: Slice) -> Tensor | None:
+        """Return where a reader reads a group's units; ``None``: they are all that it reads, in their order."""
+        index, reader = part.index(torch.arange(group.units), group.per_part), self.live.tensors[part.parameter]
+        whole = torch.equal(index, torch.arange(reader.shape[part.dim]))
+        return None if whole else index.to(reader.device)
+
+
+def _product(seen: Tensor, gradient: Tensor) -> Tensor:
+    """Return activation times gradient, in float32: in half precision it would underflow."""
+    return (seen.float() * gradient).float()
+
+
+def _stacked(means: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return what is by need and group by group, all needs in one tensor."""
+    return {name: torch.stack([means[need][name] for need in _NEEDS]) for name in means[_NEEDS[0]]}
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from ..masks import (
 )
 from ..optimizers import swaps_weights
 from ..removal import skip_removed, zero_removed
-from ..sharding import any_at
+from ..sharding import find_any
 from .model import Cut, LiveModel, check_alike
 from .shadows import Shadows
 from .units import Units
@@ -160,8 +160,9 @@ class Masking:
         """
         if self._unchecked:
             tensors, gone = self.live.tensors, self.units.gone
-            found = [key for key in gone.keys() - self.leaking if _leaks(tensors[key[0]].grad, key[1], gone[key])]
-            self._unchecked, self.leaking = False, self.leaking | set(found) | self._readers_like(set(found))
+            gradients = {key: tensors[key[0]].grad for key in gone.keys() - self.leaking}
+            found = find_any({key: one for key, one in gradients.items() if one is not None}, gone)
+            self._unchecked, self.leaking = False, self.leaking | found | self._readers_like(found)
 
     def _readers_like(self, found: set[tuple[str, int]]) -> set[tuple[str, int]]:
         """Return where units of the kinds of which some leak are read: in all layers, as a batch may not reach each."""
@@ -210,7 +211,3 @@ class Masking:
         """Let the model be masked as a state that was taken up says."""
         skip_removed(self.live.model, self.live.groups, self.units.kept)
         self.hold()
-
-
-def _leaks(gradient: Tensor | None, dim: int, gone: Tensor) -> bool:
-    return gradient is not None and any_at(gradient, dim, gone)

@@ -18,7 +18,7 @@ from ..plan import Record, read_record
 from ..removal import cut
 from ..sharding import any_sharded, join, whole_copy
 from ..stock import write_record
-from ..structure import Group, KeepVectors, Kept, Shapes, live_shapes, named_tensors
+from ..structure import Group, KeepVectors, Kept, Shapes, TensorPlaces, live_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,7 @@ class LiveModel:
         self.dense_units = {group.name: group.units for group in self.dense_groups()}
         self.dense_macs = dense_macs(model, self.groups, self.record) if self.groups else 0
         self._shapes: Shapes | None = None
+        self._places = TensorPlaces(model)
 
     def dense_groups(self) -> list[Group]:
         """Return the dense model's groups, to be counted and chosen from by name."""
@@ -85,7 +86,7 @@ class LiveModel:
     @property
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers by name: asked for anew each time, as FSDP exchanges them."""
-        return named_tensors(self.model)
+        return self._places.tensors()
 
     @property
     def shapes(self) -> Shapes:
@@ -137,8 +138,9 @@ class LiveModel:
         tensors = self.tensors
         cut(self.model, self.groups, kept, optimizer=self.optimizer)
         write_record(self.model, self.record)
+        self._look_again()
         live = {id(one): name for name, one in self.tensors.items()}
-        self.groups, self._shapes = find_groups(self.model), None
+        self.groups = find_groups(self.model)
         return Cut(
             kept,
             vectors,
@@ -159,8 +161,13 @@ class LiveModel:
             )
             return False
         self.model, self.optimizer = plain, None
-        self.groups, self._shapes = find_groups(plain) if self.groups else [], None
+        self.groups = find_groups(plain) if self.groups else []
+        self._look_again()
         return True
+
+    def _look_again(self) -> None:
+        """Forget what was true of a model with more modules, or with other shapes."""
+        self._shapes, self._places = None, TensorPlaces(self.model)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was removed, and what the dense model had."""
@@ -181,7 +188,7 @@ class LiveModel:
         self.dense_units, self.dense_macs = dict(state["dense_units"]), state["dense_macs"]
         if self.groups:
             self.groups = find_groups(self.model)
-        self._shapes = None
+        self._look_again()
         write_record(self.model, self.record)
 
 
