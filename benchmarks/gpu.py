@@ -42,7 +42,7 @@ from gpu_models import DEVICE, SIZES, NeedsGpuError
 from gpu_parts import PARTS, Case
 
 KEY = ("part", "case", "size", "device", "transformers")
-SECONDS = {"trainers": 130, "wrappers": 70, "round trip": 70, "latency": 140, "distilled": 60}  # 470 in all
+SECONDS = {"trainers": 165, "wrappers": 50, "round trip": 70, "latency": 130, "distilled": 55}  # 470 in all
 PATIENCE = 600  # seconds of each part with --small, on whatever machine
 WRONG = 3  # exit status; Python's own is 1
 TAIL = 12  # lines of a traceback

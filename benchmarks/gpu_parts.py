@@ -30,6 +30,7 @@ from gpu_models import (
     build,
     draw,
     forward,
+    graphed,
     in_turn,
     largest,
     logits_of,
@@ -63,10 +64,10 @@ AIM = 1.02  # a step with the callback against one without
 
 # 1: Trainers
 def trainers(size: Size) -> dict[str, Case]:
-    pairs = [(kind, precision) for precision in ("bf16", "fp16") for kind in ("units", "weights")]
-    cases = {f"{kind} in {precision}": partial(compare, size, kind, precision) for kind, precision in pairs}
-    cases |= {f"{kind} in bf16, long": partial(compare, size, kind, "bf16", long=True) for kind in ("units", "weights")}
-    return cases | {f"{kind} where steps overflow": partial(overflow, size, kind) for kind in ("units", "weights")}
+    kinds = ("units", "weights")
+    cases = {f"{kind} where steps overflow": partial(overflow, size, kind) for kind in kinds}
+    cases |= {f"{kind} in {one}": partial(compare, size, kind, one) for one in ("bf16", "fp16") for kind in kinds}
+    return cases | {f"{kind} in bf16, long": partial(compare, size, kind, "bf16", long=True) for kind in kinds}
 
 
 def settings_of(size: Size, precision: str, *, long: bool = False) -> Namespace:

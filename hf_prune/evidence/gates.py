@@ -211,7 +211,7 @@ class Gates(Evidence):
                 seen = seen - given.detach()
 
             def see(gradient: Tensor) -> None:
-                gate = _product(seen, gradient).flatten(1).sum(1, keepdim=True)
+                gate = _product(seen, gradient).flatten(1).sum(1, keepdim=True, dtype=torch.float32)
                 self._add(group, unit, gate)
 
             value.register_hook(see)  # type: ignore[no-untyped-call]
@@ -261,7 +261,9 @@ class Gates(Evidence):
 
 
 def _product(seen: Tensor, gradient: Tensor) -> Tensor:
-    """Return activation times gradient, in float32: in half precision it would underflow."""
+    """Return activation times gradient: in float32, as fp16 would underflow; bf16 has the range, and less to move."""
+    if seen.dtype == gradient.dtype == torch.bfloat16:
+        return seen * gradient
     return (seen.float() * gradient).float()
 
 
@@ -280,14 +282,15 @@ def _by_sample(module: nn.Module, product: Tensor, rows: Tensor | None) -> Tenso
 
     Args:
         module: The reader; it says which axis is which.
-        product: Activation times gradient: ``(samples, …, width)``, for convolutions ``(samples, width, …)``; float32.
+        product: Activation times gradient: ``(samples, …, width)``, for convolutions ``(samples, width, …)``.
         rows: Of a packed sequence: the sample that each token belongs to.
     """
     gates = product
     if rows is not None:
+        gates = gates.float()
         return gates.new_zeros(int(rows.max()) + 1, gates.shape[-1]).index_add(0, rows.to(gates.device), gates)
     if isinstance(module, nn.RNNBase) and not module.batch_first:
         gates = gates.transpose(0, 1)  # time comes first
     elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         gates = gates.movedim(1, -1)
-    return gates.flatten(1, -2).sum(1) if gates.ndim > 2 else gates
+    return gates.flatten(1, -2).sum(1, dtype=torch.float32) if gates.ndim > 2 else gates.float()
