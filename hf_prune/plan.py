@@ -223,10 +223,11 @@ def read_record(model: nn.Module) -> Record:
     room = _PLACES * sum(max(tensor.shape, default=1) for tensor in model.parameters())
     if len(kept) > room:
         raise CheckpointError(f"{BLOCK}.kept must name groups that there are. Received: {len(kept)} names")
-    told = sum(len(run) for name, text in kept.items() for run in _read_runs(name, text)[0])
+    read = {name: _read_runs(name, text) for name, text in kept.items()}
+    told = sum(len(run) for runs, _ in read.values() for run in runs)
     if told > room:
         raise CheckpointError(f"{BLOCK}.kept must keep units that {type(model).__name__} has. Received: {told} units")
-    return Record({name: decode_units(name, text) for name, text in kept.items()})
+    return Record({name: ([unit for run in runs for unit in run], dense) for name, (runs, dense) in read.items()})
 
 
 def read_block(model: nn.Module) -> Any:

@@ -1,4 +1,7 @@
-"""Set up both lanes and run everything that must pass: `python3 tests/lanes.py [pytest arguments]`.
+"""Set up both lanes and run everything that must pass: `python3 tests/lanes.py [--whole] [pytest arguments]`.
+
+Of the files in `IN_TURNS` each test runs on one of the lanes, by its name; with `--whole` all run on both, as they must
+before a release. A test that asks which lane it is on always runs on both.
 
 Each lane has a virtualenv at the repository's root, made on the first run and brought up to date when `pyproject.toml`
 or `constraints.txt` have changed. Needs Python 3.11, because transformers 5 does, and nothing else.
@@ -23,6 +26,15 @@ WORKERS = 2
 # These ask nothing that differs between the lanes but torch's own modules and ours: once is enough.
 ON_V5_ALONE = (
     "allocation", "contributing", "extensions", "house", "metrics", "plan", "public", "schedules", "states",
+)  # fmt: skip
+
+# Most of the time goes into these: processes that import transformers, groups of processes, exports, model zoos.
+IN_TURNS = (
+    "architectures", "attack", "branches", "callback", "card", "checkpoint", "depth", "distillation",
+    "distillation_terms", "distillation_trainers", "distributed", "examples", "experts", "export", "export_seq2seq",
+    "fsdp", "hub", "hub_failures", "never_wrong", "odd_families", "optimizer_steps", "parts", "peft",
+    "plain_saving", "removal", "report", "resume", "reversible", "session", "slips", "standalone", "stock",
+    "strangers", "train_again", "trainer_features", "workflow",
 )  # fmt: skip
 
 
@@ -88,13 +100,14 @@ def lint() -> None:
         quietly(python("v5"), "-m", *arguments)
 
 
-def run_tests(lane: str, arguments: list[str]) -> tuple[bool, str]:
+def run_tests(lane: str, arguments: list[str], *, whole: bool) -> tuple[bool, str]:
     """Run pytest in a lane, and return whether it failed and its closing line."""
-    left_out = [] if lane == "v5" or arguments else [f"--ignore=tests/test_{name}.py" for name in ON_V5_ALONE]
+    left_out = [] if lane == "v5" or whole else [f"--ignore=tests/test_{name}.py" for name in ON_V5_ALONE]
     command = [python(lane), "-m", "pytest", "-n", str(WORKERS), *left_out, *arguments]
     closing = ""
     # tests start hundreds of processes: what the first has compiled, the others must not compile again
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment["HF_PRUNE_IN_TURNS"] = "" if whole else " ".join(IN_TURNS)
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment) as process:
         for line in process.stdout or ():
             print(line, end="", flush=True)
@@ -106,14 +119,15 @@ def main() -> int:
     """Install, check style and resolution, run the tests of both lanes; 1 if a test failed."""
     if sys.version_info < (3, 11):
         raise SystemExit(f"Both lanes need Python 3.11 or newer. Received: {sys.version.split()[0]}.")
-    results = []
+    results, arguments = [], [one for one in sys.argv[1:] if one != "--whole"]
+    whole = arguments != [] or "--whole" in sys.argv
     with ThreadPoolExecutor(WORKERS) as pool:
         prepare(pool)
     with stage("ruff and mypy"):
         lint()
     for lane in LANES:
         with stage(f"tests, lane {lane}"):
-            results.append(run_tests(lane, sys.argv[1:]))
+            results.append(run_tests(lane, arguments, whole=whole))
     for _, closing in sorted(results):  # a failed lane comes last
         print(closing)
     return int(any(failed for failed, _ in results))

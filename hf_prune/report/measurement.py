@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from ..architectures import prunable_macs
 from ..errors import PruningError, UnsupportedModelError
 from ..given import told
 from ..sharding import local, whole
+from ..structure import Group, live_shapes, matrix_entries
 
 Runtime = Literal["torch", "onnxruntime"]
 Inputs = Mapping[str, Any]
@@ -264,20 +265,25 @@ def _place(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
     return value.to(device, dtype if value.is_floating_point() else value.dtype)
 
 
-def count(model: Any) -> Measurement:
-    """Count what needs no forward pass; `macs` is ``None`` and no latency is measured."""
-    return Measurement(**_count_weights(model), macs=None, latency_ms={}, batch=0, length=None, threads=0)
+def count(model: Any, groups: Sequence[Group] = ()) -> Measurement:
+    """Count what needs no forward pass; `macs` is ``None`` and no latency is measured.
+
+    Args:
+        model: The model.
+        groups: Where its units are, where that is known: else they are found.
+    """
+    return Measurement(**_count_weights(model, groups), macs=None, latency_ms={}, batch=0, length=None, threads=0)
 
 
 def _count_torch(model: Any, inputs: Inputs) -> dict[str, Any]:
     return {**_count_weights(model), "macs": _forward_macs(model, inputs)}
 
 
-def _count_weights(model: Any) -> dict[str, Any]:
+def _count_weights(model: Any, groups: Sequence[Group] = ()) -> dict[str, Any]:
     parameters = list(model.parameters())
     stored = {_memory(tensor): tensor.nbytes for tensor in model.state_dict().values()}
     try:
-        cuttable = prunable_macs(model)
+        cuttable = matrix_entries(groups, live_shapes(model)) if groups else prunable_macs(model)
     except UnsupportedModelError:
         cuttable = None
     return {

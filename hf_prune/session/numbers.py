@@ -35,7 +35,7 @@ class Zeros:
 
 def measure_dense(live: LiveModel) -> Measurement:
     """Count the dense model: before anything is masked, and by what is noted of it where units had left before."""
-    return replace(count(live.model), **dense_note(live.model))
+    return replace(count(live.model, live.groups), **dense_note(live.model))
 
 
 class Numbers:

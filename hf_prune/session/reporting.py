@@ -20,4 +20,5 @@ def report_of(live: LiveModel, masking: Masking, numbers: Numbers, tasks: Tasks)
         annotate(live.model, weights={"sparsity": sparsity, "parameters": len(masking.weights)})
     units = {group.name: live.record.dense_units(group) for group in shown}
     settings = numbers.logs()
-    return Report(kept=kept, units=units, dense=numbers.dense, pruned=count(live.model), metrics={}, settings=settings)
+    pruned = count(live.model, live.groups)
+    return Report(kept=kept, units=units, dense=numbers.dense, pruned=pruned, metrics={}, settings=settings)
