@@ -10,16 +10,22 @@ from typing import Any, overload
 
 from .display import draw, html_table, plain_table
 from .figures import Figures
+from .grid import Grid, Timing, measure_grid
 from .machine import environment
-from .measurement import Measurement, compare_latency, count, measure, measure_pair, random_inputs
+from .measurement import Measurement, count, measure, measure_pair
+from .subjects import random_inputs
+from .timing import compare_latency
 
 __all__ = [
+    "Grid",
     "Measurement",
     "Report",
+    "Timing",
     "compare_latency",
     "count",
     "environment",
     "measure",
+    "measure_grid",
     "measure_pair",
     "random_inputs",
 ]

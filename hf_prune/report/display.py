@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from html import escape
 from io import BytesIO, StringIO
@@ -27,19 +27,31 @@ Row = tuple[str, str, str, str]  # what, dense, pruned, change
 
 def plain_table(report: Figures) -> str:
     """Return the report as Markdown that is aligned for plain text too, at most 100 columns wide."""
+    return markdown_table(("", "dense", "pruned", "change"), list(table_rows(report)))
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, width: int = 100) -> str:
+    """Return rows as Markdown that is aligned for plain text too.
+
+    Args:
+        columns: Names of the columns.
+        rows: Cells.
+        left: How many columns are text; the others are numbers, at the right.
+        width: Most characters of a line.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", box=box.MARKDOWN)
-    for column in ("dense", "pruned", "change"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in table_rows(report):
+    table = Table(box=box.MARKDOWN)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number < left else "right", no_wrap=number >= left)
+    for row in rows:
         table.add_row(*row)
     out = StringIO()
     # a console in a notebook, or under FORCE_COLOR, would write elsewhere or more
     alone: dict[str, Any] = {"force_jupyter": False, "force_terminal": False}
-    Console(file=out, width=100, no_color=True, markup=False, emoji=False, **alone).print(table)
+    Console(file=out, width=width, no_color=True, markup=False, emoji=False, **alone).print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines() if line.strip())
 
 
@@ -168,11 +180,22 @@ def layer_panels(report: Figures) -> dict[str, Panel]:
     """Sort the groups into panels by what is left of their names without the numbers; experts of a layer add up."""
     panels: dict[str, Panel] = {}
     for name, units in report.units.items():
-        layer = tuple(int(number) for number in _INDEX.findall(name))
-        panel = panels.setdefault(_EXPERT.sub("experts", _INDEX.sub("", name)), {})
+        place, layer = place_of(name)
+        panel = panels.setdefault(place, {})
         kept, whole = panel.get(layer, (0, 0))
         panel[layer] = kept + report.stayed(name), whole + units
     return {name: dict(sorted(panel.items())) for name, panel in panels.items()}
+
+
+def place_of(name: str) -> tuple[str, tuple[int, ...]]:
+    """Return which kind of place a group is, and the numbers of its stage and layer.
+
+    Example:
+        >>> place_of("layers.3.attention.heads")
+        ('attention.heads', (3,))
+    """
+    layer = tuple(int(number) for number in _INDEX.findall(name))
+    return _EXPERT.sub("experts", _INDEX.sub("", name)), layer
 
 
 def _draw_panel(ax: Any, name: str, panel: Panel, colour: str) -> None:
