@@ -142,10 +142,16 @@ def _draw_map(units: Units, place: str, colour: str) -> Any:
     most = max(number for _, number in units.values())
     size = min(0.22, (_WIDTH - 0.8) / len(units))
     figure, (ax,) = new_figure(max(1.2, 0.75 + size * most))
-    for column, (stayed, number) in enumerate(units.values()):
-        for unit in range(number):
-            shade = COLOURS[colour if unit in stayed else "gone"]
-            ax.bar(column, 0.84, 0.84, unit - 0.42, color=shade, linewidth=0)
+    for which, shade in ((True, colour), (False, "gone")):
+        cells = [
+            (column, unit - 0.42)
+            for column, (stayed, number) in enumerate(units.values())
+            for unit in range(number)
+            if (unit in stayed) == which
+        ]
+        if cells:
+            columns, bottoms = zip(*cells, strict=True)
+            ax.bar(columns, 0.84, 0.84, bottoms, color=COLOURS[shade], linewidth=0)
     ax.set_xlim(-0.6, max(len(units), (_WIDTH - 0.8) / size) - 0.4)
     ax.set_ylim(most - 0.4, -0.6)
     ax.set_aspect("equal", anchor="NW")

@@ -125,7 +125,7 @@ def measure_grid(
     lengths: Sequence[int] = (128,),
     threads: int = 1,
     repeats: int = 20,
-    compiled: bool = False,
+    compiled: bool | str = False,
     tell: Callable[[str], None] = logger.info,
 ) -> Grid:
     """Time models over batches and lengths; those of one runtime in turn, so that noise falls on all alike.
@@ -139,7 +139,7 @@ def measure_grid(
         lengths: Tokens per row, each at least 1; images have none.
         threads: Threads of one operator in every runtime, at least 1.
         repeats: Timed forwards of each in a round.
-        compiled: Whether to time what `torch.compile` makes of each model too.
+        compiled: Whether to time what `torch.compile` makes of each model too; a text names its backend.
         tell: Is told what is measured again.
 
     Raises:
@@ -160,31 +160,30 @@ def measure_grid(
         for runtime, chosen in _runtimes(models, compiled):
             cells = dict.fromkeys((batch, length) for batch in batches for length in lengths)
             for cell in cells:
-                subjects = {name: _subject(runtime, model, *cell, threads) for name, model in chosen.items()}
+                if runtime == COMPILED:
+                    torch.compiler.reset()  # behind a few shapes it would quietly run eagerly
+                subjects = {name: _subject(runtime, model, *cell, threads, compiled) for name, model in chosen.items()}
                 _measure_cell(grid, runtime, subjects, models, threads, repeats, tell)
     return grid
 
 
-def _runtimes(models: Mapping[str, Any], compiled: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+def _runtimes(models: Mapping[str, Any], compiled: bool | str) -> Iterator[tuple[str, dict[str, Any]]]:
     files = {name: model for name, model in models.items() if isinstance(model, (str, Path))}
     live = {name: model for name, model in models.items() if name not in files}
     yield from [("torch", live)] if live else []
-    yield from [(COMPILED, {name: (model, _compile(model)) for name, model in live.items()})] if compiled else []
+    yield from [(COMPILED, live)] if live and compiled else []
     yield from [("onnxruntime", files)] if files else []
 
 
-def _compile(model: Any) -> Any:
-    compiled: Any = torch.compile(model, dynamic=False)
-    return compiled
-
-
-def _subject(runtime: str, model: Any, batch: int, length: int, threads: int) -> Subject:
+def _subject(runtime: str, model: Any, batch: int, length: int, threads: int, compiled: bool | str) -> Subject:
     if runtime == "onnxruntime":
         return onnx_subject(onnx_file(model), None, batch, length, threads)
     if runtime == "torch":
         return torch_subject(model, None, batch, length)
-    subject = torch_subject(model[0], None, batch, length, model[1])
     try:
+        backend = compiled if isinstance(compiled, str) else "inductor"
+        made: Any = torch.compile(model, dynamic=False, backend=backend)
+        subject = torch_subject(model, None, batch, length, made)
         subject.run()
     except Exception as error:  # torch's compilers fail in many ways
         why = (str(error).splitlines() or [type(error).__name__])[0]

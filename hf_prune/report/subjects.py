@@ -126,13 +126,15 @@ def torch_subject(model: Any, inputs: Inputs | None, batch: int, length: int, co
     device = first.device
     placed = {name: _place(value, device, first.dtype) for name, value in made.items()}
 
+    forward = model if compiled is None else compiled
+
     def run() -> None:
-        (compiled or model)(**placed)
+        forward(**placed)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
     def launch() -> None:
-        (compiled or model)(**placed)
+        forward(**placed)
 
     clock = event_clock(launch, device) if device.type == "cuda" else wall_clock(run)
     return Subject("torch", device.type, placed, run, clock, lambda: _count_torch(model, placed))
