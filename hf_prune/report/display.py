@@ -68,7 +68,7 @@ def html_table(report: Figures) -> str:
 
 def _html_cell(tag: str, text: str, number: bool) -> str:
     side = "right" if number else "left"
-    return f'<{tag} style="text-align:{side};font-variant-numeric:tabular-nums">{escape(text)}</{tag}>'
+    return f'<{tag} style="text-align:{side};padding:2px 8px;font-variant-numeric:tabular-nums">{escape(text)}</{tag}>'
 
 
 def table_rows(report: Figures) -> Iterator[Row]:
