@@ -160,8 +160,8 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             logs.update(numbers)
             if state.log_history:
                 state.log_history[-1].update(numbers)
-            if self._log is not None:
-                self._log.add({"step": state.global_step, **logs})
+        if self.pruning is not None and self._log is not None and logs and {"loss", "eval_loss"} & set(logs):
+            self._log.add({"step": state.global_step, **logs})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Shrink, and report."""

@@ -75,7 +75,7 @@ def inspect(
 
 def _verify(model: Any) -> None:
     """Show how far masked and shrunk copies are apart, and exit with 1 where they are too far."""
-    from .report.measurement import random_inputs
+    from .report import random_inputs
     from .selfcheck import verify
 
     found = verify(model, random_inputs(model, 2, 16))
@@ -111,25 +111,51 @@ def list_(
 @app.command()
 def measure(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL [MODEL]", help="One, or a dense and a pruned one, timed in turn.")
+        list[str],
+        typer.Argument(
+            metavar="MODEL...", help="Folders or Hub names, the dense one first; ONNX folders; or a run's folder."
+        ),
     ],
-    batch: Annotated[int, typer.Option(min=1, help="Rows in one forward.")] = 1,
-    length: Annotated[int, typer.Option(min=1, help="Tokens in a row.")] = 128,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of one operator.")] = 1,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed forwards; the median counts.")] = 20,
+    batch: Annotated[str, typer.Option(metavar="N[,N]...", help="Rows in one forward.")] = "1",
+    length: Annotated[str, typer.Option(metavar="N[,N]...", help="Tokens in a row.")] = "128",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of one operator, in every runtime.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed forwards of each; the median counts.")] = 20,
+    compiled: Annotated[bool, typer.Option("--compile", help="Also time what torch.compile makes of them.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON, for scripts and reports.")] = False,
 ) -> None:
-    """Count parameters and multiply-accumulates, and time the forward pass, of one model or of two in turn."""
-    from .report import Report, measure, measure_pair
+    """Count parameters and multiply-accumulates, and time the forward pass, of models in turn.
 
-    settings: dict[str, Any] = {"batch": batch, "length": length, "threads": threads, "repeats": repeats}
-    if len(models) > 2:
-        raise PruningError(f"measure takes one model, or two to compare. Received: {len(models)}")
-    loaded = [_load(model).eval() for model in models]
-    if len(loaded) == 2:
-        dense, pruned = measure_pair(loaded[0], loaded[1], **settings)
-        typer.echo(Report(dense=dense, pruned=pruned).table())
-    else:
-        typer.echo(Report(dense=measure(loaded[0], **settings)).table())
+    Figures that scatter are measured again, and marked where they still do.
+
+    Examples: [bold]hf-prune measure bert-base-uncased runs/x/model --batch 1,8 --length 32,128[/];
+    [bold]hf-prune measure runs/x --json > runs/x/latency.json[/], which [bold]hf-prune report runs/x[/] then shows.
+    """
+    from .measuring import measure_models, numbers_of, told
+
+    sizes = {"batches": numbers_of(batch, "--batch"), "lengths": numbers_of(length, "--length")}
+    done = measure_models(models, _load, **sizes, threads=threads, repeats=repeats, compiled=compiled, tell=_say)
+    typer.echo(json.dumps(done.to_dict(), indent=2) if as_json else told(done, threads))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that [bold]hf-prune run[/] wrote.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The HTML file; by default report.html in the run, of several here."),
+    ] = None,
+) -> None:
+    """Show one run, or compare several, in one HTML file to look at and to send, and its pictures as PNG beside it.
+
+    It needs no network. Latency over a grid of inputs is shown where the run's folder holds latency.json:
+    [bold]hf-prune measure RUN --batch 1,8 --json > RUN/latency.json[/].
+
+    Example: [bold]hf-prune report runs/quickstart[/]
+    """
+    from .page import write_page
+
+    page, pictures = write_page(runs, output)
+    console.print(f"{visible(str(page))}, and {len(pictures)} pictures beside it", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -213,6 +239,10 @@ def main() -> None:
         said = Text.assemble(("Error:", "red"), " ", visible(str(error)))
         Console(stderr=True, highlight=False).print(said, soft_wrap=True)
         sys.exit(1)
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, markup=False, emoji=False, highlight=False).print(visible(text), soft_wrap=True)
 
 
 def _load(model: str) -> Any:

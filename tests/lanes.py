@@ -33,8 +33,8 @@ IN_TURNS = (
     "architectures", "attack", "branches", "callback", "card", "checkpoint", "depth", "distillation",
     "distillation_terms", "distillation_trainers", "distributed", "examples", "experts", "export", "export_seq2seq",
     "fsdp", "hub", "hub_failures", "never_wrong", "odd_families", "optimizer_steps", "parts", "peft",
-    "plain_saving", "removal", "report", "resume", "reversible", "session", "slips", "standalone", "stock",
-    "strangers", "train_again", "trainer_features", "workflow",
+    "plain_saving", "removal", "report", "report_grid", "report_page", "resume", "reversible", "session", "slips",
+    "standalone", "stock", "strangers", "train_again", "trainer_features", "workflow",
 )  # fmt: skip
 
 

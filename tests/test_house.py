@@ -36,7 +36,7 @@ ROWS = (
     "evidence",
     "pruners checkpoint report selfcheck resume training_log",
     "card",
-    "session hub export distillation",
+    "session hub export distillation page measuring",
     "recipe callback",
     "recipe_tasks",
     "workflow arguments",
@@ -290,7 +290,7 @@ def test_wheel_holds_recipes_cards_and_the_typing_marker(tmp_path):
     assert {path.parent.name for path in data} == {"recipes", "model_cards"}
     assert {f"hf_prune/{path.parent.name}/{path.name}" for path in data} <= names
     assert {f"hf_prune/{path.relative_to(PACKAGE).as_posix()}" for path in modules()} <= names
-    assert "hf_prune/py.typed" in names
+    assert {"hf_prune/py.typed", "hf_prune/page/report.html.j2"} <= names
     assert wheel.name.startswith(f"hf_prune-{hf_prune.__version__}-")
 
 

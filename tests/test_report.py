@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import time
+from xml.etree import ElementTree
 
 import numpy as np
 import onnx
@@ -33,7 +34,7 @@ from hf_prune.report import (
     measure_pair,
     random_inputs,
 )
-from hf_prune.report.display import _panels
+from hf_prune.report.display import layer_panels
 
 SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
 
@@ -299,6 +300,10 @@ def test_table():
     }
 
 
+def test_a_report_of_nothing_says_so():
+    assert str(Report()) == "Report: nothing was pruned, counted or scored yet."
+
+
 def test_table_is_aligned_and_narrow():
     lines = a_report().table().splitlines()
     assert len({len(line) for line in lines}) == 1
@@ -333,7 +338,7 @@ def test_panels_gather_layers_stages_towers_and_experts():
     units |= {f"text.layers.0.experts.{expert}.neurons": 4 for expert in range(3)}
     units |= {"decoder.attention.heads": 6}  # one group that spans layers
     kept = {"vision.stages.1.layers.0.mlp.neurons": [0], "text.layers.0.experts.2.neurons": [], "unknown.heads": [1]}
-    assert _panels(Report(kept=kept, units=units)) == {
+    assert layer_panels(Report(kept=kept, units=units)) == {
         "vision.mlp.neurons": {(0, 0): (8, 8), (0, 1): (8, 8), (1, 0): (1, 8), (1, 1): (8, 8)},
         "text.experts.neurons": {(0,): (8, 12)},
         "decoder.attention.heads": {(): (6, 6)},
@@ -377,4 +382,19 @@ def test_a_table_in_a_notebook_is_that_of_a_script(shell, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert report.table() == str(report) == expected
     assert "| accuracy [b] | 0.5000 | 0.2500 | -0.2500 |" in expected
-    assert report._repr_html_() == f"<pre>{expected}</pre>"
+
+
+def test_a_notebook_shows_the_same_table_as_html():
+    report = a_report()
+    report.metrics["<b>"] = {"dense": 1.0}
+    shown = ElementTree.fromstring(report._repr_html_())
+    rows = [["".join(cell.itertext()) for cell in row] for row in shown.iter("tr")]
+    assert {row[0]: row[1:] for row in rows} == cells(report.table())
+
+
+def test_plot_without_a_path_is_a_figure_that_a_notebook_shows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    figure = a_report().plot()
+    assert [ax.get_title(loc="left").split(":")[0] for ax in figure.axes] == ["attention.heads", "mlp.neurons"]
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    assert not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ from .facts import (
     inherited_license,
     read_config,
 )
-from .writing import draw_plot, earlier_facts, is_ours, may_replace, model_card, write_card
+from .writing import draw_plot, earlier_facts, is_ours, may_replace, model_card, sound_report, write_card
 
 __all__ = [
     "CARD",
@@ -28,5 +28,6 @@ __all__ = [
     "may_replace",
     "model_card",
     "read_config",
+    "sound_report",
     "write_card",
 ]

@@ -155,8 +155,11 @@ def _digest(card: str) -> str:
     return sha256(card.encode()).hexdigest()
 
 
-def draw_plot(told: Mapping[str, Any], path: Path) -> None:
-    """Draw what a report says was kept, where it says it of groups that have our names: a picture's text is markup."""
+def sound_report(told: Mapping[str, Any]) -> Report:
+    """Return a report that may be a stranger's: of groups that have our names, and with gaps where a figure is missing.
+
+    A picture's text is markup, so that names of other forms are left out.
+    """
     from ..report import Report
 
     known = sound(told)
@@ -173,9 +176,15 @@ def draw_plot(told: Mapping[str, Any], path: Path) -> None:
         "threads": 1,
     }
     measured: dict[str, Any] = {which: {**unsaid, **known[which]} for which in ("dense", "pruned") if which in known}
-    if kept and all(named.values()):
+    return Report.from_dict({**known, **measured, "units": named, "kept": kept})
+
+
+def draw_plot(told: Mapping[str, Any], path: Path) -> None:
+    """Draw what a report says was kept, where it says it."""
+    report = sound_report(told)
+    if report.kept and all(report.units.values()):
         with new_file(path) as file:
-            Report.from_dict({**known, **measured, "units": named, "kept": kept}).plot(file)
+            report.plot(file)
 
 
 def _files_told(folder: Path, told: Mapping[str, Any]) -> dict[str, Any]:

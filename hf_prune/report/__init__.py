@@ -5,22 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
-from .display import draw, plain_table
+from .display import draw, html_table, plain_table
 from .figures import Figures
+from .grid import Grid, Timing, measure_grid
 from .machine import environment
-from .measurement import Measurement, compare_latency, count, measure, measure_pair, random_inputs
+from .measurement import Measurement, count, measure, measure_pair
+from .subjects import random_inputs
+from .timing import compare_latency
 
 __all__ = [
+    "Grid",
     "Measurement",
     "Report",
+    "Timing",
     "compare_latency",
     "count",
     "environment",
     "measure",
+    "measure_grid",
     "measure_pair",
     "random_inputs",
 ]
@@ -38,11 +43,12 @@ class Report(Figures):
         return plain_table(self)
 
     def __str__(self) -> str:
-        return self.table()
+        told = self.metrics or self.units or self.dense or self.pruned
+        return self.table() if told else "Report: nothing was pruned, counted or scored yet."
 
     def _repr_html_(self) -> str:
         """Show the table in a notebook's cell."""
-        return f"<pre>{escape(self.table())}</pre>"
+        return html_table(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report in types that JSON knows."""
@@ -59,16 +65,34 @@ class Report(Figures):
                 known[which] = Measurement(**{key: value for key, value in known[which].items() if key in names})
         return cls(**known)
 
-    def plot(self, path: str | Path) -> Path:
-        """Draw what stayed of each layer against the dense outline, and return the path of the picture.
+    @overload
+    def plot(self) -> Any: ...
+
+    @overload
+    def plot(self, path: str | Path) -> Path: ...
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """Draw what stayed of each layer against the dense outline.
 
         Args:
-            path: Where to write; the suffix chooses the format (png, svg, pdf).
+            path: Where to write; the suffix chooses the format (png, svg, pdf). By default nothing is written.
+
+        Returns:
+            The path of the picture; without `path` a ``matplotlib.figure.Figure``, which a notebook shows.
 
         Raises:
             PruningError: The report has no groups to draw.
+
+        Example:
+            >>> report.plot().savefig("kept.pdf")  # doctest: +SKIP
         """
-        return draw(self, Path(path))
+        figure = draw(self)
+        if path is None:
+            return figure
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+        return path
 
 
 def _plain(value: Any) -> Any:

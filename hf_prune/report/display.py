@@ -1,11 +1,12 @@
-"""How a report looks: an aligned plain-text table, and a picture of what each layer kept."""
+"""How a report looks: an aligned plain-text table, the same for a notebook, and a picture of what each layer kept."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from io import StringIO
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from functools import partial
+from html import escape
+from io import BytesIO, StringIO
 from typing import Any
 
 from ..errors import PruningError
@@ -26,23 +27,52 @@ Row = tuple[str, str, str, str]  # what, dense, pruned, change
 
 def plain_table(report: Figures) -> str:
     """Return the report as Markdown that is aligned for plain text too, at most 100 columns wide."""
+    return markdown_table(("", "dense", "pruned", "change"), list(table_rows(report)))
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, width: int = 100) -> str:
+    """Return rows as Markdown that is aligned for plain text too.
+
+    Args:
+        columns: Names of the columns.
+        rows: Cells.
+        left: How many columns are text; the others are numbers, at the right.
+        width: Most characters of a line.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", box=box.MARKDOWN)
-    for column in ("dense", "pruned", "change"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in _rows(report):
+    table = Table(box=box.MARKDOWN)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number < left else "right", no_wrap=number >= left)
+    for row in rows:
         table.add_row(*row)
     out = StringIO()
     # a console in a notebook, or under FORCE_COLOR, would write elsewhere or more
     alone: dict[str, Any] = {"force_jupyter": False, "force_terminal": False}
-    Console(file=out, width=100, no_color=True, markup=False, emoji=False, **alone).print(table)
+    Console(file=out, width=width, no_color=True, markup=False, emoji=False, **alone).print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines() if line.strip())
 
 
-def _rows(report: Figures) -> Iterator[Row]:
+def html_table(report: Figures) -> str:
+    """Return the report as a table of HTML that takes its colours from the page around it, light or dark."""
+    head = "".join(_html_cell("th", name, number > 0) for number, name in enumerate(("", "dense", "pruned", "change")))
+    lines = [
+        "".join(_html_cell("td", cell, number > 0) for number, cell in enumerate(row)) for row in table_rows(report)
+    ]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    caption = f'<caption style="text-align:left">{escape(headline(report))}</caption>'
+    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _html_cell(tag: str, text: str, number: bool) -> str:
+    side = "right" if number else "left"
+    return f'<{tag} style="text-align:{side};padding:2px 8px;font-variant-numeric:tabular-nums">{escape(text)}</{tag}>'
+
+
+def table_rows(report: Figures) -> Iterator[Row]:
+    """Yield what there is to tell: metrics, units by kind, counts, latencies."""
     for name, values in report.metrics.items():
         yield _difference(name, values.get("dense"), values.get("pruned"))
     for kind, (kept, units) in _kept_by_kind(report).items():
@@ -119,36 +149,53 @@ def _kept_by_kind(report: Figures) -> dict[str, tuple[int, int]]:
 # --- the picture -----------------------------------------------------------------------------------------------------
 
 
-def draw(report: Figures, path: Path) -> Path:
+def draw(report: Figures) -> Any:
     """Draw one panel for each kind of place (``attention.heads``, ``mlp.neurons``), one bar for each layer."""
     from matplotlib.figure import Figure
 
-    panels = _panels(report)
+    panels = layer_panels(report)
     if not panels:
         raise PruningError("plot needs the dense unit counts of at least one group. Received: units={}.")
     layers = max(len(panel) for panel in panels.values())
     size = (min(max(8.5, 2 + 0.36 * layers), 14.0), 0.7 + 2.3 * len(panels))
-    figure = Figure(figsize=size, layout="constrained")
+    figure: Any = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for number, (ax, (name, panel)) in enumerate(zip(axes, panels.items(), strict=True)):
         _draw_panel(ax, name, panel, _COLOURS[number % len(_COLOURS)])
     axes[0].legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=2, frameon=False, fontsize=9)
     axes[-1].set_xlabel("layer")
-    figure.suptitle(_headline(report), fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    return path
+    figure.suptitle(headline(report), fontsize=10)
+    # a notebook shows it also where pyplot, which would leak one open figure a call, was never imported
+    figure._repr_png_ = partial(_repr_png_, figure)
+    return figure
 
 
-def _panels(report: Figures) -> dict[str, Panel]:
+def _repr_png_(figure: Any) -> bytes:
+    out = BytesIO()
+    figure.savefig(out, format="png", dpi=110)
+    return out.getvalue()
+
+
+def layer_panels(report: Figures) -> dict[str, Panel]:
     """Sort the groups into panels by what is left of their names without the numbers; experts of a layer add up."""
     panels: dict[str, Panel] = {}
     for name, units in report.units.items():
-        layer = tuple(int(number) for number in _INDEX.findall(name))
-        panel = panels.setdefault(_EXPERT.sub("experts", _INDEX.sub("", name)), {})
+        place, layer = place_of(name)
+        panel = panels.setdefault(place, {})
         kept, whole = panel.get(layer, (0, 0))
         panel[layer] = kept + report.stayed(name), whole + units
     return {name: dict(sorted(panel.items())) for name, panel in panels.items()}
+
+
+def place_of(name: str) -> tuple[str, tuple[int, ...]]:
+    """Return which kind of place a group is, and the numbers of its stage and layer.
+
+    Example:
+        >>> place_of("layers.3.attention.heads")
+        ('attention.heads', (3,))
+    """
+    layer = tuple(int(number) for number in _INDEX.findall(name))
+    return _EXPERT.sub("experts", _INDEX.sub("", name)), layer
 
 
 def _draw_panel(ax: Any, name: str, panel: Panel, colour: str) -> None:
@@ -173,7 +220,7 @@ def _draw_panel(ax: Any, name: str, panel: Panel, colour: str) -> None:
             ax.text(place, units + max(whole) * 0.02, f"{stayed:,}", ha="center", va="bottom", fontsize=8, color=colour)
 
 
-def _headline(report: Figures) -> str:
+def headline(report: Figures) -> str:
     """Say in one line what the pruning did, as far as it is known."""
     dense, pruned, parts = report.dense, report.pruned, []
     if dense and pruned:

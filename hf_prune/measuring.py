@@ -1,0 +1,86 @@
+"""What `hf-prune measure` does: find the models that were named, and time them over a grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .card import REPORT
+from .errors import PruningError
+from .report import Grid, Report, measure_grid
+from .report.display import markdown_table
+
+_COLUMNS = ("model", "runtime", "input", "median, ms", "90th percentile", "speed", "peak, MB", "")
+
+
+def numbers_of(text: str, what: str) -> list[int]:
+    """Return the numbers of ``1,8,32``.
+
+    Raises:
+        PruningError: They are no numbers from 1 on.
+    """
+    try:
+        found = [int(one) for one in text.split(",")]
+    except ValueError:
+        found = [0]
+    if min(found) < 1:
+        raise PruningError(
+            f"{what} must be numbers from 1 on with commas between them, such as 1,8. Received: '{text}'"
+        )
+    return found
+
+
+def find_models(words: Sequence[str]) -> dict[str, str]:
+    """Return name -> folder of every model that was named; a run's folder names all it holds, dense ones first."""
+    found: dict[str, str] = {}
+    for word in words:
+        folder = Path(word).expanduser()
+        is_run = (folder / REPORT).is_file() and not (folder / "config.json").is_file()
+        names = _of_a_run(folder) if is_run else {folder.name or word: word}
+        for name, place in names.items():
+            found[name if name not in found else place] = place
+    return found
+
+
+def _of_a_run(folder: Path) -> dict[str, str]:
+    torch = [folder / name for name in ("dense", "model") if (folder / name / "config.json").is_file()]
+    onnx = sorted(path.parent for path in folder.glob("*/model.onnx"))
+    onnx.sort(key=lambda path: "dense" not in path.name)
+    return {path.name: str(path) for path in [*torch, *onnx]}
+
+
+def measure_models(words: Sequence[str], load: Callable[[str], Any], **settings: Any) -> Grid:
+    """Time the models of these folders or names over a grid.
+
+    Args:
+        words: Folders of models, ONNX exports or runs, or names on the Hub.
+        load: Loads a model of torch.
+        settings: As in `measure_grid`.
+
+    Raises:
+        PruningError: A run's folder holds no model, or a model cannot be read or timed.
+    """
+    places = find_models(words)
+    if not places:
+        raise PruningError(f"measure needs a folder with a model in it. Received: {', '.join(words)}")
+    return measure_grid({name: _model(place, load) for name, place in places.items()}, **settings)
+
+
+def _model(place: str, load: Callable[[str], Any]) -> Any:
+    path = Path(place).expanduser()
+    weights = path.is_dir() and any(path.glob("*.safetensors"))
+    is_onnx = path.suffix == ".onnx" or ((path / "model.onnx").is_file() and not weights)
+    return path if is_onnx else load(place).eval()
+
+
+def told(grid: Grid, threads: int) -> str:
+    """Return what was measured as text: counts of the first two models of torch, the grid, what is unsteady."""
+    live = [one for name, one in grid.counted.items() if one.macs is not None]
+    first, second = (*live, None, None)[:2]
+    counts = [Report(dense=first, pruned=second).table()] if first else []
+    grid_table = markdown_table(_COLUMNS, list(grid.rows()), left=3, width=140)
+    here = f"{threads} thread{'s' * (threads > 1)} in every runtime on {grid.environment['cpu']}; each in turn."
+    unsteady = len(grid.unsteady)
+    warning = f"\n{unsteady} of {len(grid.timings)} figures are unsteady: something else runs here." if unsteady else ""
+    return "\n\n".join([*counts, f"{grid_table}\n{here}{warning}"])

@@ -1,0 +1,6 @@
+"""What people look at: one HTML file, and pictures, about one run or several."""
+
+from .runs import LATENCY, RunFolder, read_run
+from .writing import write_page
+
+__all__ = ["LATENCY", "RunFolder", "read_run", "write_page"]

@@ -1,0 +1,74 @@
+"""Time what runs, in turn: machines are noisy, and noise must fall on all alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from ..errors import PruningError
+
+Clock = Callable[[], float]  # runs once, and returns for how many milliseconds
+
+
+def wall_clock(run: Callable[[], object]) -> Clock:
+    """Return what runs something and reads the machine's clock."""
+
+    def clock() -> float:
+        start = time.perf_counter()
+        run()
+        return 1000 * (time.perf_counter() - start)
+
+    return clock
+
+
+def event_clock(run: Callable[[], object], device: torch.device) -> Clock:
+    """Return what runs something on a CUDA device and reads that device's own clock."""
+
+    def clock() -> float:
+        with torch.cuda.device(device):
+            events: Any = torch.cuda.Event
+            start, end = (events(enable_timing=True) for _ in range(2))
+            start.record()
+            run()
+            end.record()
+            end.synchronize()
+        return float(start.elapsed_time(end))
+
+    return clock
+
+
+def times_in_turn(clocks: Mapping[str, Clock], *, repeats: int = 20, warmup: int = 3) -> dict[str, list[float]]:
+    """Run several clocks in turn (a b a b …) and return the milliseconds of each one's rounds.
+
+    Args:
+        clocks: Name -> what to time.
+        repeats: Timed rounds, at least 1.
+        warmup: Rounds before them that do not count.
+    """
+    if repeats < 1:
+        raise PruningError(f"repeats must be at least 1. Received: {repeats}.")
+    times: dict[str, list[float]] = {name: [] for name in clocks}
+    for number in range(warmup + repeats):
+        for name, clock in clocks.items():
+            spent = clock()
+            if number >= warmup:
+                times[name].append(spent)
+    return times
+
+
+def compare_latency(
+    runs: Mapping[str, Callable[[], object]], *, repeats: int = 20, warmup: int = 3
+) -> dict[str, float]:
+    """Time several callables in turn (a b a b …) and return each one's median in milliseconds.
+
+    Args:
+        runs: Name -> what to time; on an accelerator it must wait until the work is done.
+        repeats: Timed rounds, at least 1.
+        warmup: Rounds before them that do not count.
+    """
+    clocks = {name: wall_clock(run) for name, run in runs.items()}
+    return {name: statistics.median(one) for name, one in times_in_turn(clocks, repeats=repeats, warmup=warmup).items()}
