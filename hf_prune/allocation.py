@@ -98,7 +98,7 @@ def select_units(
     found = [
         bundles
         for name, group in groups.items()
-        for bundles in _bundles(group, values[name], alive[name], costs[name], min_kept[name], multiple_of[name])
+        for bundles in bundles_of(group, values[name], alive[name], costs[name], min_kept[name], multiple_of[name])
     ]
     leaving = _in_order(found, excess, last=last) if found and excess > 0 else {}
     masks = {name: mask.clone() for name, mask in alive.items()}
@@ -133,7 +133,7 @@ def _in_order(found: list[Bundles], excess: float, *, last: bool) -> dict[int, l
     return leaving
 
 
-def _bundles(
+def bundles_of(
     group: Group, value: Tensor, alive: Tensor, cost: float, min_kept: int, multiple: int
 ) -> Iterator[Bundles]:
     """Yield what can leave a group: first what makes a multiple of the rest, then the others."""

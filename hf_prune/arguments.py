@@ -8,9 +8,10 @@ from typing import Any
 
 from .callback import PruningCallback
 from .errors import Problem, PruningError, did_you_mean
-from .pruners import PRUNERS, Pruner, Target, UnitPruner, WeightPruner
+from .pruners import PRUNERS, Pruner, UnitPruner, WeightPruner
 from .schedules import SCHEDULES, Schedule
 from .session import PruningSettings
+from .targets import Target
 
 _KEYS = {"kind": "prune_schedule", "macs": "target_macs"}  # of our settings; others have "prune_" before their name
 

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from .errors import CheckpointError, PruningError
 from .live import Snapshot
-from .pruners import Pruner, Target
+from .pruners import Pruner
 from .report import Report
 from .resume import (
     STATE,
@@ -36,6 +36,7 @@ from .session import (
     unwrap,
 )
 from .sharding import any_sharded
+from .targets import Target
 from .training_log import FILE, TrainingLog
 
 logger = logging.getLogger(__name__)

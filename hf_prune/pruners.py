@@ -340,32 +340,3 @@ def _default_scope(model: nn.Module, weights: dict[str, list[str]]) -> list[str]
     lists = tuple(f"{path}." for path, module in model.named_modules() if path and isinstance(module, nn.ModuleList))
     inside = [name for path, names in weights.items() if path.startswith(lists) for name in names]
     return inside or [name for names in list(weights.values())[: max(1, len(weights) - 1)] for name in names]
-
-
-@settings(frozen=True)
-class Target:
-    """How much is to remain, over all structured pruners together; they then leave `sparsity` at ``None``.
-
-    Args:
-        macs: Share of the dense model's multiply-accumulates per token in the matrices that units can be cut from
-            (projections and feed-forward parts), in (0, 1]; 0.5: half remains.
-
-    Example:
-        >>> Target(macs=0.5).macs
-        0.5
-    """
-
-    macs: float
-
-    @property
-    def budget(self) -> tuple[str, float]:
-        """The name of the budget that decides, and the share of the dense model's that remains, in (0, 1]."""
-        return "macs", self.macs
-
-    @field_validator("macs")
-    @classmethod
-    def _share(cls, value: float) -> float:
-        if not 0 < value <= 1:
-            hint = f" Did you mean {value / 100:g}?" if 1 < value < 100 else ""
-            raise ValueError(f"macs must be in (0, 1]: the share that remains. Received: {value:g}.{hint}")
-        return value

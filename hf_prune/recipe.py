@@ -15,11 +15,12 @@ from .data import DataSettings
 from .distillation import Distillation
 from .errors import RecipeError, did_you_mean, shown
 from .files import shipped
-from .pruners import PRUNERS, Pruner, Target
+from .pruners import PRUNERS, Pruner
 from .registry import load_entry_points
 from .schedules import Schedule
 from .session import PruningSettings
 from .settings import problems_of, read_yaml
+from .targets import Target
 
 _LONGEST = 2**20  # characters; `read_yaml` refuses fewer
 

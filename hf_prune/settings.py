@@ -74,7 +74,7 @@ def _explain_one(
     message = problem["msg"].removeprefix("Value error, ")
     given = getattr(problem["input"], "kwargs", problem["input"])  # of what a setting is missing from, all that came
     received = "" if "Received" in message else f" Received: {shown(given)}"
-    return Problem(key, f"{message.rstrip('.')}.{received}" if received else message)
+    return Problem(key or None, f"{message.rstrip('.')}.{received}" if received else message)
 
 
 def read_yaml(text: str, what: str) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .errors import PruningError
 from .ranking import nth_of_bits, ordered_bits
 
+T = TypeVar("T")
 Axis = tuple[str, int]  # of a tensor: its name, and which
 
 
@@ -208,6 +209,23 @@ def max_over_processes(number: float) -> float:
     everyone: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(everyone, number)
     return float(max(everyone))
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """Return what the first process makes: what is measured differs between processes. All of them call it."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return make()
+    told: list[Any] = [None, None]
+    if distributed.get_rank() == 0:
+        try:
+            told[0] = make()
+        except PruningError as error:  # the others wait
+            told[1] = error
+    distributed.broadcast_object_list(told, src=0)
+    if told[1] is not None:
+        raise told[1]
+    return told[0]  # type: ignore[no-any-return]
 
 
 def average_over_processes(tensor: Tensor) -> Tensor:

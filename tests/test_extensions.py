@@ -14,7 +14,7 @@ from extensions import learned_gates, two_of_four  # noqa: F401  what they regis
 from extensions.accuracy_guard import AccuracyGuard
 from extensions.bottlenecks import BottleneckPruner, Squeeze
 from extensions.drop_and_grow import RigL
-from extensions.parameter_budget import ParameterTarget
+from extensions.entry_budget import EntryTarget
 from models import build_bert, draw_batch, take_step
 from test_distributed import TORCHRUN
 from test_examples import run_example
@@ -29,6 +29,7 @@ from hf_prune import (
     PruningError,
     PruningSettings,
     Schedule,
+    Target,
     WeightPruner,
     prune,
 )
@@ -52,9 +53,7 @@ CASES: dict[str, Callable[..., PruningSettings]] = {
     "evidence": lambda **more: PruningSettings(WeightPruner(sparsity=0.5, score="l0"), EARLY, **more),
     "rule": lambda **more: PruningSettings(RigL(sparsity=0.6, score="l1"), SPARSE, **more),
     "guard": lambda **more: PruningSettings(UNITS, EARLY, guards=[AccuracyGuard()], **more),
-    "budget": lambda **more: PruningSettings(
-        [HeadPruner(), NeuronPruner()], EARLY, ParameterTarget(parameters=0.7), **more
-    ),
+    "budget": lambda **more: PruningSettings([HeadPruner(), NeuronPruner()], EARLY, EntryTarget(entries=0.7), **more),
     "pattern": lambda **more: PruningSettings(WeightPruner(sparsity=0.5, score="l1", pattern="2:4"), EARLY, **more),
     "kind": lambda **more: PruningSettings(BottleneckPruner(sparsity=0.5), EARLY, **more),
 }
@@ -291,17 +290,17 @@ def test_a_target_in_parameters_is_reached():
 def test_a_target_in_parameters_means_the_dense_model_again():
     model = build("budget")
     dense = sum(one.numel() for one in model.parameters())
-    prune(model, [HeadPruner(), NeuronPruner()], target=ParameterTarget(parameters=0.9), data=[batch_of(model, 0)])
-    prune(model, [HeadPruner(), NeuronPruner()], target=ParameterTarget(parameters=0.7), data=[batch_of(model, 0)])
+    prune(model, [HeadPruner(), NeuronPruner()], target=EntryTarget(entries=0.9), data=[batch_of(model, 0)])
+    prune(model, [HeadPruner(), NeuronPruner()], target=EntryTarget(entries=0.7), data=[batch_of(model, 0)])
     assert 0.68 < sum(one.numel() for one in model.parameters()) / dense <= 0.7
 
 
 def test_a_target_that_was_missed_is_told_in_what_it_counts(caplog):
-    told = PruningSettings([HeadPruner(), NeuronPruner(min_kept=20)], EARLY, ParameterTarget(parameters=0.2))
+    told = PruningSettings([HeadPruner(), NeuronPruner(min_kept=20)], EARLY, EntryTarget(entries=0.2))
     _, _, pruning, go = start("budget", told=told)
     go(0, STEPS)
     pruning.finish()
-    assert "target.parameters=0.2 was not reached, 0." in caplog.text
+    assert "target.entries=0.2 was not reached, 0." in caplog.text
 
 
 def test_settings_say_all():
@@ -445,15 +444,17 @@ def test_a_pattern_keeps_its_contract(name):
 @pytest.mark.parametrize("name", list(BUDGETS))
 def test_a_budget_keeps_its_contract(name):
     pruning = Pruning(build_bert(), UNITS, total_steps=STEPS)
-    budget, units = BUDGETS[name](pruning.live), pruning.masking.units
-    costs = budget.costs(units, pruning.groups)
-    assert set(costs) == {group.name for group in pruning.groups}
+    target, units = Target(speedup=2, runtime="torch", length=16), pruning.masking.units  # times are measured
+    chosen = [group for group in pruning.groups if group.kind in ("head", "neuron")]
+    budget = BUDGETS[name](pruning.live, target, [group.name for group in chosen])
+    costs = budget.costs(units, chosen)
+    assert set(costs) == {group.name for group in chosen}
     assert all(cost > 0 for cost in costs.values())
     assert budget.left(units) == budget.dense
     neurons = "layers.0.mlp.neurons"
     fewer = units.keep({neurons: range(1, units.by_name[neurons].units)})
-    assert budget.left(units) - budget.left(fewer) == costs[neurons]
-    fresh = BUDGETS[name](pruning.live)
+    assert budget.left(units) - budget.left(fewer) == pytest.approx(costs[neurons], abs=1e-6)
+    fresh = BUDGETS[name](pruning.live, target, [group.name for group in chosen])
     fresh.load_state_dict(budget.state_dict())
     assert fresh.dense == budget.dense
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import PruningError, UnsupportedModelError
-from ..skipping import is_skipped
+from ..skipping import plain_copy
 
 
 def private_model(model_or_path: Any) -> Any:
@@ -49,8 +48,4 @@ def private_copy(model: Any) -> Any:
     if not isinstance(inner, PreTrainedModel):
         rule = "Only transformers models can be exported (merge adapters first, with `merge_and_unload`)"
         raise UnsupportedModelError(f"{rule}. Received: {type(inner).__name__}.")
-    copied = copy.deepcopy(inner)
-    for module in copied.modules():  # mixed precision and device maps set a `forward` over the class's own
-        if not is_skipped(module):
-            module.__dict__.pop("forward", None)
-    return copied
+    return plain_copy(inner)

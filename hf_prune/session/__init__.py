@@ -11,6 +11,7 @@ from .oneshot import prune
 from .pruning import Pruning
 from .recovery import recover
 from .settings import PruningSettings, as_settings
+from .time_budget import Time
 
 __all__ = [
     "BUDGETS",
@@ -19,6 +20,7 @@ __all__ = [
     "Guard",
     "Pruning",
     "PruningSettings",
+    "Time",
     "as_settings",
     "check_finds_unused",
     "prune",

@@ -55,7 +55,8 @@ class Chooser:
         units = self.masking.reopened(reopened) if reopened else self.masking.units
         if structured and target is not None:
             assert self.budget is not None
-            return choose_together(self.tasks.units, units, scores, self.budget, target.budget[1], position, check)
+            share = self.budget.share(target.budget[1])
+            return choose_together(self.tasks.units, units, scores, self.budget, share, position, check)
         for task in structured:
             units = choose_alone(task, units, scores, self.live.dense_units, position, check)
         return units

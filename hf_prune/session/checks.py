@@ -14,10 +14,11 @@ from ..evidence import EVIDENCE
 from ..live import LiveModel
 from ..optimizers import swaps_weights
 from ..patterns import PATTERNS
-from ..pruners import LayerPruner, Pruner, Target, UnitPruner, WeightPruner
+from ..pruners import LayerPruner, Pruner, UnitPruner, WeightPruner
 from ..schedules import SCHEDULES, Schedule
 from ..sharding import any_sharded
 from ..structure import Group
+from ..targets import Target
 from .parts import Part
 from .settings import PruningSettings
 from .tasks import Task, Tasks

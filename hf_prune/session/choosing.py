@@ -41,6 +41,10 @@ def choose_together(
     goal = (1 - (1 - share) * tasks[0].fraction(position)) * budget.dense
     groups = [group for task in tasks for group in units.named(task.groups)]
     last, limits = all(position >= task.last_change for task in tasks), _limits(tasks, units)
+    kept = budget.choose(units, groups, scores, goal, limits, last) if budget.left(units) > goal or last else None
+    if kept is not None:
+        check(kept)
+        return units.keep(kept)
     before, now = math.inf, budget.left(units)
     # again: a matrix between two groups (two convolutions, an LSTM's hidden weights) has counted twice
     while goal < now < before:

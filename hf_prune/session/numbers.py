@@ -11,8 +11,8 @@ from ..dense import dense_note
 from ..evidence import Evidence
 from ..live import LiveModel, Masking
 from ..masks import count_masked, entries_left
-from ..pruners import Target
 from ..report import Measurement, count
+from ..targets import Target
 from .budgets import Budget
 from .tasks import Task, Tasks
 
@@ -113,9 +113,11 @@ class Numbers:
             for task in self._tasks.units:
                 self._warn_of(task)
             return
-        (name, share), left = target.budget, budget.left(self._masking.units) / budget.dense
-        if left > share:
-            logger.warning(f"target.{name}={share:g} was not reached, {left:.3f} is left: {_WHY}")
+        name, share = target.budget[0], budget.share(target.budget[1])
+        said = f"speedup={target.speedup:g}" if name == "time" else f"{name}={target.budget[1]:g}"
+        left = budget.left(self._masking.units) / budget.dense
+        if left > share * budget.tolerance:
+            logger.warning(f"target.{said} was not reached, {left:.3f} is left: {_WHY}")
 
     def _warn_of(self, task: Task) -> None:
         total = self._dense(task.groups)

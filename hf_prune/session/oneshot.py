@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from ..errors import PruningError
 from ..evidence import EVIDENCE
 from ..given import check_model
-from ..pruners import Pruner, Target
+from ..pruners import Pruner
 from ..report import Report
 from ..schedules import Schedule
+from ..targets import Target
 from .pruning import Pruning
 from .settings import as_settings
 

@@ -13,11 +13,12 @@ from ..evidence import Loss
 from ..live import LiveModel, Masking
 from ..masks import Masks
 from ..optimizers import StepWatch, check_state
-from ..pruners import Pruner, Target
+from ..pruners import Pruner
 from ..report import Report
 from ..schedules import Schedule
 from ..sharding import unwrap
 from ..structure import Group
+from ..targets import Target
 from . import checks
 from .budgets import BUDGETS
 from .changing import Chooser
@@ -107,7 +108,9 @@ class Pruning:
         self.guarding = Guarding(self.live, told.guards)
         self._scorer = Scorer(self.live, self.masking, self.evidence)
         self._seeing = Seeing(self.live, self.masking, self.evidence.values(), hooked=told.data is None)
-        self.budget = BUDGETS[told.target.budget[0]](self.live) if told.target is not None else None
+        self.budget = (
+            BUDGETS[told.target.budget[0]](self.live, told.target, chosen) if told.target is not None else None
+        )
         self._chooser = Chooser(told, self.live, self.tasks, self.budget, self.masking, self._scorer, self._seeing)
         self._watch, self._checked = StepWatch(optimizer, self._before_step), False
         self._start()
@@ -177,7 +180,7 @@ class Pruning:
         if shrink and self._gather() and self.live.groups:
             self._cut()
             self.numbers.count()
-        return report_of(self.live, self.masking, self.numbers, self.tasks)
+        return report_of(self.live, self.masking, self.numbers, self.tasks, self.budget)
 
     def hold(self) -> None:
         """Zero again what is masked; also what an optimizer will put in its place when it evaluates."""

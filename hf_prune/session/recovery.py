@@ -108,7 +108,7 @@ def _check_units(pruning: Pruning) -> None:
 def _check_target(pruning: Pruning, budget: Budget, name: str, share: float) -> None:
     tasks, units = pruning.tasks.units, pruning.masking.units
     last = max(_last_change(task, pruning.clock.position) for task in tasks)
-    goal = 1 - (1 - share) * (tasks[0].fraction(last) if last else 0.0)
+    goal = 1 - (1 - budget.share(share)) * (tasks[0].fraction(last) if last else 0.0)
     costs = budget.costs(Units.all_of(units.groups, units.shapes), units.groups)
     waits = [costs[one.name] * _leaving(task, one) for task in tasks for one in units.named(task.groups)]
     waiting, left = 0 if pruning.finished else max(waits) / budget.dense, budget.left(units) / budget.dense

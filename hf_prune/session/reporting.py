@@ -5,11 +5,14 @@ from __future__ import annotations
 from ..live import LiveModel, Masking
 from ..plan import annotate
 from ..report import Report, count
+from .budgets import Budget
 from .numbers import Numbers
 from .tasks import Tasks
 
 
-def report_of(live: LiveModel, masking: Masking, numbers: Numbers, tasks: Tasks) -> Report:
+def report_of(
+    live: LiveModel, masking: Masking, numbers: Numbers, tasks: Tasks, budget: Budget | None = None
+) -> Report:
     """Return what was kept, in the dense model's numbers, and what the model costs now; note masks of weights."""
     kinds = {"head", "kv_group", "neuron", *(kind for task in tasks for kind in task.kinds)}
     shown = [group for group in live.groups if group.kind in kinds]
@@ -19,6 +22,6 @@ def report_of(live: LiveModel, masking: Masking, numbers: Numbers, tasks: Tasks)
         sparsity = numbers.zeros.sparsity_weight
         annotate(live.model, weights={"sparsity": sparsity, "parameters": len(masking.weights)})
     units = {group.name: live.record.dense_units(group) for group in shown}
-    settings = numbers.logs()
+    settings = {**numbers.logs(), **(budget.facts() if budget is not None else {})}
     pruned = count(live.model, live.groups)
     return Report(kept=kept, units=units, dense=numbers.dense, pruned=pruned, metrics={}, settings=settings)

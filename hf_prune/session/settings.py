@@ -9,8 +9,9 @@ from typing import Any
 from ..errors import PruningError
 from ..evidence import Loss
 from ..given import check_data, check_given, told
-from ..pruners import Pruner, Target, as_pruners
+from ..pruners import Pruner, as_pruners
 from ..schedules import Schedule
+from ..targets import Target
 from .guards import Guard
 
 

@@ -8,7 +8,9 @@ modules. `nothing` holds what runs where nothing is left, `fewer` what goes on w
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -33,6 +35,7 @@ __all__ = [
     "is_only_masked",
     "is_skipped",
     "leave_unquantized",
+    "plain_copy",
     "restore",
     "select_heads",
     "selected_heads",
@@ -119,6 +122,17 @@ def close_router(router: nn.Module, experts: Sequence[int]) -> None:
 def is_skipped(module: nn.Module) -> bool:
     """Whether the module's forward was replaced by one of ours."""
     return isinstance(module.__dict__.get("forward"), Replacement)
+
+
+def plain_copy(model: Any) -> Any:
+    """Copy a model without hooks, and without what mixed precision and device maps set over a class's own forward."""
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
+        if not is_skipped(module):
+            module.__dict__.pop("forward", None)
+        for hooks in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
+            vars(module)[hooks].clear()
+    return copied
 
 
 def is_only_masked(module: nn.Module) -> bool:

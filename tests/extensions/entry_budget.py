@@ -1,4 +1,4 @@
-"""A target in parameters instead of multiply-accumulates: biases count, too."""
+"""A target in entries that units own, instead of multiply-accumulates: biases count, too."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hf_prune.settings import settings
 from hf_prune.structure import keep_vectors
 
 
-@register_budget("parameters")
-class Parameters(Budget):
+@register_budget("entries")
+class Entries(Budget):
     """All entries that units own."""
 
     def of_dense(self, live):
@@ -37,12 +37,12 @@ class Parameters(Budget):
 
 
 @settings(frozen=True)
-class ParameterTarget(Target):
-    """Which share of the parameters remains."""
+class EntryTarget(Target):
+    """Which share of the entries remains."""
 
     macs: float = 1.0
-    parameters: float = 0.5
+    entries: float = 0.5
 
     @property
     def budget(self):
-        return "parameters", self.parameters
+        return "entries", self.entries

@@ -1,0 +1,205 @@
+"""Times a model without some of its units against the whole one, in turn, in torch or in ONNX Runtime."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PruningError
+from ..plan import close_kept
+from ..removal import cut
+from ..report import compare_latency, random_inputs
+from ..settings import settings
+from ..skipping import plain_copy
+from ..structure import Group, Kept
+
+Run = Callable[[], object]
+_ROUNDS = 5, 100  # of each comparison at least and at most
+
+
+@settings(frozen=True)
+class Conditions:
+    """Under which a time is meant.
+
+    Args:
+        runtime: ``"onnxruntime"`` or ``"torch"``.
+        device: ``"cpu"`` or ``"cuda"``.
+        batch: Rows of a forward, at least 1.
+        length: Tokens of a row, at least 1; images have none.
+        threads: Threads of one operator, at least 1.
+        dtype: ``"fp32"``, or ``"int8"``: weights and activations quantized dynamically, in ONNX Runtime.
+    """
+
+    runtime: Literal["onnxruntime", "torch"] = "onnxruntime"
+    device: str = "cpu"
+    batch: int = 1
+    length: int = 128
+    threads: int = 1
+    dtype: Literal["fp32", "int8"] = "fp32"
+
+
+class Stopwatch:
+    """Times what a model would be without some units, against the model as it is now, in fp32.
+
+    It keeps a copy of the model (in ONNX Runtime a session of it) to compare with.
+
+    Args:
+        model: A plain model; random inputs must do for it.
+        conditions: Under which.
+
+    Raises:
+        PruningError: The model cannot be run so.
+    """
+
+    def __init__(self, model: nn.Module, conditions: Conditions) -> None:
+        self.conditions = conditions
+        self._dense = self._prepare(plain_copy(model), "fp32")
+        self.dense_ms = self._time({"dense": self._dense}, 0.4)["dense"]
+
+    def ratio(self, model: nn.Module, groups: Sequence[Group], kept: Kept, seconds: float = 0.4) -> float:
+        """Return the time of a model that has only these units, as a share of the dense model's.
+
+        Args:
+            model: The model as it is now; it is copied.
+            groups: Its groups.
+            kept: Group name to the live units that stay; groups that are not named keep all.
+            seconds: For which both are timed, about.
+        """
+        smaller = plain_copy(model)
+        cut(smaller, groups, close_kept(groups, kept))
+        times = self._time({"dense": self._dense, "smaller": self._prepare(smaller, self.conditions.dtype)}, seconds)
+        return times["smaller"] / times["dense"]
+
+    def _time(self, runs: Mapping[str, Run], seconds: float) -> dict[str, float]:
+        with torch_threads(self.conditions.threads), torch.inference_mode():
+            once = compare_latency(runs, repeats=3, warmup=2)
+            rounds = int(min(max(1000 * seconds / sum(once.values()), _ROUNDS[0]), _ROUNDS[1]))
+            return compare_latency(runs, repeats=rounds, warmup=1)
+
+    def _prepare(self, model: Any, dtype: str) -> Run:
+        try:
+            return self._runnable(model, dtype)
+        except PruningError:
+            raise
+        except Exception as error:
+            told, reason = self.conditions, f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]:.200}"
+            raise PruningError(
+                f"A target of time needs a model that runs on random inputs: {type(model).__name__} does not on "
+                f"{told.batch} x {told.length}, in {told.runtime} on {told.device}. Received: {reason}"
+            ) from error
+
+    def _runnable(self, model: Any, dtype: str) -> Run:
+        told = self.conditions
+        model = model.to("cpu").float().eval()
+        for name in ("use_cache", "output_hidden_states", "output_attentions"):
+            if getattr(getattr(model, "config", None), name, None):
+                setattr(model.config, name, False)
+        inputs = random_inputs(model, told.batch, told.length)
+        if told.runtime == "torch":
+            run = _in_torch(model.to(told.device), {name: one.to(told.device) for name, one in inputs.items()})
+            with torch.inference_mode():
+                run()  # what cannot run says so now
+            return run
+        return _in_onnxruntime(model, inputs, told, dtype)
+
+
+def _in_torch(model: nn.Module, inputs: Mapping[str, Tensor]) -> Run:
+    on_gpu = next(iter(inputs.values())).is_cuda
+
+    def run() -> None:
+        model(**inputs)
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    return run
+
+
+class _Outputs(nn.Module):
+    """A model that takes and returns plain tensors, as a trace needs them."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return all tensors that the model returns."""
+        found = self.model(**dict(zip(self.names, inputs)))
+        return tuple(one for one in found.values() if isinstance(one, Tensor))
+
+
+def _in_onnxruntime(model: Any, inputs: Mapping[str, Tensor], told: Conditions, dtype: str) -> Run:
+    """Return a forward of a graph with these very shapes, traced: 2 seconds where a real export takes 20."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise PruningError(
+            "A time in ONNX Runtime needs `pip install 'hf_prune[onnx]'` (transformers 4.57: [optimum]); or say "
+            "runtime='torch'. Received: runtime='onnxruntime'"
+        ) from None
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        _trace(model, inputs, file)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = told.threads, 3
+        if dtype == "int8":
+            file = _quantized(file)
+        provider = "CPUExecutionProvider" if told.device == "cpu" else "CUDAExecutionProvider"
+        session = onnxruntime.InferenceSession(str(file), options, providers=[provider])
+    asked = {one.name for one in session.get_inputs()}
+    fed = {name: one.numpy() for name, one in inputs.items() if name in asked}
+    return lambda: session.run(None, fed)
+
+
+def _trace(model: Any, inputs: Mapping[str, Tensor], file: Path) -> None:
+    try:
+        with _quiet(), torch.no_grad():
+            wrapped = _Outputs(model, list(inputs)).eval()
+            torch.onnx.export(wrapped, tuple(inputs.values()), str(file), input_names=list(inputs), dynamo=False)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]:.200}"
+        raise PruningError(
+            f"{type(model).__name__} cannot be traced for ONNX Runtime: say runtime='torch'. Received: {reason}"
+        ) from error
+
+
+def _quantized(file: Path) -> Path:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    smaller = file.with_name("int8.onnx")
+    with _quiet():
+        quantize_dynamic(str(file), str(smaller), weight_type=QuantType.QInt8)
+    return smaller
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Let torch use so many threads for one operator, and then as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what exporters say of themselves from users."""
+    import logging
+
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

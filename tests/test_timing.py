@@ -1,0 +1,166 @@
+"""Targets of time, parameters and size: what is chosen, measured and said."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import build_bert, build_llama, draw_batch
+
+from hf_prune import HeadPruner, LayerPruner, NeuronPruner, Pruning, PruningError, Schedule, Target, prune
+from hf_prune.timing import LatencyTable, Option, choose_widths, stopwatch, table
+
+BOTH = [HeadPruner(min_kept=0), NeuronPruner(min_kept=0)]
+TORCH = {"runtime": "torch", "length": 16}
+
+
+@pytest.fixture(autouse=True)
+def _no_cache_of_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "CACHE", tmp_path)
+
+
+@pytest.fixture
+def by_width(monkeypatch):
+    """Let a model's time be 1 ms and 1 more for each 1,000 entries of its matrices: machines are noisy."""
+
+    def time(self, runs, seconds):
+        return {name: 1 + entries / 1000 for name, entries in runs.items()}
+
+    def prepare(self, model, dtype):
+        return sum(one.numel() for one in model.parameters() if one.ndim > 1)
+
+    monkeypatch.setattr(stopwatch.Stopwatch, "_time", time)
+    monkeypatch.setattr(stopwatch.Stopwatch, "_prepare", prepare)
+
+
+@settings(deadline=None, derandomize=True)
+@given(
+    st.lists(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=4), min_size=1, max_size=4),
+    st.integers(0, 30),
+)
+def test_no_other_widths_lose_less_in_the_same_time(groups, time):
+    offered = [[Option(loss, needed) for loss, needed in options] for options in groups]
+    chosen = [options[i] for options, i in zip(offered, choose_widths(offered, time), strict=True)]
+    every = [*itertools.product(*offered)]
+    allowed = [sum(one.loss for one in some) for some in every if sum(one.time for one in some) <= time]
+    if allowed:
+        assert sum(one.time for one in chosen) <= time
+        assert sum(one.loss for one in chosen) == min(allowed)
+    else:
+        assert sum(one.time for one in chosen) == min(sum(one.time for one in some) for some in every)
+
+
+def test_a_table_reads_between_its_widths():
+    times = LatencyTable({"a": "x", "b": "x"}, {"x": [0, 4, 8]}, {"x": [0.0, 0.1, 0.3]})
+    assert times.of("a", 6) == pytest.approx(0.2)
+    assert times.predict({"a": 8, "b": 8}) == 1
+    assert times.predict({"a": 4}) == pytest.approx(1 - 0.2 - 0.3)
+
+
+@pytest.mark.parametrize("speedup", [1.2, 1.5, 2])
+def test_what_was_asked_for_is_measured(by_width, speedup):
+    model = build_bert()
+    dense = 1 + sum(one.numel() for one in model.parameters() if one.ndim > 1) / 1000
+    report = prune(model, BOTH, target=Target(speedup=speedup, **TORCH), data=[draw_batch(model)])
+    left = 1 + sum(one.numel() for one in model.parameters() if one.ndim > 1) / 1000
+    assert report.settings["measured_ms"] == pytest.approx(left, rel=1e-3)
+    assert report.settings["dense_ms"] == pytest.approx(dense, rel=1e-3)
+    assert dense / left == pytest.approx(speedup, rel=0.05)
+
+
+def test_a_table_that_was_wrong_is_corrected(by_width, monkeypatch):
+    """Nothing of a wrong table's scale reaches the model: what it would be is measured."""
+    right = table.measured_table
+
+    def wrong(*arguments):
+        found = right(*arguments)
+        return LatencyTable(
+            found.blocks, found.widths, {name: [t * 0.8 for t in ts] for name, ts in found.times.items()}
+        )
+
+    monkeypatch.setattr("hf_prune.session.time_budget.measured_table", wrong)
+    report = prune(model := build_bert(), BOTH, target=Target(speedup=1.5, **TORCH), data=[draw_batch(model)])
+    numbers = report.settings
+    assert numbers["measured_ms"] == pytest.approx(numbers["asked_ms"], rel=0.05)
+
+
+def test_milliseconds_are_asked_for(by_width):
+    model = build_bert()
+    dense = 1 + sum(one.numel() for one in model.parameters() if one.ndim > 1) / 1000
+    report = prune(model, BOTH, target=Target(latency_ms=dense * 0.7, **TORCH), data=[draw_batch(model)])
+    assert report.settings["measured_ms"] == pytest.approx(dense * 0.7, rel=0.05)
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
+@pytest.mark.parametrize("build", [build_bert, build_llama])
+def test_a_real_clock_is_read(build, runtime):
+    model = build()
+    batch = draw_batch(model)
+    batch = {**batch, "labels": batch["input_ids"]} if model.config.model_type == "llama" else batch
+    target = Target(speedup=1.1, runtime=runtime, length=16)
+    report = prune(model, [HeadPruner(), NeuronPruner()], target=target, data=[batch])
+    assert report.settings["measured_ms"] > 0
+    assert len(list(table.CACHE.glob("*.json"))) == 1  # measured once, then read
+    assert model(**batch).loss.isfinite()
+
+
+def test_a_resumed_run_has_the_same_table_and_choice(by_width):
+    def begin():
+        model = build_bert()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        told = {"target": Target(speedup=1.5, **TORCH), "schedule": Schedule(begin=1, end=6, frequency=2)}
+        return model, optimizer, Pruning(model, BOTH, total_steps=8, optimizer=optimizer, **told)
+
+    def step(model, optimizer, pruning, number):
+        model(**draw_batch(model, seed=number)).loss.backward()
+        pruning.after_backward()
+        optimizer.step()
+        pruning.step()
+        optimizer.zero_grad()
+
+    whole, first, second = begin(), begin(), begin()
+    for number in range(8):
+        step(*whole, number)
+        if number < 4:
+            step(*first, number)
+    second[0].load_state_dict(first[0].state_dict())
+    second[1].load_state_dict(first[1].state_dict())
+    second[2].load_state_dict(first[2].state_dict())
+    for number in range(4, 8):
+        step(*second, number)
+    assert {n: m.tolist() for n, m in second[2].alive.items()} == {n: m.tolist() for n, m in whole[2].alive.items()}
+    assert second[2].finish().settings == whole[2].finish().settings
+
+
+@pytest.mark.parametrize(("budget", "share"), [("parameters", 0.8), ("size_mb", None)])
+def test_parameters_and_bytes_are_counted(budget, share):
+    model = build_bert()
+    dense = sum(one.numel() for one in model.parameters())
+    wanted = share or 0.8 * dense * 4 / 1e6
+    prune(model, BOTH, target=Target(**{budget: wanted}), data=[draw_batch(model)])
+    left = sum(one.numel() for one in model.parameters())
+    assert 0.7 * dense < left <= 0.8 * dense
+
+
+@pytest.mark.parametrize(
+    ("told", "rule"),
+    [
+        ({}, "exactly one of macs, parameters, size_mb, speedup, latency_ms. Received: none of them"),
+        ({"macs": 0.5, "speedup": 2}, "exactly one of .* Received: macs, speedup"),
+        ({"speedup": 0.5}, "speedup: .*greater than or equal to 1. Received: 0.5"),
+        ({"speedup": 2, "dtype": "int8", "runtime": "torch"}, "dtype 'int8' needs runtime='onnxruntime'"),
+        ({"parameters": 50}, r"parameters must be in \(0, 1\].* Did you mean 0.5"),
+    ],
+)
+def test_targets_that_mean_nothing_are_refused(told, rule):
+    with pytest.raises(PruningError, match=rule):
+        Target(**told)
+
+
+def test_layers_have_a_sparsity_of_their_own(by_width):
+    model = build_bert()
+    with pytest.raises(PruningError, match=r"A target of time chooses heads.* Received: a pruner for 'layers'"):
+        prune(model, LayerPruner(), target=Target(speedup=2, **TORCH), data=[draw_batch(model)])
