@@ -29,6 +29,7 @@ _PUBLIC = {
     **dict.fromkeys(["ChannelPruner", "WeightPruner", "Target", "register_pruner"], "pruners"),
     **dict.fromkeys(["Pruning", "PruningSettings", "prune"], "session"),
     **dict.fromkeys(["Guard", "register_guard", "register_budget"], "session"),
+    **dict.fromkeys(["Sensitivity", "sensitivity"], "layerwise"),
     "PruningCallback": "callback",
     "PruningArguments": "arguments",
     "latest_checkpoint": "resume",

@@ -37,7 +37,7 @@ ROWS = (
     "pruners checkpoint report selfcheck resume training_log",
     "card",
     "session hub export distillation",
-    "recipe callback",
+    "recipe callback layerwise",
     "recipe_tasks",
     "workflow arguments",
     "cli",
