@@ -91,6 +91,44 @@ def _verify(model: Any) -> None:
         raise typer.Exit(1)
 
 
+@app.command()
+def sensitivity(
+    what: Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help="A recipe, or with --data a folder or Hub name.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to a recipe.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Of a model: data set on the Hub, folder, file or digits.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="Column with the text; twice for pairs.")] = None,
+    image: Annotated[str | None, typer.Option(help="Column with image arrays.")] = None,
+    label: Annotated[str, typer.Option(help="Column with the label; language models need none.")] = "label",
+    split: Annotated[str, typer.Option(help="Split of --data.")] = "train",
+    rows: Annotated[int, typer.Option(min=1, help="Rows to measure the loss on, drawn at random.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows in one batch.")] = 32,
+    share: Annotated[list[float] | None, typer.Option(help="Of a layer's units that go; several times.")] = None,
+    score: Annotated[str, typer.Option(help="What chooses them: see [bold]hf-prune list scores[/].")] = "taylor",
+    csv: Annotated[Path | None, typer.Option(help="Write every loss to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw a heat map: .png, .svg or .pdf.")] = None,
+) -> None:
+    """Measure how much the loss rises when parts of each layer go: heads, neurons, whole branches, whole layers.
+
+    Nothing is trained or changed; a recipe that trains its dense model first does that once.
+
+    Examples: [bold]hf-prune sensitivity quickstart --plot map.png[/],
+    [bold]hf-prune sensitivity my-bert --data sst2.parquet --text sentence[/]
+    """
+    from . import layerwise
+    from .batches import Told, model_and_batches
+
+    told = Told(data, text or (), image, label, split, rows, batch_size)
+    model, batches = model_and_batches(what, overrides or [], told)
+    found = layerwise.sensitivity(model, batches, shares=share or layerwise.SHARES, score=score, batches=len(batches))
+    typer.echo(found.table())
+    for path, write in ((csv, found.to_csv), (plot, found.plot)):
+        if path is not None:
+            write(path)
+            console.print(f"Written: {visible(str(path))}", highlight=False, soft_wrap=True)
+
+
 @app.command("list")
 def list_(
     what: Annotated[str, typer.Argument(help="scores, schedules, allocations, architectures or recipes.")],

@@ -90,6 +90,7 @@ class Job:
     pruned: Any = field(init=False, repr=False)
     report: Report = field(init=False, repr=False)
     onnx: tuple[Path, Path] | None = None  # folders, dense and pruned
+    start: Path | None = None  # a model between dense and target to begin from; None: the dense one
 
     @property
     def output(self) -> Path:
@@ -138,9 +139,14 @@ def train_dense(job: Job) -> None:
             save_pruned(job.model, job.output / "dense", tokenizer=job.processor)
 
 
+def load_dense(job: Job, folder: str | Path) -> Any:
+    """Load a model of the job's task that an earlier run has saved: what `train_dense` made, or a smaller one."""
+    return RECIPE_TASKS[job.recipe.task].auto_class.from_pretrained(folder, dtype=torch.float32)
+
+
 def prune_and_distil(job: Job) -> None:
     """Prune a copy gradually while it trains; the dense model teaches, where the recipe says how."""
-    recipe, job.pruned = job.recipe, copy.deepcopy(job.model)
+    recipe, job.pruned = job.recipe, copy.deepcopy(job.model) if job.start is None else load_dense(job, job.start)
     say(f"Pruning with {', '.join(type(pruner).__name__ for pruner in recipe.pruning.pruners)}")
     callback = PruningCallback(recipe.pruning)
     callback.attach(_trainer(job, job.pruned, recipe.train, teacher=job.model)).train()

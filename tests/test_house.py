@@ -40,6 +40,7 @@ ROWS = (
     "recipe callback layerwise",
     "recipe_tasks",
     "workflow arguments",
+    "batches",
     "cli",
 )
 RANK = {module: rank for rank, row in enumerate(ROWS) for module in row.split()}

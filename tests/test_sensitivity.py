@@ -2,12 +2,25 @@
 
 import copy
 import csv
+import json
 
 import pytest
 import torch
 from models import BUILD, build_bert, build_llama, draw_batch
+from transformers import BertTokenizerFast
+from typer.testing import CliRunner
 
-from hf_prune import HeadPruner, LayerPruner, NeuronPruner, PruningError, find_groups, mask_units, prune, sensitivity
+from hf_prune import (
+    HeadPruner,
+    LayerPruner,
+    NeuronPruner,
+    PruningError,
+    cli,
+    find_groups,
+    mask_units,
+    prune,
+    sensitivity,
+)
 
 ALL = ["bert", "vit", "llama", "llama_mha"]
 
@@ -163,3 +176,69 @@ def test_what_does_not_do_is_refused(given, words):
     with pytest.raises(PruningError, match=words):
         sensitivity(model, **{"data": batches_for(model), **given})
     assert_untouched(model, before)
+
+
+TINY_RECIPE = [
+    "model.config.hidden_size=32",
+    "model.config.num_attention_heads=4",
+    "model.config.intermediate_size=64",
+    "model.config.num_hidden_layers=2",
+    "data.train_limit=64",
+    "dense.epochs=1",
+]
+
+
+def ask(*words):
+    result = CliRunner().invoke(cli.app, ["sensitivity", *map(str, words)], env={"COLUMNS": "140"})
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.output
+
+
+def test_the_command_takes_a_recipe_and_trains_its_dense_model_once(tmp_path):
+    words = ["quickstart", *TINY_RECIPE, f"output={tmp_path / 'run'}", "--rows", 40, "--csv", tmp_path / "s.csv"]
+    first = ask(*words, "--plot", tmp_path / "s.png")
+    assert "mean of 2 batches" in first
+    assert (tmp_path / "s.png").stat().st_size
+    written, made = (tmp_path / "s.csv").read_text(), (tmp_path / "run" / "dense" / "config.json").stat().st_mtime_ns
+    again = ask(*words)
+    assert first.splitlines()[-4] == again.splitlines()[-3]
+    assert (tmp_path / "s.csv").read_text() == written
+    assert (tmp_path / "run" / "dense" / "config.json").stat().st_mtime_ns == made
+
+
+@pytest.mark.parametrize("name", ["bert", "vit", "llama"])
+def test_the_command_takes_a_model_and_its_data(name, tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "very"]
+    model = BUILD[name]()
+    model.save_pretrained(tmp_path / "model")
+    if name == "vit":
+        numbers = torch.rand(9, 1, 16, 16).tolist()
+        rows = [{"picture": numbers[i], "y": i % 3} for i in range(9)]
+        options = ["--image", "picture"]
+    else:
+        (tmp_path / "vocab.txt").write_text("\n".join(words))
+        BertTokenizerFast.from_pretrained(tmp_path).save_pretrained(tmp_path / "model")
+        rows = [{"sentence": f"very {word} film", "y": i % 3} for i, word in enumerate(["good", "bad", "good"] * 3)]
+        options = ["--text", "sentence"]
+    (tmp_path / "rows.json").write_text("\n".join(json.dumps(row) for row in rows))
+    label = [] if name == "llama" else ["--label", "y"]
+    given = [tmp_path / "model", "--data", tmp_path / "rows.json", *label]
+    said = ask(*given, *options, "--batch-size", 4, "--share", 0.5)
+    assert "mean of 3 batches" in said
+    assert said.splitlines()[-1].startswith("| layers.1")
+    with pytest.raises(PruningError, match="sentence" if options[0] == "--text" else "picture"):
+        ask(*given, options[0], "sentense")
+
+
+def test_the_command_says_what_it_needs(tmp_path):
+    build_bert().save_pretrained(tmp_path / "model")
+    with pytest.raises(PruningError, match="with --data"):
+        ask(tmp_path / "model")
+    with pytest.raises(PruningError, match="Did you mean 'quickstart'"):
+        ask("quickstrat")
+    with pytest.raises(PruningError, match="KEY=VALUE changes a recipe"):
+        ask(tmp_path / "model", "seed=1", "--data", "digits")
+    build_bert("ForTokenClassification").save_pretrained(tmp_path / "tokens")
+    with pytest.raises(PruningError, match="BertForTokenClassification"):
+        ask(tmp_path / "tokens", "--data", "digits")

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .effects import Effect, Sensitivity
-from .measuring import sensitivity
+from .measuring import SHARES, sensitivity
 
-__all__ = ["Effect", "Sensitivity", "sensitivity"]
+__all__ = ["SHARES", "Effect", "Sensitivity", "sensitivity"]
