@@ -40,6 +40,7 @@ _PUBLIC = {
     **dict.fromkeys(["export_onnx", "OnnxExport"], "export"),
     **dict.fromkeys(["Recipe"], "recipe"),
     **dict.fromkeys(["run"], "workflow"),
+    **dict.fromkeys(["SearchResult", "search"], "searching"),
 }
 __all__ = sorted([*_PUBLIC, "__version__"])
 

@@ -14,7 +14,8 @@ from .checkpoint import load_pruned
 from .data import DataSettings, load_rows
 from .errors import PruningError, did_you_mean
 from .recipe import Recipe, load_recipe, shipped_recipes
-from .workflow import Job, check, load_dense, prepare, say, train_dense
+from .recipe_tasks import saved_model
+from .workflow import Job, check, prepare, say, train_dense
 
 _TASKS = {"ForSequenceClassification": "text-classification", "ForImageClassification": "image-classification"}
 
@@ -112,7 +113,7 @@ def _take_dense(job: Job) -> None:
     folder = job.output / "dense"
     if (folder / "config.json").is_file():
         say(f"The dense model is that of an earlier run: {folder}")
-        job.model = load_dense(job, folder)
+        job.model = saved_model(job.recipe, folder)
         return
     check(job)
     train_dense(job)

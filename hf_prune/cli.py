@@ -92,6 +92,33 @@ def _verify(model: Any) -> None:
 
 
 @app.command()
+def search(
+    recipe: Annotated[str, typer.Argument(help="A recipe with a target, whose key changes between trials.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it.")] = None,
+    max_drop: Annotated[float, typer.Option(help="How much of the metric may be lost, absolute.")] = 0.01,
+    metric: Annotated[str | None, typer.Option(help="By default the recipe's first.")] = None,
+    trials: Annotated[int, typer.Option(help="How many end at most, of all processes together.")] = 8,
+    storage: Annotated[str | None, typer.Option(help="Database for several processes: sqlite:///… or another.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder; by default the recipe's, with -search.")] = None,
+) -> None:
+    """Search for the smallest model that is good enough: run a recipe with one target after the other.
+
+    The dense model is trained once, and trials go on from the last good model. Killed, it goes on where it was when
+    the same command is given again. Needs the extra [bold]search[/].
+
+    Example: [bold]hf-prune search quickstart --max-drop 0.02 --trials 6[/]
+    """
+    from .searching import search as search_for
+
+    found = search_for(
+        recipe, overrides or [], max_drop=max_drop, metric=metric, trials=trials, storage=storage, output=output
+    )
+    typer.echo(found.table())
+    if found.best:
+        console.print(f"The smallest: {visible(str(found.best.folder))}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def sensitivity(
     what: Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help="A recipe, or with --data a folder or Hub name.")],
     overrides: Annotated[

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..files import new_file, write_text
+from ..tables import aligned
 
 WHOLE = 1.0  # the share of a branch or a layer that goes as one
 _LAYER = re.compile(r".*\b(?:layers|stages|blocks)\.\d+(?=\.|$)")
@@ -137,17 +138,6 @@ class Sensitivity:
             ),
         )
         return rows, columns, rises
-
-
-def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Return lines of cells as a Markdown table that is aligned for plain text; the first column to the left."""
-    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(lines[0]))]
-    cells = [
-        [line[0].ljust(widths[0]), *(one.rjust(width) for one, width in zip(line[1:], widths[1:]))] for line in lines
-    ]
-    rule = ["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]
-    header, *others = (f"| {' | '.join(line)} |" for line in cells)
-    return [header, f"|{'|'.join(rule)}|", *others]
 
 
 def _headers(columns: Sequence[Column]) -> Iterator[str]:
