@@ -30,6 +30,7 @@ _PUBLIC = {
     "Target": "targets",
     **dict.fromkeys(["Pruning", "PruningSettings", "prune"], "session"),
     **dict.fromkeys(["Guard", "register_guard", "register_budget"], "session"),
+    **dict.fromkeys(["Sensitivity", "sensitivity"], "layerwise"),
     "PruningCallback": "callback",
     "PruningArguments": "arguments",
     "latest_checkpoint": "resume",
@@ -40,6 +41,7 @@ _PUBLIC = {
     **dict.fromkeys(["export_onnx", "OnnxExport"], "export"),
     **dict.fromkeys(["Recipe"], "recipe"),
     **dict.fromkeys(["run"], "workflow"),
+    **dict.fromkeys(["SearchResult", "search"], "searching"),
 }
 __all__ = sorted([*_PUBLIC, "__version__"])
 

@@ -91,6 +91,71 @@ def _verify(model: Any) -> None:
         raise typer.Exit(1)
 
 
+@app.command()
+def search(
+    recipe: Annotated[str, typer.Argument(help="A recipe with a target, whose key changes between trials.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it.")] = None,
+    max_drop: Annotated[float, typer.Option(help="How much of the metric may be lost, absolute.")] = 0.01,
+    metric: Annotated[str | None, typer.Option(help="By default the recipe's first.")] = None,
+    trials: Annotated[int, typer.Option(help="How many end at most, of all processes together.")] = 8,
+    storage: Annotated[str | None, typer.Option(help="Database for several processes: sqlite:///… or another.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder; by default the recipe's, with -search.")] = None,
+) -> None:
+    """Search for the smallest model that is good enough: run a recipe with one target after the other.
+
+    The dense model is trained once, and trials go on from the last good model. Killed, it goes on where it was when
+    the same command is given again. Needs the extra [bold]search[/].
+
+    Example: [bold]hf-prune search quickstart --max-drop 0.02 --trials 6[/]
+    """
+    from .searching import search as search_for
+
+    found = search_for(
+        recipe, overrides or [], max_drop=max_drop, metric=metric, trials=trials, storage=storage, output=output
+    )
+    typer.echo(found.table())
+    if found.best:
+        console.print(f"The smallest: {visible(str(found.best.folder))}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def sensitivity(
+    what: Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help="A recipe, or with --data a folder or Hub name.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to a recipe.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Of a model: data set on the Hub, folder, file or digits.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="Column with the text; twice for pairs.")] = None,
+    image: Annotated[str | None, typer.Option(help="Column with image arrays.")] = None,
+    label: Annotated[str, typer.Option(help="Column with the label; language models need none.")] = "label",
+    split: Annotated[str, typer.Option(help="Split of --data.")] = "train",
+    rows: Annotated[int, typer.Option(min=1, help="Rows to measure the loss on, drawn at random.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows in one batch.")] = 32,
+    share: Annotated[list[float] | None, typer.Option(help="Of a layer's units that go; several times.")] = None,
+    score: Annotated[str, typer.Option(help="What chooses them: see [bold]hf-prune list scores[/].")] = "taylor",
+    csv: Annotated[Path | None, typer.Option(help="Write every loss to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw a heat map: .png, .svg or .pdf.")] = None,
+) -> None:
+    """Measure how much the loss rises when parts of each layer go: heads, neurons, whole branches, whole layers.
+
+    Nothing is trained or changed; a recipe that trains its dense model first does that once.
+
+    Examples: [bold]hf-prune sensitivity quickstart --plot map.png[/],
+    [bold]hf-prune sensitivity my-bert --data sst2.parquet --text sentence[/]
+    """
+    from . import layerwise
+    from .batches import Told, model_and_batches
+
+    told = Told(data, text or (), image, label, split, rows, batch_size)
+    model, batches = model_and_batches(what, overrides or [], told)
+    found = layerwise.sensitivity(model, batches, shares=share or layerwise.SHARES, score=score, batches=len(batches))
+    typer.echo(found.table())
+    for path, write in ((csv, found.to_csv), (plot, found.plot)):
+        if path is not None:
+            write(path)
+            console.print(f"Written: {visible(str(path))}", highlight=False, soft_wrap=True)
+
+
 @app.command("list")
 def list_(
     what: Annotated[str, typer.Argument(help="scores, schedules, allocations, architectures or recipes.")],

@@ -117,6 +117,18 @@ def load_split(settings: DataSettings, fit: Callable[..., Classes] | None = None
     return Splits(_limit(train, settings), held_out)
 
 
+def load_rows(settings: DataSettings) -> Any:
+    """Load rows of the split `train` alone, with no label: at most `train_limit`, with all columns.
+
+    Raises:
+        PruningError: As in `load_split`.
+    """
+    splits = _load(settings, [settings.train])
+    _check_split(splits, settings.train, settings)
+    _check_columns(splits[settings.train], settings.train, settings, labelled=False)
+    return _limit(splits[settings.train], settings)
+
+
 def data_revision(settings: DataSettings, dataset: Any) -> dict[str, str]:
     """Return what identifies the rows for someone else: the SHA-256 of each local file, or the commit on the Hub.
 
@@ -304,8 +316,9 @@ def _check_split(splits: Any, split: str, settings: DataSettings) -> None:
         raise _missing(f"data.{key}: no split '{split}'{hint}", split, splits)
 
 
-def _check_columns(dataset: Any, split: str, settings: DataSettings) -> None:
-    columns = [("text", text) for text in settings.texts] + [("image", settings.image), ("label", settings.label)]
+def _check_columns(dataset: Any, split: str, settings: DataSettings, *, labelled: bool = True) -> None:
+    label = settings.label if labelled else None
+    columns = [("text", text) for text in settings.texts] + [("image", settings.image), ("label", label)]
     for key, column in columns:
         if column is None:
             continue

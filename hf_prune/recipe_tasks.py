@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -78,9 +79,7 @@ def dense_model(recipe: Recipe, auto_class: Any, labels: dict[str, Any]) -> Any:
     Raises:
         RecipeError: There is no such model.
     """
-    settings, options = recipe.model, dict(labels)
-    if recipe.distillation is not None and recipe.distillation.uses("attention"):
-        options["attn_implementation"] = "eager"  # transformers 4 cannot change that of every model later
+    settings, options = recipe.model, {**labels, **_attention(recipe)}
     if settings.name is not None:
         try:
             return auto_class.from_pretrained(settings.name, revision=settings.revision, dtype=torch.float32, **options)
@@ -95,3 +94,15 @@ def dense_model(recipe: Recipe, auto_class: Any, labels: dict[str, Any]) -> Any:
         return auto_class.from_config(AutoConfig.for_model(**config, **options))
     except (TypeError, ValueError) as error:
         raise RecipeError(f"model.config does not describe a model for {recipe.task}: {error}") from error
+
+
+def saved_model(recipe: Recipe, folder: str | Path) -> Any:
+    """Load a model that an earlier run of the recipe has saved: its dense one, or a smaller one."""
+    auto_class = RECIPE_TASKS[recipe.task].auto_class
+    return auto_class.from_pretrained(folder, dtype=torch.float32, **_attention(recipe))
+
+
+def _attention(recipe: Recipe) -> dict[str, str]:
+    """Return how attention must be computed; transformers 4 cannot change that of every model later."""
+    eager = recipe.distillation is not None and recipe.distillation.uses("attention")
+    return {"attn_implementation": "eager"} if eager else {}

@@ -36,7 +36,7 @@ from .labels import fit_classes
 from .metrics import compute_metrics_for
 from .plan import annotate
 from .recipe import Recipe, TrainSettings, load_recipe
-from .recipe_tasks import RECIPE_TASKS, dense_config, dense_model
+from .recipe_tasks import RECIPE_TASKS, dense_config, dense_model, saved_model
 from .report import Report, environment, measure_pair
 from .session import Pruning
 
@@ -67,13 +67,10 @@ def run(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> Report:
     recipe = load_recipe(recipe, overrides)
     set_seed(recipe.seed)
     job = prepare(recipe)
-    for stage in (check, train_dense, prune_and_distil):
+    for stage in (check, train_dense):
         stage(job)
-    if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
-        return job.report  # the first process tells the rest of the story
-    for stage in (score, save_and_compare, export_both, measure_both, write_down, publish):
-        stage(job)
-    print(job.report.table())
+    if make_small(job):
+        print(job.report.table())
     return job.report
 
 
@@ -90,6 +87,7 @@ class Job:
     pruned: Any = field(init=False, repr=False)
     report: Report = field(init=False, repr=False)
     onnx: tuple[Path, Path] | None = None  # folders, dense and pruned
+    start: Path | None = None  # a model between dense and target to begin from; None: the dense one
 
     @property
     def output(self) -> Path:
@@ -98,6 +96,20 @@ class Job:
 
 
 # the stages, in order
+def make_small(job: Job) -> bool:
+    """Go from the dense model to a small one: trained, scored, saved, exported, measured, written down.
+
+    Returns:
+        Whether this process was the one that told the whole story: of several, the first.
+    """
+    prune_and_distil(job)
+    if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
+        return False
+    for stage in (score, save_and_compare, export_both, measure_both, write_down, publish):
+        stage(job)
+    return True
+
+
 def prepare(recipe: Recipe) -> Job:
     """Load data and model, and make them fit each other."""
     say(f"Recipe {recipe.name}: loading data and model")
@@ -140,7 +152,8 @@ def train_dense(job: Job) -> None:
 
 def prune_and_distil(job: Job) -> None:
     """Prune a copy gradually while it trains; the dense model teaches, where the recipe says how."""
-    recipe, job.pruned = job.recipe, copy.deepcopy(job.model)
+    recipe = job.recipe
+    job.pruned = copy.deepcopy(job.model) if job.start is None else saved_model(recipe, job.start)
     say(f"Pruning with {', '.join(type(pruner).__name__ for pruner in recipe.pruning.pruners)}")
     callback = PruningCallback(recipe.pruning)
     callback.attach(_trainer(job, job.pruned, recipe.train, teacher=job.model)).train()
@@ -153,10 +166,17 @@ def score(job: Job) -> None:
     say("Evaluating")
     metrics = job.report.metrics
     for name, model in (("dense", job.model), ("pruned", job.pruned)):
-        for key, value in _trainer(job, model, job.recipe.train).evaluate().items():
-            if key.removeprefix("eval_") not in TIMINGS:
-                metrics.setdefault(key.removeprefix("eval_"), {})[name] = float(value)
+        for key, value in evaluate(job, model).items():
+            metrics.setdefault(key, {})[name] = value
     metrics["loss"] = metrics.pop("loss")  # last: the recipe's metrics are what people look for
+
+
+def evaluate(job: Job, model: Any) -> dict[str, float]:
+    """Return the recipe's metrics, and the loss, of a model on the rows to evaluate on."""
+    found = {
+        key.removeprefix("eval_"): value for key, value in _trainer(job, model, job.recipe.train).evaluate().items()
+    }
+    return {key: float(value) for key, value in found.items() if key not in TIMINGS}
 
 
 def save_and_compare(job: Job) -> None:

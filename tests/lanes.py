@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LANES = {"optimum": "optimum,test", "v5": "onnx,test,dev"}  # lane -> extras
-EXTRAS = ("", "[optimum]", "[onnx]", "[test]", "[dev]")
+EXTRAS = ("", "[optimum]", "[onnx]", "[search]", "[test]", "[dev]")
 WORKERS = 2
 # These ask nothing that differs between the lanes but torch's own modules and ours: once is enough.
 ON_V5_ALONE = (
@@ -33,7 +33,8 @@ IN_TURNS = (
     "architectures", "attack", "branches", "callback", "card", "checkpoint", "depth", "distillation",
     "distillation_terms", "distillation_trainers", "distributed", "examples", "experts", "export", "export_seq2seq",
     "fsdp", "hub", "hub_failures", "never_wrong", "odd_families", "optimizer_steps", "parts", "peft",
-    "plain_saving", "removal", "report", "report_grid", "report_page", "resume", "reversible", "session", "slips",
+    "plain_saving", "removal", "report", "report_grid", "report_page", "resume", "reversible", "search", "sensitivity",
+    "session", "slips",
     "standalone", "stock", "strangers", "train_again", "trainer_features", "workflow",
 )  # fmt: skip
 

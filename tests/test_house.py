@@ -25,7 +25,7 @@ HEAVY = ("torch", "transformers", "datasets", "evaluate", "onnxruntime", "optimu
 ROWS = (
     "errors",
     "kinds ranking",
-    "registry structure packing files folders given labels secrets settings sharding optimizers parts",
+    "registry structure packing files folders given labels secrets settings sharding optimizers parts tables",
     "plan adapters",
     "architectures schedules scores allocation masks data metrics rules",
     "skipping patterns",
@@ -38,9 +38,10 @@ ROWS = (
     "card",
     "hub export distillation timing page measuring",
     "session",
-    "recipe callback",
+    "recipe callback layerwise",
     "recipe_tasks",
     "workflow arguments",
+    "batches searching",
     "cli",
 )
 RANK = {module: rank for rank, row in enumerate(ROWS) for module in row.split()}
