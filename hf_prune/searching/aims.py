@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import PruningError
-from ..pruners import Target
 from ..recipe import Recipe
+from ..targets import Target
 
 CLOSE = 1.05  # a good model and one that is not, so near to each other: nothing is between them that matters
 _SMALLEST = 1e-3  # of what a recipe asks for
@@ -63,7 +63,8 @@ class Aim:
     def of(self, recipe: Recipe, value: float) -> Target:
         """Return the recipe's target with another value."""
         assert recipe.target is not None
-        return replace(recipe.target, **{self.key: value})
+        changed: dict[str, Any] = {self.key: value}
+        return replace(recipe.target, **changed)
 
     def next(self, tried: Sequence[Tried]) -> float | None:
         """Return the value of the key to try next; ``None``: there is nothing left to find.
