@@ -36,7 +36,7 @@ ROWS = (
     "evidence",
     "pruners checkpoint report selfcheck resume training_log",
     "card",
-    "session hub export distillation",
+    "session hub exporting distillation",
     "recipe callback",
     "recipe_tasks",
     "workflow arguments",
