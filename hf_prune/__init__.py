@@ -38,7 +38,7 @@ _PUBLIC = {
     **dict.fromkeys(["Report", "Measurement", "measure"], "report"),
     **dict.fromkeys(["save_pruned", "load_pruned", "adopt_shapes", "disable_loading"], "checkpoint"),
     **dict.fromkeys(["push_pruned", "model_card"], "hub"),
-    **dict.fromkeys(["export_onnx", "OnnxExport"], "export"),
+    **dict.fromkeys(["export", "export_onnx", "Exported", "OnnxExport"], "exporting"),
     **dict.fromkeys(["Recipe"], "recipe"),
     **dict.fromkeys(["run"], "workflow"),
     **dict.fromkeys(["SearchResult", "search"], "searching"),
@@ -71,7 +71,7 @@ def _teach_quantizers(base: Any) -> None:
 
 
 def _teach_optimum(convert: Any) -> None:
-    from .export.past import follow_heads
+    from .exporting.past import follow_heads
 
     follow_heads(convert)
 

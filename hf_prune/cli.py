@@ -227,15 +227,23 @@ def report(
 def export(
     model: MODEL,
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
-    task: Annotated[str, typer.Option(help="As in `export_onnx`; auto takes it from the model.")] = "auto",
+    task: Annotated[str, typer.Option(help="As in `hf_prune.export`; auto takes it from the model.")] = "auto",
     lane: Annotated[str, typer.Option(help="auto, optimum (transformers 4.57) or native (transformers 5).")] = "auto",
-    atol: Annotated[float, typer.Option(min=0, help="Largest difference from torch that is allowed.")] = 1e-4,
+    atol: Annotated[
+        float | None, typer.Option(min=0, help="Largest difference from torch; by default 1e-4, more for fewer bits.")
+    ] = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="dynamic: int8. Static int8 needs data: a recipe's export.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
+    format: Annotated[str, typer.Option(help="onnx.")] = "onnx",
 ) -> None:
-    """Export a model to ONNX and check that it computes what torch computes."""
-    from .export import export_onnx
+    """Export a model to ONNX, in fp32, fp16 or int8, and check that it computes what torch computes."""
+    from .exporting import export
 
-    done = export_onnx(model, output, task=task, lane=lane, atol=atol)  # type: ignore[arg-type]
-    told = f"{done.task} by lane {done.lane}, {done.size_mb:.1f} MB, opset {done.opset}"
+    settings: dict[str, Any] = {"format": format, "quantize": quantize, "dtype": dtype, "task": task, "lane": lane}
+    done = export(model, output, atol=atol, **settings)
+    told = f"{done.task} by lane {done.lane}, {done.size_mb:.1f} MB of {done.dtype}, opset {done.opset}"
     console.print(f"{visible(str(done.path))}: {told}", soft_wrap=True)
 
 

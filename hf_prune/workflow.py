@@ -29,7 +29,7 @@ from .card import RECIPE, REPORT, inherited_license, write_card
 from .checkpoint import load_pruned, save_pruned
 from .data import DIGITS, data_revision, label_count, label_names, load_split
 from .errors import CheckpointError, PruningError, visible
-from .export import export_onnx
+from .exporting import export_onnx
 from .files import read_json, write_text
 from .hub import push_pruned
 from .labels import fit_classes

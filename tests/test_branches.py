@@ -38,7 +38,7 @@ from hf_prune import (
     verify,
 )
 from hf_prune.architectures import ARCHITECTURES, prunable_macs
-from hf_prune.export.preparing import private_copy
+from hf_prune.exporting.preparing import private_copy
 from hf_prune.skipping import is_skipped
 
 

@@ -14,8 +14,8 @@ import torch
 import transformers
 
 from hf_prune import PruningError, UnsupportedModelError, export_onnx, find_groups, save_pruned, shrink
-from hf_prune.export import OnnxExport, onnx_session
-from hf_prune.export.publishing import export_folder
+from hf_prune.exporting import OnnxExport, onnx_session
+from hf_prune.exporting.publishing import export_folder
 
 pytest.importorskip("onnxruntime")
 EXPORTER = "optimum" if transformers.__version__.startswith("4.") else "native"

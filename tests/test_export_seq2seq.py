@@ -11,7 +11,7 @@ import transformers
 from models import randomize
 
 from hf_prune import PruningError, UnsupportedModelError, export_onnx, find_groups, save_pruned, shrink
-from hf_prune.export import OnnxExport, onnx_session
+from hf_prune.exporting import OnnxExport, onnx_session
 
 pytest.importorskip("onnxruntime")
 OPTIMUM = transformers.__version__.startswith("4.")

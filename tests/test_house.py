@@ -36,7 +36,7 @@ ROWS = (
     "evidence",
     "pruners targets checkpoint report selfcheck resume training_log",
     "card",
-    "hub export distillation timing page measuring",
+    "hub exporting distillation timing page measuring",
     "session",
     "recipe callback layerwise",
     "recipe_tasks",
