@@ -64,7 +64,7 @@ def test_every_case_is_right_or_says_why_not(found):
     assert {case for case, record in told.items() if "skipped" in record} == NEEDS_GPU
     assert all("needs a GPU" in told[case]["skipped"] for case in NEEDS_GPU)
     assert {case: record for case, record in told.items() if not record.get("right", True)} == {}
-    assert len(told) == 4 + 4 + 9 + 5 + 1
+    assert len(told) == 6 + 4 + 9 + 10 + 1
 
 
 def test_figures_are_those_of_each_part(found):
