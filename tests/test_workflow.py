@@ -28,7 +28,7 @@ TINY = [
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     output = tmp_path_factory.mktemp("run") / "tiny"
-    report = hf_prune.run("quickstart", [*TINY, f"output={output}"])
+    report = hf_prune.run("quickstart", [*TINY, "export.quantize=static", f"output={output}"])
     return output, report
 
 
@@ -48,10 +48,25 @@ def test_a_recipe_gives_a_small_model_its_onnx_file_its_card_and_its_numbers(fin
     assert str(output) not in card
 
 
+def test_every_exported_file_stands_beside_torch(finished):
+    output, report = finished
+    torch_row, fp32, int8 = report.exports
+    assert [row["runtime"] for row in report.exports] == ["torch", "onnxruntime", "onnxruntime"]
+    assert torch_row["metrics"] == {"accuracy": report.metrics["accuracy"]["pruned"]} == fp32["metrics"]
+    assert (int8["folder"], int8["quantize"], int8["dtype"]) == ("onnx-int8-static", "static", "int8")
+    assert fp32["max_difference"] < 1e-4 < int8["max_difference"] <= int8["atol"]
+    assert abs(int8["metrics"]["accuracy"] - fp32["metrics"]["accuracy"]) < 0.05
+    assert all(row["latency_ms"] > 0 and row["size_mb"] > 0 for row in report.exports)
+    card = (output / "model" / "README.md").read_text()
+    for text in (report.table(), card):
+        assert "ONNX Runtime, int8 static |" in text
+
+
 def test_the_report_on_disk_is_the_report(finished):
     output, report = finished
     written = hf_prune.Report.from_dict(json.loads((output / "report.json").read_text()))
     assert written.kept == report.kept
+    assert written.exports == report.exports
     assert written.metrics["accuracy"] == report.metrics["accuracy"]
 
 

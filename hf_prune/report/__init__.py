@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .display import draw, plain_table
+from .exports import export_rows, exports_table
 from .figures import Figures
 from .machine import environment
 from .measurement import Measurement, compare_latency, count, measure, measure_pair, random_inputs
@@ -20,6 +21,7 @@ __all__ = [
     "compare_latency",
     "count",
     "environment",
+    "export_rows",
     "measure",
     "measure_pair",
     "random_inputs",
@@ -30,12 +32,12 @@ class Report(Figures):
     """What a run kept, and what that brought, to print, to draw and to keep as JSON.
 
     Args:
-        **figures: As in `Figures`: `kept`, `units`, `dense`, `pruned`, `metrics`, `settings`.
+        **figures: As in `Figures`: `kept`, `units`, `dense`, `pruned`, `metrics`, `settings`, `exports`.
     """
 
     def table(self) -> str:
         """Return dense against pruned as an aligned plain-text (Markdown) table of at most 100 columns."""
-        return plain_table(self)
+        return "\n\n".join(filter(None, (plain_table(self), exports_table(self.exports))))
 
     def __str__(self) -> str:
         return self.table()
