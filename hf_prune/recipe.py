@@ -127,7 +127,7 @@ class ExportSettings(_Settings):
         batches: How many batches of training data static quantization calibrates on.
     """
 
-    format: Literal["onnx"] = "onnx"
+    format: Literal["onnx", "openvino", "executorch"] = "onnx"
     quantize: Literal["dynamic", "static"] | None = None
     dtype: Literal["fp32", "fp16"] = "fp32"
     batches: int = Field(default=8, ge=1, le=32)
@@ -138,6 +138,8 @@ class ExportSettings(_Settings):
             raise ValueError(
                 f"either quantize or dtype makes numbers smaller. Received: {self.quantize!r} and {self.dtype!r}"
             )
+        if self.format == "executorch" and (self.quantize is not None or self.dtype != "fp32"):
+            raise ValueError(f"executorch is exported in fp32. Received: {self.quantize!r} and {self.dtype!r}")
         return self
 
     @property

@@ -10,7 +10,8 @@ import torch
 
 from ..report import compare_latency
 from .feeding import Batch, feed
-from .parity import Graph, open_onnx
+from .formats import FORMATS
+from .parity import Graph
 from .verb import Exported
 
 
@@ -21,7 +22,8 @@ def open_exported(done: Exported, threads: int = 1) -> Graph:
         done: What it returned.
         threads: Of one operator, at least 1.
     """
-    return open_onnx(done.path / "model.onnx", threads)
+    row = FORMATS[done.format]
+    return row.open(done.path / row.file.format("model"), threads)
 
 
 def measure_exports(
@@ -58,7 +60,7 @@ def measure_exports(
 def _row(done: Exported, latency_ms: float) -> dict[str, Any]:
     told = ("dtype", "quantize", "size_mb", "max_difference", "atol")
     figures = {name: getattr(done, name) for name in told}
-    return {"runtime": "onnxruntime", "folder": done.path.name, **figures, "latency_ms": latency_ms}
+    return {"runtime": FORMATS[done.format].runtime, "folder": done.path.name, **figures, "latency_ms": latency_ms}
 
 
 @torch.no_grad()
