@@ -26,6 +26,7 @@ class FormatTraits(NamedTuple):
         runtime: What a report calls the one who runs it.
         needs: Modules beside those of an ONNX export.
         needs_int8: More of them where it is quantized.
+        also: What an error adds to the extra.
     """
 
     title: str
@@ -35,6 +36,7 @@ class FormatTraits(NamedTuple):
     runtime: str
     needs: tuple[str, ...] = ()
     needs_int8: tuple[str, ...] = ()
+    also: str = ""
 
 
 FORMATS: dict[str, FormatTraits] = {
@@ -43,7 +45,13 @@ FORMATS: dict[str, FormatTraits] = {
         "OpenVINO", "openvino_{}.xml", "openvino_{}.*", open_openvino, "openvino", ("openvino",), ("nncf",)
     ),
     "executorch": FormatTraits(
-        "ExecuTorch", "{}.pte", "{}.pte", open_executorch, "executorch", ("executorch.exir", "executorch.runtime")
+        "ExecuTorch",
+        "{}.pte",
+        "{}.pte",
+        open_executorch,
+        "executorch",
+        ("transformers.exporters.exporter_executorch", "executorch.exir", "executorch.runtime"),
+        also=" with transformers 5",
     ),
 }
 
@@ -60,5 +68,6 @@ def require(name: str, quantize: str | None) -> None:
             import_module(module)
     except ImportError as error:
         raise PruningError(
-            f"format='{name}' needs `pip install 'hf_prune[{name}]'`. Received: {error.name or error} is missing."
+            f"format='{name}' needs `pip install 'hf_prune[{name}]'`{row.also}. "
+            f"Received: {error.name or error} is missing."
         ) from error

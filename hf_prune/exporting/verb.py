@@ -125,8 +125,8 @@ def export(
     check_places(model_or_path, output, tokenizer)
     check_together(format, quantize, dtype, lane, opset, data)
     batches = [] if data is None else read_batches(data)
-    chosen = choose_lane("native" if format == "executorch" else lane)
     require(format, quantize)
+    chosen = "native" if format == "executorch" else choose_lane(lane)
     output = Path(output).absolute()
     with export_folder(output) as folder:
         model = private_model(model_or_path)
