@@ -21,7 +21,8 @@ def load_records(name: str) -> list[dict[str, Any]]:
 def add_record(name: str, record: dict[str, Any], *, key: tuple[str, ...]) -> None:
     """Write one record; an older one with the same key is replaced."""
     same = lambda other: all(other.get(k) == record.get(k) for k in key)  # noqa: E731
-    command = shlex.join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]])
+    given = [Path(one).name if one.startswith("/") else one for one in sys.argv[1:]]  # not where it lay on this machine
+    command = shlex.join(["python", "benchmarks/" + Path(sys.argv[0]).name, *given])
     told = record | {"command": command, "environment": environment()}
     records = [old for old in load_records(name) if not same(old)] + [told]
     RESULTS.mkdir(exist_ok=True)

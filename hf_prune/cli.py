@@ -236,9 +236,9 @@ def export(
         str | None, typer.Option(help="dynamic: int8. Static int8 needs data: a recipe's export.")
     ] = None,
     dtype: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
-    format: Annotated[str, typer.Option(help="onnx.")] = "onnx",
+    format: Annotated[str, typer.Option(help="onnx, openvino, executorch (transformers 5).")] = "onnx",
 ) -> None:
-    """Export a model to ONNX, in fp32, fp16 or int8, and check that it computes what torch computes."""
+    """Export a model to ONNX, OpenVINO or ExecuTorch, in fp32 or smaller numbers, and compare it with torch."""
     from .exporting import export
 
     settings: dict[str, Any] = {"format": format, "quantize": quantize, "dtype": dtype, "task": task, "lane": lane}

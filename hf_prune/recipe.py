@@ -118,6 +118,43 @@ class MeasureSettings(_Settings):
     repeats: int = Field(default=20, ge=1)
 
 
+class ExportSettings(_Settings):
+    """One file for another runtime, of the pruned model.
+
+    Args:
+        format: Of the file.
+        quantize: ``null``, ``dynamic`` (int8) or ``static`` (int8, calibrated on batches of the training data).
+        dtype: ``fp32`` or ``fp16``.
+        batches: How many batches of training data static quantization calibrates on.
+    """
+
+    format: Literal["onnx", "openvino", "executorch"] = "onnx"
+    quantize: Literal["dynamic", "static"] | None = None
+    dtype: Literal["fp32", "fp16"] = "fp32"
+    batches: int = Field(default=8, ge=1, le=32)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> ExportSettings:
+        if self.quantize is not None and self.dtype != "fp32":
+            raise ValueError(
+                f"either quantize or dtype makes numbers smaller. Received: {self.quantize!r} and {self.dtype!r}"
+            )
+        if self.format == "executorch" and (self.quantize is not None or self.dtype != "fp32"):
+            raise ValueError(f"executorch is exported in fp32. Received: {self.quantize!r} and {self.dtype!r}")
+        return self
+
+    @property
+    def folder(self) -> str:
+        """Its name in the folder of the run, such as ``onnx`` or ``onnx-int8``."""
+        numbers = {None: "" if self.dtype == "fp32" else self.dtype, "dynamic": "int8", "static": "int8-static"}
+        return "-".join(filter(None, (self.format, numbers[self.quantize])))
+
+
+def _as_list(given: Any) -> Any:
+    """One export may stand without a list."""
+    return [] if given is None else given if isinstance(given, list) else [given]
+
+
 class CardSettings(_Settings):
     """What the card cannot find out: where a local copy of a model or data set comes from, and under which terms.
 
@@ -149,7 +186,8 @@ class Recipe(_Settings):
         shrink_during_training: Remove units at every change, which saves time (one process only).
         metrics: Names of metrics; the shipped ones work offline.
         measure: How latency is measured.
-        onnx: Whether to export to ONNX.
+        onnx: Whether to export both models to ONNX.
+        export: Further files of the pruned model, one or a list: ``{format: onnx, quantize: dynamic}``.
         card: What the card cannot find out by itself.
         push: Hub name to publish under; ``null``: nowhere.
         output: Folder of the run.
@@ -171,6 +209,7 @@ class Recipe(_Settings):
     metrics: list[str] = ["accuracy"]
     measure: MeasureSettings = MeasureSettings()
     onnx: bool = True
+    export: Annotated[list[ExportSettings], BeforeValidator(_as_list)] = []
     card: CardSettings = CardSettings()
     push: str | None = None
     output: Path
@@ -182,6 +221,12 @@ class Recipe(_Settings):
         """What to remove, when and how much."""
         live = self.shrink_during_training
         return PruningSettings(self.pruners.chosen, self.schedule, self.target, shrink_live=live, seed=self.seed)
+
+    @property
+    def exports(self) -> list[ExportSettings]:
+        """Every file to write of the pruned model, each once; the one that `onnx` asks for is the first."""
+        wanted = [*([ExportSettings()] if self.onnx else []), *self.export]
+        return list({one.folder: one for one in wanted}.values())
 
     def yaml(self) -> str:
         """Return the recipe with every setting that is not its default, as YAML."""
@@ -267,7 +312,7 @@ def _override(plain: dict[str, Any], override: str) -> None:
 def _known_at(path: tuple[Any, ...]) -> Iterable[str]:
     """Return the keys that exist below a path of the recipe."""
     kind: Any = Recipe
-    for part in path:
+    for part in [one for one in path if not isinstance(one, int)]:  # a place in a list
         annotation = _fields(kind).get(part)
         kinds = [annotation, *get_args(annotation)]
         kind = next((one for one in kinds if isinstance(one, type) and _fields(one)), None)

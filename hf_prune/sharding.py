@@ -216,15 +216,16 @@ def from_first(make: Callable[[], T]) -> T:
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
         return make()
-    told: list[Any] = [None, None]
+    told: list[Any] = [None, ""]
+    failed: Exception | None = None
     if distributed.get_rank() == 0:
         try:
             told[0] = make()
-        except PruningError as error:  # the others wait
-            told[1] = error
+        except Exception as error:  # the others wait for what becomes of it
+            failed, told[1] = error, str(error) or type(error).__name__
     distributed.broadcast_object_list(told, src=0)
-    if told[1] is not None:
-        raise told[1]
+    if told[1]:
+        raise failed or PruningError(told[1])
     return told[0]  # type: ignore[no-any-return]
 
 

@@ -1,8 +1,15 @@
-"""Tables that are Markdown, and aligned for whoever reads them as plain text."""
+"""Tables: Markdown that is aligned for whoever reads it as plain text, and CSV."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from .files import write_text
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
@@ -14,3 +21,13 @@ def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     rule = ["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]
     header, *others = (f"| {' | '.join(line)} |" for line in cells)
     return [header, f"|{'|'.join(rule)}|", *others]
+
+
+def write_csv(path: str | Path, kind: type[Any], rows: Iterable[Any]) -> Path:
+    """Write dataclass instances of a kind, a line each under the names of its fields, and return the path."""
+    out = StringIO()
+    writer = csv.DictWriter(out, [one.name for one in fields(kind)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(map(asdict, rows))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return write_text(path, out.getvalue())

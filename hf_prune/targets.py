@@ -27,7 +27,7 @@ class Target:
         speedup: How many times as fast as the dense model in fp32, at least 1.
         latency_ms: Time of one forward in milliseconds, above 0.
         runtime: For times: ``"onnxruntime"`` or ``"torch"``.
-        device: For times: ``"cpu"`` or ``"cuda"``.
+        device: For times: ``"cpu"``, or for torch ``"cuda"``.
         batch: For times: rows of a forward, at least 1.
         length: For times: tokens of a row, at least 1; images have none.
         threads: For times: threads of one operator, at least 1.
@@ -59,8 +59,12 @@ class Target:
             raise PruningError(
                 f"it takes exactly one of {', '.join(_BUDGETS)}. Received: {', '.join(said) or 'none of them'}"
             )
-        if self.dtype == "int8" and self.runtime != "onnxruntime":
-            raise PruningError("dtype 'int8' needs runtime='onnxruntime'. Received: runtime='torch'")
+        for name, usual in (("dtype", "fp32"), ("device", "cpu")):
+            needed = "onnxruntime" if name == "dtype" else "torch"
+            if getattr(self, name) != usual and self.runtime != needed:
+                raise PruningError(
+                    f"{name} {getattr(self, name)!r} needs runtime={needed!r}. Received: runtime={self.runtime!r}"
+                )
 
     def __repr__(self) -> str:
         """Show what is not as it would be anyway."""
@@ -78,8 +82,8 @@ class Target:
     def budget(self) -> tuple[str, float]:
         """The name of the budget that decides, and what is to remain: a share, or what `Budget.share` makes one of."""
         ((name, value),) = self.said.items()
-        if name == "speedup":
-            return "time", 1 / value
+        if name in ("speedup", "latency_ms"):
+            return "time", 1 / value if name == "speedup" else value
         return name, value
 
     @field_validator("macs", "parameters")

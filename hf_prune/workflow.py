@@ -8,7 +8,6 @@ import json
 import math
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +18,7 @@ import torch
 from rich.console import Console
 from rich.text import Text
 from transformers import (
+    EvalPrediction,
     Trainer,
     TrainingArguments,
     set_seed,
@@ -29,20 +29,20 @@ from .card import RECIPE, REPORT, inherited_license, write_card
 from .checkpoint import load_pruned, save_pruned
 from .data import DIGITS, data_revision, label_count, label_names, load_split
 from .errors import CheckpointError, PruningError, visible
-from .exporting import export_onnx
-from .files import read_json, write_text
+from .exporting import Exported, export, export_onnx, feed, measure_exports, open_exported
+from .files import write_text
 from .hub import push_pruned
 from .labels import fit_classes
 from .metrics import compute_metrics_for
 from .plan import annotate
 from .recipe import Recipe, TrainSettings, load_recipe
 from .recipe_tasks import RECIPE_TASKS, dense_config, dense_model, saved_model
-from .report import Report, environment, measure_pair
+from .report import Report, environment, measure_pair, random_inputs
+from .run_folder import RUN, check_run_folder
 from .session import Pruning
 
 SAME = 1e-5  # of the largest logit: a reloaded model computes what the saved one did
 TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "epoch")
-RUN = ".hf_prune_run"  # an empty file that only a run writes, into its output folder
 console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
@@ -88,6 +88,7 @@ class Job:
     report: Report = field(init=False, repr=False)
     onnx: tuple[Path, Path] | None = None  # folders, dense and pruned
     start: Path | None = None  # a model between dense and target to begin from; None: the dense one
+    exported: list[Exported] = field(default_factory=list)  # files of the pruned model
 
     @property
     def output(self) -> Path:
@@ -105,7 +106,7 @@ def make_small(job: Job) -> bool:
     prune_and_distil(job)
     if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
         return False
-    for stage in (score, save_and_compare, export_both, measure_both, write_down, publish):
+    for stage in (score, save_and_compare, export_both, measure_both, score_exports, write_down, publish):
         stage(job)
     return True
 
@@ -135,7 +136,7 @@ def check(job: Job) -> None:
     steps = _steps(job, recipe.train)
     Pruning(job.model, recipe.pruning, total_steps=steps).close()
     compute_metrics_for(recipe.metrics, _problem(job.model))
-    _check_output(job.output)
+    check_run_folder(job.output)
     job.output.mkdir(parents=True, exist_ok=True)
     write_text(job.output / RUN, "")
 
@@ -201,20 +202,41 @@ def save_and_compare(job: Job) -> None:
 
 
 def export_both(job: Job) -> None:
-    """Export dense and pruned to ONNX, where the recipe says so; each export is compared with torch."""
-    if not job.recipe.onnx:
-        return
-    say("Exporting to ONNX")
-    job.onnx = job.output / "onnx-dense", job.output / "onnx"
-    for model, folder in zip((job.model, job.pruned), job.onnx):
-        export_onnx(model, folder, tokenizer=job.processor)
+    """Export as the recipe says, dense and pruned to ONNX by default; each export is compared with torch."""
+    if job.recipe.onnx:
+        say("Exporting to ONNX")
+        job.onnx = job.output / "onnx-dense", job.output / "onnx"
+        export_onnx(job.model, job.onnx[0], tokenizer=job.processor)
+    for wanted in job.recipe.exports:
+        say(f"Exporting the pruned model: {wanted.folder}")
+        rows = range(min(len(job.train), wanted.batches * job.recipe.train.batch_size))
+        data = _batches(job, job.train, rows, job.recipe.train.batch_size) if wanted.quantize == "static" else None
+        how: dict[str, Any] = {"format": wanted.format, "quantize": wanted.quantize, "dtype": wanted.dtype}
+        done = export(job.pruned, job.output / wanted.folder, data=data, tokenizer=job.processor, **how)
+        job.exported.append(done)
 
 
 def measure_both(job: Job) -> None:
     """Count and time both models, in turn."""
     say("Measuring latency, dense and pruned in turn")
     models = (model.cpu().eval() for model in (job.model, job.pruned))
-    job.report.dense, job.report.pruned = measure_pair(*models, onnx=job.onnx, **job.recipe.measure.model_dump())
+    settings = job.recipe.measure
+    job.report.dense, job.report.pruned = measure_pair(*models, onnx=job.onnx, **settings.model_dump())
+    if job.exported:
+        inputs = random_inputs(job.pruned, settings.batch, settings.length)
+        how = {"threads": settings.threads, "repeats": settings.repeats}
+        job.report.exports = measure_exports(job.pruned, job.exported, inputs, **how)
+
+
+def score_exports(job: Job) -> None:
+    """Evaluate every exported file on the rows that the models were evaluated on."""
+    for row, done in zip(job.report.exports, [None, *job.exported]):
+        if done is None:  # torch
+            scores = {name: value["pruned"] for name, value in job.report.metrics.items() if name != "loss"}
+        else:
+            say(f"Evaluating {done.path.name}")
+            scores = _evaluate_graph(job, open_exported(done))
+        row["metrics"] = scores
 
 
 def write_down(job: Job) -> None:
@@ -274,6 +296,22 @@ def say(text: str) -> None:
     console.print(Text.assemble(("hf-prune", "cyan"), " ", visible(text)))
 
 
+def _batches(job: Job, data: Any, rows: Sequence[int], size: int) -> list[dict[str, Any]]:
+    """Return rows of the data in batches, as the models read them."""
+    chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
+    return [job.collator([data[row] for row in chunk]) for chunk in chunks]
+
+
+def _evaluate_graph(job: Job, graph: Any) -> dict[str, float]:
+    """Return the recipe's metrics of an exported file."""
+    logits, labels = [], []
+    for batch in _batches(job, job.evaluation, range(len(job.evaluation)), 64):
+        labels.append(batch["labels"])
+        logits.append(graph.run(feed(batch, graph.inputs))["logits"])
+    compute = compute_metrics_for(job.recipe.metrics, _problem(job.model))
+    return compute(EvalPrediction(torch.cat(logits).numpy(), torch.cat(labels).numpy()))
+
+
 def _trainer(job: Job, model: Any, settings: TrainSettings, teacher: Any = None) -> Any:
     """Return a Trainer for these settings; with a teacher, and distillation in the recipe, one that distils."""
     recipe = job.recipe
@@ -318,38 +356,6 @@ def _steps(job: Job, settings: TrainSettings) -> int:
 
 def _problem(model: Any) -> Any:
     return "regression" if model.config.num_labels == 1 else "classification"
-
-
-def _check_output(output: Path) -> None:
-    """Make sure that the run can write, and that it overwrites nothing but an earlier run.
-
-    Raises:
-        PruningError: It cannot, or it would.
-    """
-    if output.is_dir() and any(output.iterdir()) and not _is_a_run(output):
-        raise PruningError(
-            f"output must be a new folder or that of an earlier run. Received: '{output}', which holds other files"
-        )
-    parent = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
-    try:
-        with tempfile.TemporaryFile(dir=parent):
-            pass
-    except OSError as error:
-        raise PruningError(
-            f"output must be a folder that can be written. Received: '{output}' ({error.strerror})"
-        ) from error
-
-
-def _is_a_run(output: Path) -> bool:
-    """Whether a folder is an earlier run's: it has the run's mark or, from an older version, its report."""
-    if (output / RUN).is_file():
-        return True
-    try:
-        told = read_json(output / REPORT)
-    except (OSError, CheckpointError):
-        return False
-    settings = told.get("settings")
-    return "kept" in told and isinstance(settings, dict) and "recipe_yaml" in settings
 
 
 def _hub_name(name: str | None) -> str | None:

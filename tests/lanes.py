@@ -20,8 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LANES = {"optimum": "optimum,test", "v5": "onnx,test,dev"}  # lane -> extras
-EXTRAS = ("", "[optimum]", "[onnx]", "[search]", "[test]", "[dev]")
+LANES = {"optimum": "optimum,openvino,test", "v5": "onnx,test,dev"}  # lane -> extras
+EXTRAS = ("", "[optimum]", "[onnx]", "[openvino]", "[executorch]", "[search]", "[test]", "[dev]")
 WORKERS = 2
 # These ask nothing that differs between the lanes but torch's own modules and ours: once is enough.
 ON_V5_ALONE = (
@@ -31,8 +31,8 @@ ON_V5_ALONE = (
 # Most of the time goes into these: processes that import transformers, groups of processes, exports, model zoos.
 IN_TURNS = (
     "architectures", "attack", "branches", "callback", "card", "checkpoint", "depth", "distillation",
-    "distillation_terms", "distillation_trainers", "distributed", "examples", "experts", "export", "export_seq2seq",
-    "fsdp", "hub", "hub_failures", "never_wrong", "odd_families", "optimizer_steps", "parts", "peft",
+    "distillation_terms", "distillation_trainers", "distributed", "examples", "experts", "export", "export_formats",
+    "export_seq2seq", "fsdp", "hub", "hub_failures", "never_wrong", "odd_families", "optimizer_steps", "parts", "peft",
     "plain_saving", "removal", "report", "report_grid", "report_page", "resume", "reversible", "search", "sensitivity",
     "session", "slips",
     "standalone", "stock", "strangers", "train_again", "trainer_features", "workflow",

@@ -13,6 +13,13 @@ from torch import Tensor
 
 from hf_prune import find_groups
 
+TINY_RECIPE = (  # what makes the quickstart a matter of seconds
+    "model.config.hidden_size=32",
+    "model.config.num_attention_heads=4",
+    "model.config.intermediate_size=64",
+    "model.config.num_hidden_layers=2",
+    "data.train_limit=256",
+)
 TEXT = {"vocab_size": 60, "max_position_embeddings": 40, "pad_token_id": 0}
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
 BERT_LIKE = {**TEXT, **SIZES, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

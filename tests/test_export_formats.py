@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import transformers
 from models import randomize
 
 from hf_prune import Exported, PruningError, UnsupportedModelError, export, shrink
-from hf_prune.exporting import onnx_session
+from hf_prune.exporting import feed, onnx_session, open_exported
 from hf_prune.exporting.parity import Bound, check_parity, open_onnx
 from hf_prune.exporting.parts import split
 
@@ -134,6 +135,8 @@ def test_numbers_that_are_too_far_off_are_refused(smaller: Any) -> None:
     ("settings", "message"),
     [
         ({"format": "onxx"}, r"format must be .*Received: 'onxx'\. Did you mean 'onnx'\?"),
+        ({"format": "executorch", "quantize": "dynamic"}, r"ExecuTorch is exported in fp32.*Received: 'dynamic'"),
+        ({"format": "executorch", "opset": 18}, r"no operator set\. Received: lane='auto', opset=18"),
         ({"quantize": "dynamik"}, r"quantize must be None, 'dynamic' or 'static'\. Received: 'dynamik'\. Did you mean"),
         ({"dtype": "bf16"}, r"dtype must be 'fp32' or 'fp16'\. Received: 'bf16'"),
         ({"quantize": "static"}, r"quantize='static' calibrates on data.*Received: data=None"),
@@ -156,4 +159,75 @@ def test_data_that_lacks_an_input_is_named(tmp_path: Path) -> None:
         export(build_bert(), tmp_path / "onnx", quantize="static", data=bare)
     with pytest.raises(UnsupportedModelError, match=r"goes with models of one graph.*Received: 2 graphs"):
         export(build_t5(), tmp_path / "onnx", quantize="static", data=batches())
+    assert list(tmp_path.iterdir()) == []
+
+
+OPENVINO = {
+    "fp32": ({}, 1e-5),
+    "fp16": ({"dtype": "fp16"}, 0.02),
+    "dynamic": ({"quantize": "dynamic"}, 0.1),
+    "static": ({"quantize": "static", "data": batches(number=8)}, 0.1),
+}
+
+
+@pytest.mark.parametrize("name", list(OPENVINO) if OPTIMUM else ["dynamic"])  # the lanes differ in the ONNX file alone
+def test_openvino_computes_what_torch_does(tmp_path: Path, name: str) -> None:
+    openvino = pytest.importorskip("openvino")
+    settings, share = OPENVINO[name]
+    if "quantize" in settings:
+        pytest.importorskip("nncf")
+    model = build_bert()
+    done = export(model, tmp_path / "ir", format="openvino", **settings)
+    names = {one.name for one in done.path.iterdir()}
+    assert {"openvino_model.xml", "openvino_model.bin", "config.json"} <= names
+    assert not [one for one in names if "onnx" in one or one == "export.json"]
+    assert done.size_mb == sum((done.path / f"openvino_model.{end}").stat().st_size for end in ("xml", "bin")) / 1e6
+    compiled = openvino.Core().compile_model(
+        done.path / "openvino_model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    for batch in batches(rows=2):
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+        with torch.no_grad():
+            expected = model(**inputs).logits
+        computed = torch.from_numpy(compiled({key: value.numpy() for key, value in inputs.items()})["logits"])
+        assert float((computed - expected).abs().max()) <= share * float(expected.abs().max())
+    again = export(model, done.path)  # an export in another format replaces it
+    assert not [*again.path.glob("openvino*")]
+    assert (again.path / "model.onnx").is_file()
+
+
+@pytest.mark.skipif(OPTIMUM, reason="transformers 5 exports to ExecuTorch")
+def test_executorch_computes_what_torch_does(tmp_path: Path) -> None:
+    pytest.importorskip("executorch.exir")
+    model = build_bert()
+    done = export(model, tmp_path / "pte", format="executorch")
+    assert {one.name for one in done.path.iterdir()} == {"model.pte", "config.json", "export.json"}
+    assert (done.opset, done.outputs, done.dtype) == (0, ("logits",), "fp32")
+    assert done.max_difference < 1e-5
+    batch = batches()[0]
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    computed = open_exported(done).run(feed(inputs, done.inputs))["logits"]
+    with torch.no_grad():
+        torch.testing.assert_close(computed, model(**inputs).logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "missing", "extra"),
+    [
+        ({"format": "openvino"}, "openvino", r"hf_prune\[openvino\]"),
+        ({"format": "openvino", "quantize": "dynamic"}, "nncf", r"hf_prune\[openvino\]"),
+        ({"format": "executorch"}, "executorch", r"hf_prune\[executorch\]'` with transformers 5"),
+    ],
+)
+def test_a_missing_package_names_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Any, missing: str, extra: str
+) -> None:
+    if missing == "nncf":
+        pytest.importorskip("openvino")
+    for name in [one for one in sys.modules if one.split(".")[0] == missing]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(PruningError, match=extra):
+        export(build_bert(), tmp_path / "here", **settings)
     assert list(tmp_path.iterdir()) == []

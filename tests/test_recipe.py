@@ -138,3 +138,26 @@ def test_a_strangers_override_is_refused(value):
 def test_aliases_that_multiply_nothing_are_fine():
     text = "dense: &t {epochs: 1}\ntrain: {<<: *t, batch_size: 8}\n"
     assert read_yaml(text, "x") == {"dense": {"epochs": 1}, "train": {"epochs": 1, "batch_size": 8}}
+
+
+def test_an_export_may_stand_alone_or_in_a_list():
+    """Each file is written once, and has a folder of its own."""
+    alone = load_recipe("quickstart", ["export.quantize=dynamic"])
+    assert [one.folder for one in alone.exports] == ["onnx", "onnx-int8"]
+    several = load_recipe("quickstart", ["onnx=false", "export=[{}, {quantize: static}, {dtype: fp16}, {dtype: fp16}]"])
+    assert [one.folder for one in several.exports] == ["onnx", "onnx-int8-static", "onnx-fp16"]
+    assert load_recipe("quickstart", ["export=null", "onnx=false"]).exports == []
+    assert Recipe.model_validate(yaml.safe_load(several.yaml())) == several
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("export.quantise=dynamic", r"quantise.*Did you mean 'quantize'"),
+        ("export.quantize=int8", r"export.*quantize.*'dynamic'.*Received: 'int8'"),
+        ("export={quantize: dynamic, dtype: fp16}", r"either quantize or dtype.*Received: 'dynamic' and 'fp16'"),
+    ],
+)
+def test_a_wrong_export_is_named(override, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("quickstart", [override])

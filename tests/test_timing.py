@@ -156,6 +156,7 @@ def test_parameters_and_bytes_are_counted(budget, share):
         ({"macs": 0.5, "speedup": 2}, "exactly one of .* Received: macs, speedup"),
         ({"speedup": 0.5}, "speedup: .*greater than or equal to 1. Received: 0.5"),
         ({"speedup": 2, "dtype": "int8", "runtime": "torch"}, "dtype 'int8' needs runtime='onnxruntime'"),
+        ({"speedup": 2, "device": "cuda"}, "device 'cuda' needs runtime='torch'. Received: runtime='onnxruntime'"),
         ({"parameters": 50}, r"parameters must be in \(0, 1\].* Did you mean 0.5"),
     ],
 )
@@ -168,3 +169,18 @@ def test_layers_have_a_sparsity_of_their_own(by_width):
     model = build_bert()
     with pytest.raises(PruningError, match=r"A target of time chooses heads.* Received: a pruner for 'layers'"):
         prune(model, LayerPruner(), target=Target(speedup=2, **TORCH), data=[draw_batch(model)])
+
+
+def test_ranks_inside_groups_mean_nothing_to_a_time():
+    with pytest.raises(PruningError, match="allocation='global'. Received: 'uniform'"):
+        prune(build_bert(), HeadPruner(allocation="uniform"), target=Target(speedup=2, **TORCH))
+
+
+def test_int8_is_timed_as_it_is_exported():
+    model, conditions = build_bert(), stopwatch.Conditions(length=16, dtype="int8")
+    assert stopwatch.Stopwatch(model, conditions).ratio(model, [], {}) > 0
+
+
+def test_what_cannot_run_says_so():
+    with pytest.raises(PruningError, match="BertForSequenceClassification .* 1 x 4096, in torch on cpu"):
+        stopwatch.Stopwatch(build_bert(), stopwatch.Conditions(runtime="torch", length=4096))

@@ -7,17 +7,15 @@ import sys
 
 import pytest
 import torch
+from models import TINY_RECIPE
 from transformers import AutoModelForImageClassification, BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 import hf_prune
 from hf_prune import CheckpointError, PruningError, RecipeError, workflow
+from hf_prune.run_folder import RUN, check_run_folder
 
 TINY = [
-    "model.config.hidden_size=32",
-    "model.config.num_attention_heads=4",
-    "model.config.intermediate_size=64",
-    "model.config.num_hidden_layers=2",
-    "data.train_limit=256",
+    *TINY_RECIPE,
     "dense.epochs=2",
     "train.epochs=3",
     "schedule.frequency=4",
@@ -28,7 +26,7 @@ TINY = [
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     output = tmp_path_factory.mktemp("run") / "tiny"
-    report = hf_prune.run("quickstart", [*TINY, f"output={output}"])
+    report = hf_prune.run("quickstart", [*TINY, "export.quantize=static", f"output={output}"])
     return output, report
 
 
@@ -48,10 +46,25 @@ def test_a_recipe_gives_a_small_model_its_onnx_file_its_card_and_its_numbers(fin
     assert str(output) not in card
 
 
+def test_every_exported_file_stands_beside_torch(finished):
+    output, report = finished
+    torch_row, fp32, int8 = report.exports
+    assert [row["runtime"] for row in report.exports] == ["torch", "onnxruntime", "onnxruntime"]
+    assert torch_row["metrics"] == {"accuracy": report.metrics["accuracy"]["pruned"]} == fp32["metrics"]
+    assert (int8["folder"], int8["quantize"], int8["dtype"]) == ("onnx-int8-static", "static", "int8")
+    assert fp32["max_difference"] < 1e-4 < int8["max_difference"] <= int8["atol"]
+    assert abs(int8["metrics"]["accuracy"] - fp32["metrics"]["accuracy"]) < 0.05
+    assert all(row["latency_ms"] > 0 and row["size_mb"] > 0 for row in report.exports)
+    card = (output / "model" / "README.md").read_text()
+    for text in (report.table(), card):
+        assert "ONNX Runtime, int8 static |" in text
+
+
 def test_the_report_on_disk_is_the_report(finished):
     output, report = finished
     written = hf_prune.Report.from_dict(json.loads((output / "report.json").read_text()))
     assert written.kept == report.kept
+    assert written.exports == report.exports
     assert written.metrics["accuracy"] == report.metrics["accuracy"]
 
 
@@ -108,14 +121,14 @@ def test_a_folder_is_not_a_runs_for_the_names_in_it(names, tmp_path, monkeypatch
     for name in names:
         (tmp_path / name).write_text('{"kept": {}, "settings": {}}') if "." in name else (tmp_path / name).mkdir()
     with pytest.raises(PruningError, match="output must be a new folder or that of an earlier run"):
-        workflow._check_output(tmp_path)
-    (tmp_path / workflow.RUN).touch()
-    workflow._check_output(tmp_path)
+        check_run_folder(tmp_path)
+    (tmp_path / RUN).touch()
+    check_run_folder(tmp_path)
 
 
 def test_a_report_of_an_older_version_is_a_runs(tmp_path):
     (tmp_path / "report.json").write_text('{"kept": {}, "settings": {"recipe_yaml": "name: x"}}')
-    workflow._check_output(tmp_path)
+    check_run_folder(tmp_path)
 
 
 def test_the_command_ends_with_one_line_and_a_status(tmp_path):

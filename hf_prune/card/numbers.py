@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
+from ..report import export_rows
 from .facts import Known
 from .sound import is_number
 
@@ -43,6 +44,7 @@ def numbers(known: Known) -> dict[str, Any]:
         "scored_on": _scored_on(known.settings) if scores else "",
         "timed": bool(timed),
         "scored": bool(scores),
+        "exports": export_rows(told["exports"]) if told.get("exports") else None,
         "removed": bool(dense and pruned and pruned["parameters"] < dense["parameters"]),
         "zeros": f"{_zeros(pruned):.0%}" if _added_zeros(told) else None,
         "kept": counts or _planned(known.plan.get("kept")),

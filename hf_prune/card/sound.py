@@ -25,7 +25,20 @@ def sound(told: Mapping[str, Any]) -> dict[str, Any]:
         "units": {str(name): value for name, value in units.items() if _is_count(value)},
         "metrics": {name: value for name, value in metrics.items() if value},
         "settings": _settings(_mapping(told.get("settings"))),
+        "exports": _exports(told.get("exports")),
     }
+
+
+def _exports(told: Any) -> list[dict[str, Any]]:
+    """Return rows of exported files, of which texts are short ones."""
+    rows = [one for one in told if isinstance(one, Mapping)] if isinstance(told, (list, tuple)) else []
+    return [_export(one) for one in rows[:20] if isinstance(one.get("runtime"), str)]
+
+
+def _export(told: Mapping[str, Any]) -> dict[str, Any]:
+    texts = {key: told[key][:30] for key in ("runtime", "dtype", "quantize") if isinstance(told.get(key), str)}
+    figures = {key: told[key] for key in ("size_mb", "latency_ms", "max_difference") if is_number(told.get(key))}
+    return {**texts, **figures, "metrics": _numbers(told.get("metrics"))}
 
 
 def _measured(told: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,23 @@
 """Models of any shape for other runtimes, by the libraries that exist, compared with torch after every export."""
 
+from .feeding import feed
+from .lanes import quiet
+from .measuring import measure_exports, open_exported
 from .parity import onnx_session
 from .parts import TASKS
+from .precision import to_int8
 from .verb import Exported, OnnxExport, export, export_onnx
 
-__all__ = ["TASKS", "Exported", "OnnxExport", "export", "export_onnx", "onnx_session"]
+__all__ = [
+    "TASKS",
+    "Exported",
+    "OnnxExport",
+    "export",
+    "export_onnx",
+    "feed",
+    "measure_exports",
+    "onnx_session",
+    "open_exported",
+    "quiet",
+    "to_int8",
+]

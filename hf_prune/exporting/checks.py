@@ -9,8 +9,8 @@ from typing import Any
 
 from ..errors import PruningError, UnsupportedModelError, did_you_mean
 from ..given import told
+from .formats import FORMATS
 
-FORMATS = ("onnx",)
 QUANTIZED = (None, "dynamic", "static")
 DTYPES = ("fp32", "fp16")
 
@@ -31,7 +31,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     for name in ("task", "lane"):
         if not isinstance(settings[name], str):
             raise PruningError(f"{name} must be a name. Received: {told(settings[name])}.")
-    for name, known in {"format": FORMATS, "quantize": QUANTIZED, "dtype": DTYPES}.items():
+    for name, known in {"format": (*FORMATS,), "quantize": QUANTIZED, "dtype": DTYPES}.items():
         if settings[name] not in known:
             hint = did_you_mean(str(settings[name]), [one for one in known if one])
             raise PruningError(f"{name} must be {_either(known)}. Received: {settings[name]!r}.{hint}")
@@ -42,8 +42,13 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         raise PruningError(f"atol must be a number of at least 0. Received: {told(atol)}.")
 
 
-def check_together(quantize: str | None, dtype: str, data: Any) -> None:
+def check_together(format: str, quantize: str | None, dtype: str, lane: str, opset: int | None, data: Any) -> None:
     """Refuse settings that do not go together."""
+    if format == "executorch" and (quantize is not None or dtype != "fp32"):
+        raise PruningError(f"ExecuTorch is exported in fp32 so far. Received: {quantize!r} and {dtype!r}.")
+    if format == "executorch" and (lane == "optimum" or opset is not None):
+        rule = "ExecuTorch is exported by transformers 5 itself, and has no operator set"
+        raise PruningError(f"{rule}. Received: lane={lane!r}, opset={opset}.")
     if quantize is not None and dtype != "fp32":
         raise PruningError(f"Either quantize or dtype makes numbers smaller. Received: {quantize!r} and {dtype!r}.")
     if quantize == "static" and data is None:

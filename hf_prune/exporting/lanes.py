@@ -27,14 +27,8 @@ def export_parts(model: Any, parts: Sequence[Part], folder: Path, task: str, ops
     Raises:
         PruningError: The exporter fails, or writes another operator set than the one that was asked for.
     """
-    try:
-        with _quiet():
-            _LANES[lane][1](model, parts, folder, task, opset)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}"
-        raise PruningError(
-            f"Lane '{lane}' cannot export {type(model).__name__} as {task}. Received: {reason}"
-        ) from error
+    with failing_as_ours(f"Lane '{lane}' cannot export {type(model).__name__} as {task}"):
+        _LANES[lane][1](model, parts, folder, task, opset)
     written = [read_graph(folder / f"{part.name}.onnx")[0] for part in parts]
     if opset is not None and {*written} != {opset}:
         raise PruningError(f"Lane '{lane}' writes opset {written[0]} here. Received: opset={opset}.")
@@ -118,8 +112,21 @@ def _tidy(program: Any, axes: dict[str, tuple[str, ...]]) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporters' progress, tracer and version warnings to themselves: the comparison judges the result."""
+def failing_as_ours(what: str) -> Iterator[None]:
+    """Run an exporter quietly; whatever it raises becomes an error that says what could not be done."""
+    try:
+        with quiet():
+            yield
+    except PruningError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}"
+        raise PruningError(f"{what}. Received: {reason}") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep exporters' progress, tracer and version warnings to themselves: the comparison judges the result."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

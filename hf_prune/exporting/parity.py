@@ -67,9 +67,9 @@ def onnx_session(path: str | Path, threads: int = 1) -> Any:
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
-def open_onnx(file: Path) -> Graph:
+def open_onnx(file: Path, threads: int = 1) -> Graph:
     """Open an ONNX file in ONNX Runtime."""
-    session = onnx_session(file)
+    session = onnx_session(file, threads)
     names = [value.name for value in session.get_outputs() if "float" in value.type]
 
     def run(inputs: Batch) -> dict[str, Tensor]:

@@ -13,7 +13,8 @@ from ..folders import whole_folder
 from .lanes import MANIFEST
 
 _GRAPHS = ("model", "encoder_model", "decoder_model", "decoder_with_past_model", "decoder_model_merged")
-_STALE = (MANIFEST, *(f"{name}.onnx*" for name in _GRAPHS))  # of an earlier export
+_FILES = tuple(file for name in _GRAPHS for file in (f"{name}.onnx", f"openvino_{name}.xml", f"{name}.pte"))
+_STALE = (MANIFEST, "openvino_*.bin", *(f"{name}*" for name in _FILES))  # of an earlier export
 # What belongs to a tokenizer or processor, so that an export of a folder can be used without the folder.
 _PROCESSOR_FILES = ("*token*.json", "vocab*", "merges.txt", "*.model", "chat_template*", "*processor_config.json")
 
@@ -48,10 +49,15 @@ def _refuse_foreign(output: Path) -> None:
     """Keep an export from overwriting a checkpoint's config, or anything else of the user's."""
     names = {file.name for file in output.iterdir()} if output.is_dir() else set()
     found = {name for name in names if not name.startswith(".") and name != "lost+found"}  # as of a fresh volume
-    ours = any(f"{name}.onnx" in found for name in _GRAPHS)
-    if found and (not ours or any(name.endswith((".safetensors", ".bin")) for name in found)):
+    ours = any(name in found for name in _FILES)
+    if found and (not ours or any(_is_weights(name) for name in found)):
         received = f"{output}, which holds {', '.join(sorted(found)[:3])}. Did you mean {output / 'onnx'}?"
         raise PruningError(f"output must be a new folder, an empty one or an earlier export. Received: {received}")
+
+
+def _is_weights(name: str) -> bool:
+    """Whether a file is a checkpoint's; OpenVINO keeps its own weights in a .bin, too."""
+    return name.endswith((".safetensors", ".bin")) and not name.startswith("openvino_")
 
 
 def save_processors(model_or_path: Any, tokenizer: Any, folder: Path) -> None:

@@ -7,19 +7,22 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from rich import print as show
 
 from ..errors import UnsupportedModelError
 from .checks import check_places, check_settings, check_together
+from .executorch import export_executorch
 from .feeding import Batch, feed, read_batches
-from .lanes import Lane, choose_lane, export_parts, read_graph
-from .parity import Bound, check_parity, open_onnx
-from .parts import SEQ2SEQ, Part, choose_task, split
+from .formats import FORMATS, Format, require
+from .lanes import MANIFEST, Lane, choose_lane, export_parts, failing_as_ours, read_graph
+from .openvino import to_openvino
+from .parity import Bound, check_parity
+from .parts import SEQ2SEQ, Part, choose_task, draw_inputs, split
 from .precision import to_half, to_int8
 from .preparing import private_model
 from .publishing import export_folder, save_processors
 
-Format = Literal["onnx"]
 Quantize = Literal["dynamic", "static"]
 _ATOL = 1e-4  # of fp32
 _SHARES = {"fp16": 0.02, "int8": 0.1}  # of the largest output: coarser numbers differ in proportion to it
@@ -57,8 +60,8 @@ class Exported(OnnxExport):
     """What an export wrote, in which numbers, and how close it is to torch.
 
     Args:
-        **figures: As in `OnnxExport`.
-        format: ``"onnx"``.
+        **figures: As in `OnnxExport`; `opset` is 0 for ExecuTorch, which has none.
+        format: ``"onnx"``, ``"openvino"`` or ``"executorch"``.
         dtype: ``"fp32"``, ``"fp16"`` or ``"int8"``.
         quantize: ``"dynamic"``, ``"static"`` or ``None``.
     """
@@ -90,7 +93,9 @@ def export(
     Args:
         model_or_path: A transformers model, or the folder or Hub name of a checkpoint.
         output: The folder to write: a new one, an empty one, or an earlier export, which is then replaced.
-        format: ``"onnx"``.
+        format: ``"onnx"``; ``"openvino"``: ``openvino_model.xml`` and ``.bin``, converted from the ONNX file (extra
+            ``openvino``); ``"executorch"``: ``model.pte`` for CPUs, fp32, of models with one graph, on transformers 5
+            (extra ``executorch``).
         quantize: ``None``; ``"dynamic"``: int8 weights, and activations scaled as the model runs; ``"static"``: scales
             of activations are found beforehand, on `data` (models of one graph only).
         data: Batches, mappings from inputs to tensors or arrays, of which the first 32 are read; int8 is compared with
@@ -118,27 +123,33 @@ def export(
     settings = {"format": format, "quantize": quantize, "dtype": dtype, "task": task, "lane": lane}
     check_settings({**settings, "opset": opset, "atol": atol})
     check_places(model_or_path, output, tokenizer)
-    check_together(quantize, dtype, data)
+    check_together(format, quantize, dtype, lane, opset, data)
     batches = [] if data is None else read_batches(data)
-    chosen = choose_lane(lane)
+    require(format, quantize)
+    chosen = "native" if format == "executorch" else choose_lane(lane)
     output = Path(output).absolute()
     with export_folder(output) as folder:
         model = private_model(model_or_path)
         task = choose_task(model, task)
         parts = split(model, task)
         _check_data(parts, batches)
-        export_parts(model, parts, folder, task, opset, chosen)
+        job = _Job(model, parts, folder, task, atol)
+        if format == "executorch":
+            said = _write_executorch(job)
+        else:
+            export_parts(model, parts, folder, task, opset, chosen)
+            said = _described(job)
+            apart = job.compare("onnx", "fp32")
+            if (format, quantize, dtype) != ("onnx", None, "fp32"):
+                _convert(job, format, dtype, quantize, batches)
+        save_processors(model_or_path, tokenizer, folder)
+        numbers = "int8" if quantize else dtype
+        if (format, numbers) != ("onnx", "fp32"):
+            apart = job.compare(format, numbers, batches)
         if task in ("text-generation", *SEQ2SEQ):
             show("Exported without past key values; in optimum, load with use_cache=False.")
-        save_processors(model_or_path, tokenizer, folder)
-        apart, allowed = _check(model, parts, folder, task, Bound("ONNX", _ATOL if atol is None else atol), [])
-        numbers = "int8" if quantize else dtype
-        if numbers != "fp32":
-            _make_smaller(parts, folder, quantize, batches)
-            bound = Bound(f"{numbers} ONNX", atol, _SHARES[numbers])
-            apart, allowed = _check(model, parts, folder, task, bound, batches)
-    said: dict[str, Any] = {"format": format, "dtype": numbers, "quantize": quantize}
-    return Exported(output, chosen, task, **_described(output, parts), max_difference=apart, atol=allowed, **said)
+        figures = {**said, "max_difference": apart[0], "atol": apart[1], "size_mb": job.size_mb(format)}
+    return Exported(output, chosen, task, **figures, format=format, dtype=numbers, quantize=quantize)
 
 
 def export_onnx(
@@ -187,11 +198,28 @@ def export_onnx(
     return OnnxExport(**{one.name: getattr(done, one.name) for one in fields(OnnxExport)})
 
 
-def _check(
-    model: Any, parts: Sequence[Part], folder: Path, task: str, bound: Bound, data: Sequence[Batch]
-) -> tuple[float, float]:
-    graphs = [(part, open_onnx(folder / f"{part.name}.onnx")) for part in parts]
-    return check_parity(model, graphs, task, bound, data)
+@dataclass(frozen=True)
+class _Job:
+    """What is exported, and where to."""
+
+    model: Any
+    parts: Sequence[Part]
+    folder: Path
+    task: str
+    atol: float | None
+
+    def compare(self, format: str, numbers: str, data: Sequence[Batch] = ()) -> tuple[float, float]:
+        """Return the largest difference of the files to torch, and what was allowed."""
+        row = FORMATS[format]
+        atol = _ATOL if self.atol is None and numbers == "fp32" else self.atol
+        bound = Bound(row.title if numbers == "fp32" else f"{numbers} {row.title}", atol, _SHARES.get(numbers, 0.0))
+        graphs = [(part, row.open(self.folder / row.file.format(part.name), 1)) for part in self.parts]
+        return check_parity(self.model, graphs, self.task, bound, data)
+
+    def size_mb(self, format: str) -> float:
+        """Return the megabytes of graphs and weights."""
+        found = [file for part in self.parts for file in self.folder.glob(FORMATS[format].files.format(part.name))]
+        return sum(file.stat().st_size for file in found) / 1e6
 
 
 def _check_data(parts: Sequence[Part], data: Sequence[Batch]) -> None:
@@ -203,21 +231,41 @@ def _check_data(parts: Sequence[Part], data: Sequence[Batch]) -> None:
         feed(batch, [*parts[0].axes])
 
 
-def _make_smaller(parts: Sequence[Part], folder: Path, quantize: str | None, data: Sequence[Batch]) -> None:
-    for file in [folder / f"{part.name}.onnx" for part in parts]:
-        if quantize is None:
-            to_half(file)
-        else:
-            to_int8(file, data if quantize == "static" else None)
+def _convert(job: _Job, format: str, dtype: str, quantize: str | None, data: Sequence[Batch]) -> None:
+    """Make what was asked for from ONNX files in fp32; what is not of the format does not stay."""
+    for name in [part.name for part in job.parts]:
+        file = job.folder / f"{name}.onnx"
+        with failing_as_ours(f"{name} cannot be made {quantize or dtype} {format}"):
+            if format == "openvino":
+                to_openvino(file, job.folder / FORMATS[format].file.format(name), dtype, quantize, data)
+            elif quantize is None:
+                to_half(file)
+            else:
+                to_int8(file, data if quantize == "static" else None)
+        if format == "openvino":
+            for one in job.folder.glob(f"{name}.onnx*"):
+                one.unlink()
+    if format == "openvino":
+        (job.folder / MANIFEST).unlink(missing_ok=True)
 
 
-def _described(output: Path, parts: Sequence[Part]) -> dict[str, Any]:
-    """Return what `OnnxExport` tells of the graphs."""
-    files = [output / f"{part.name}.onnx" for part in parts]
-    size = sum(file.stat().st_size for one in files for file in output.glob(f"{one.name}*"))
-    opsets, inputs, outputs = zip(*map(read_graph, files))
-    names = {"inputs": _each_once(inputs), "outputs": _each_once(outputs)}
-    return {"opset": opsets[0], "size_mb": size / 1e6, **names}
+def _write_executorch(job: _Job) -> dict[str, Any]:
+    """Write a program, and return what `OnnxExport` tells of graphs."""
+    if len(job.parts) > 1:
+        rule = "ExecuTorch programs are of models with one graph so far"
+        raise UnsupportedModelError(f"{rule}. Received: {type(job.model).__name__}.")
+    with failing_as_ours(f"ExecuTorch cannot export {type(job.model).__name__} as {job.task}"):
+        export_executorch(job.parts[0], job.folder)
+    inputs = draw_inputs(job.parts[0], job.model.config, [*job.parts[0].axes], 1, 4)
+    with torch.no_grad():
+        computed = job.model(**inputs, return_dict=True)
+    return {"opset": 0, "inputs": tuple(inputs), "outputs": tuple(computed)}
+
+
+def _described(job: _Job) -> dict[str, Any]:
+    """Return what `OnnxExport` tells of graphs."""
+    opsets, inputs, outputs = zip(*(read_graph(job.folder / f"{part.name}.onnx") for part in job.parts))
+    return {"opset": opsets[0], "inputs": _each_once(inputs), "outputs": _each_once(outputs)}
 
 
 def _each_once(names: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:

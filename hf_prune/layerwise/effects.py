@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from html import escape
-from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..files import new_file, write_text
-from ..tables import aligned
+from ..files import new_file
+from ..tables import aligned, write_csv
 
 WHOLE = 1.0  # the share of a branch or a layer that goes as one
 _LAYER = re.compile(r".*\b(?:layers|stages|blocks)\.\d+(?=\.|$)")
@@ -100,12 +98,7 @@ class Sensitivity:
 
     def to_csv(self, path: str | Path) -> Path:
         """Write one line for each part, with the fields of `Effect`, and return the path."""
-        out = StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow([one.name for one in fields(Effect)])
-        writer.writerows(astuple(one) for one in self.effects)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        return write_text(path, out.getvalue())
+        return write_csv(path, Effect, self.effects)
 
     def plot(self, path: str | Path | None = None) -> Any:
         """Draw a heat map, a row for each layer and a column for each part and share, and return the figure.

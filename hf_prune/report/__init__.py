@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, overload
 
 from .display import draw, html_table, plain_table
+from .exports import export_rows, exports_table
 from .figures import Figures
 from .grid import Grid, Timing, measure_grid
 from .machine import environment
 from .measurement import Measurement, count, measure, measure_pair
-from .subjects import random_inputs
+from .subjects import onnx_subject, random_inputs, torch_subject, torch_threads
 from .timing import compare_latency
 
 __all__ = [
@@ -24,10 +25,14 @@ __all__ = [
     "compare_latency",
     "count",
     "environment",
+    "export_rows",
     "measure",
     "measure_grid",
     "measure_pair",
+    "onnx_subject",
     "random_inputs",
+    "torch_subject",
+    "torch_threads",
 ]
 
 
@@ -35,12 +40,12 @@ class Report(Figures):
     """What a run kept, and what that brought, to print, to draw and to keep as JSON.
 
     Args:
-        **figures: As in `Figures`: `kept`, `units`, `dense`, `pruned`, `metrics`, `settings`.
+        **figures: As in `Figures`: `kept`, `units`, `dense`, `pruned`, `metrics`, `settings`, `exports`.
     """
 
     def table(self) -> str:
         """Return dense against pruned as an aligned plain-text (Markdown) table of at most 100 columns."""
-        return plain_table(self)
+        return "\n\n".join(filter(None, (plain_table(self), exports_table(self.exports))))
 
     def __str__(self) -> str:
         told = self.metrics or self.units or self.dense or self.pruned

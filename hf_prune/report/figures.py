@@ -19,6 +19,8 @@ class Figures:
         pruned: The model after.
         metrics: ``{"accuracy": {"dense": 0.88, "pruned": 0.87}}``.
         settings: Whatever tells how the run was done.
+        exports: A row for torch and for each exported file of the pruned model: ``runtime``, ``dtype``, ``quantize``,
+            ``folder``, ``size_mb``, ``latency_ms``, ``metrics``, ``max_difference``, ``atol``.
     """
 
     kept: dict[str, list[int]] = field(default_factory=dict)
@@ -27,6 +29,7 @@ class Figures:
     pruned: Measurement | None = None
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    exports: list[dict[str, Any]] = field(default_factory=list)
 
     def stayed(self, name: str) -> int:
         """Return how many units of a group stayed."""

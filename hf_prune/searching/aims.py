@@ -16,7 +16,6 @@ CLOSE = 1.05  # a good model and one that is not, so near to each other: nothing
 _SMALLEST = 1e-3  # of what a recipe asks for
 TIMES = ("speedup", "latency_ms")
 _SHARES = ("macs", "parameters")
-KEYS = (*_SHARES, "size_mb", *TIMES)
 
 
 class Tried(NamedTuple):
@@ -98,11 +97,10 @@ def aim_of(recipe: Recipe) -> Aim:
     Raises:
         PruningError: The recipe has no target.
     """
-    said = {key: value for key in KEYS if (value := getattr(recipe.target, key, None)) is not None}
-    if not said:
+    if recipe.target is None:
         raise PruningError(
-            f"search needs a recipe with a target, such as target.macs=0.5: it is what changes between trials. "
-            f"Received: target={recipe.target!r}"
+            "search needs a recipe with a target, such as target.macs=0.5: it is what changes between trials. "
+            "Received: target=None"
         )
-    key, value = next(iter(said.items()))
+    ((key, value),) = recipe.target.said.items()
     return Aim(key, float(value))

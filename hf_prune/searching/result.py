@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from html import escape
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from ..files import new_file, write_text
-from ..tables import aligned
+from ..files import new_file
+from ..tables import aligned, write_csv
 
 _GOOD, _BAD, _DENSE = "#2f6db5", "#b8434e", "#5a6470"
 
@@ -134,12 +132,7 @@ class SearchResult:
 
     def to_csv(self, path: str | Path) -> Path:
         """Write one line for each model, with the fields of `Candidate`, and return the path."""
-        out = StringIO()
-        writer = csv.DictWriter(out, [one.name for one in fields(Candidate)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(one) for one in (self.dense, *self.candidates))
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        return write_text(path, out.getvalue())
+        return write_csv(path, Candidate, (self.dense, *self.candidates))
 
     def plot(self, path: str | Path | None = None) -> Any:
         """Draw the metric over the cost, with the front as a line, and return the figure.

@@ -65,6 +65,12 @@ def check_settings(told: PruningSettings) -> None:
         raise PruningError(
             "target is for structured pruners, such as HeadPruner and NeuronPruner. Received: none of them"
         )
+    others = [one.allocation for one in pruners if isinstance(one, UnitPruner) and one.allocation != "global"]
+    if target is not None and target.budget[0] == "time" and others:
+        raise PruningError(
+            "A target of time chooses widths over the whole model: allocation='global'. "
+            f"Received: {given.told(others[0])}"
+        )
 
 
 def check_rule(pruner: Pruner) -> None:

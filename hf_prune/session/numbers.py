@@ -114,10 +114,10 @@ class Numbers:
                 self._warn_of(task)
             return
         name, share = target.budget[0], budget.share(target.budget[1])
-        said = f"speedup={target.speedup:g}" if name == "time" else f"{name}={target.budget[1]:g}"
+        ((key, value),) = target.said.items() if name == "time" else [target.budget]
         left = budget.left(self._masking.units) / budget.dense
         if left > share * budget.tolerance:
-            logger.warning(f"target.{said} was not reached, {left:.3f} is left: {_WHY}")
+            logger.warning(f"target.{key}={value:g} was not reached, {left:.3f} is left: {_WHY}")
 
     def _warn_of(self, task: Task) -> None:
         total = self._dense(task.groups)

@@ -25,6 +25,7 @@ _OPTIONS = 48  # widths that a group is offered
 _ALIGNED = 8  # widths of neurons are multiples, where there are many: what processors take at once
 
 
+@register_budget("time")
 class Time(Budget):
     """Time of a forward, as a share of the dense model's.
 
@@ -141,10 +142,6 @@ class Time(Budget):
         chosen = choose_widths(options, goal / self._factor - fixed)
         gone = {name: set(offer.gone(offer.widths[i])) for (name, offer), i in zip(offers.items(), chosen)}
         return {name: [one for one in units.kept[name] if one not in those] for name, those in gone.items()}
-
-
-register_budget("time")(Time)
-register_budget("latency_ms")(Time)
 
 
 @dataclass(frozen=True)

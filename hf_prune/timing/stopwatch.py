@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PruningError
+from ..exporting import quiet, to_int8
 from ..plan import close_kept
 from ..removal import cut
-from ..report import compare_latency, random_inputs
+from ..report import compare_latency, onnx_subject, random_inputs, torch_subject, torch_threads
 from ..settings import settings
 from ..skipping import plain_copy
 from ..structure import Group, Kept
@@ -31,7 +30,7 @@ class Conditions:
 
     Args:
         runtime: ``"onnxruntime"`` or ``"torch"``.
-        device: ``"cpu"`` or ``"cuda"``.
+        device: ``"cpu"``, or for torch ``"cuda"``.
         batch: Rows of a forward, at least 1.
         length: Tokens of a row, at least 1; images have none.
         threads: Threads of one operator, at least 1.
@@ -102,24 +101,12 @@ class Stopwatch:
         for name in ("use_cache", "output_hidden_states", "output_attentions"):
             if getattr(getattr(model, "config", None), name, None):
                 setattr(model.config, name, False)
-        inputs = random_inputs(model, told.batch, told.length)
-        if told.runtime == "torch":
-            run = _in_torch(model.to(told.device), {name: one.to(told.device) for name, one in inputs.items()})
-            with torch.inference_mode():
-                run()  # what cannot run says so now
-            return run
-        return _in_onnxruntime(model, inputs, told, dtype)
-
-
-def _in_torch(model: nn.Module, inputs: Mapping[str, Tensor]) -> Run:
-    on_gpu = next(iter(inputs.values())).is_cuda
-
-    def run() -> None:
-        model(**inputs)
-        if on_gpu:
-            torch.cuda.synchronize()
-
-    return run
+        if told.runtime == "onnxruntime":
+            return _in_onnxruntime(model, told, dtype)
+        run = torch_subject(model.to(told.device), None, told.batch, told.length).run
+        with torch.inference_mode():
+            run()  # what cannot run says so now
+        return run
 
 
 class _Outputs(nn.Module):
@@ -135,32 +122,25 @@ class _Outputs(nn.Module):
         return tuple(one for one in found.values() if isinstance(one, Tensor))
 
 
-def _in_onnxruntime(model: Any, inputs: Mapping[str, Tensor], told: Conditions, dtype: str) -> Run:
+def _in_onnxruntime(model: Any, told: Conditions, dtype: str) -> Run:
     """Return a forward of a graph with these very shapes, traced: 2 seconds where a real export takes 20."""
-    try:
-        import onnxruntime
-    except ImportError:
-        raise PruningError(
-            "A time in ONNX Runtime needs `pip install 'hf_prune[onnx]'` (transformers 4.57: [optimum]); or say "
-            "runtime='torch'. Received: runtime='onnxruntime'"
-        ) from None
+    inputs = random_inputs(model, told.batch, told.length)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         _trace(model, inputs, file)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = told.threads, 3
         if dtype == "int8":
-            file = _quantized(file)
-        provider = "CPUExecutionProvider" if told.device == "cpu" else "CUDAExecutionProvider"
-        session = onnxruntime.InferenceSession(str(file), options, providers=[provider])
-    asked = {one.name for one in session.get_inputs()}
-    fed = {name: one.numpy() for name, one in inputs.items() if name in asked}
-    return lambda: session.run(None, fed)
+            to_int8(file)
+        return onnx_subject(file, inputs, told.batch, told.length, told.threads).run
 
 
 def _trace(model: Any, inputs: Mapping[str, Tensor], file: Path) -> None:
+    if find_spec("onnxruntime") is None or find_spec("onnx") is None:
+        raise PruningError(
+            "A time in ONNX Runtime needs `pip install 'hf_prune[onnx]'` (transformers 4.57: [optimum]); or say "
+            "runtime='torch'. Received: runtime='onnxruntime'"
+        )
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             wrapped = _Outputs(model, list(inputs)).eval()
             torch.onnx.export(wrapped, tuple(inputs.values()), str(file), input_names=list(inputs), dynamo=False)
     except Exception as error:
@@ -168,38 +148,3 @@ def _trace(model: Any, inputs: Mapping[str, Tensor], file: Path) -> None:
         raise PruningError(
             f"{type(model).__name__} cannot be traced for ONNX Runtime: say runtime='torch'. Received: {reason}"
         ) from error
-
-
-def _quantized(file: Path) -> Path:
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    smaller = file.with_name("int8.onnx")
-    with _quiet():
-        quantize_dynamic(str(file), str(smaller), weight_type=QuantType.QInt8)
-    return smaller
-
-
-@contextmanager
-def torch_threads(threads: int) -> Iterator[None]:
-    """Let torch use so many threads for one operator, and then as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what exporters say of themselves from users."""
-    import logging
-
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
