@@ -50,7 +50,7 @@ _TEXT = (".json", ".txt", ".md", ".rst", ".yaml", ".py", ".jinja", ".codes", "")
 # the keys of a recipe; `tests/test_hub.py` compares them with `Recipe`'s
 _RECIPE = (
     "name task model data dense train pruners target schedule distillation shrink_during_training metrics measure onnx "
-    "card push output report_to seed"
+    "export card push output report_to seed"
 )
 
 
