@@ -2,10 +2,10 @@
 
 OMP_NUM_THREADS=1 python benchmarks/aim.py [--model FOLDER] [--speedups 1.5 2 3 5] [--batches 1 8] [--int8 3]
 
-Heads and neurons of a classifier leave by gradients on random inputs: the times do not depend on which. Without a folder
-a MiniLM shape (6 layers of 384) with random weights is pruned; image models see 224 x 224 pixels. Dense and pruned run
-in turn in ONNX Runtime, in graphs of their own, after the session has ended. Writes results/aim.json: what was asked,
-what the session measured, and what was measured then.
+Heads and neurons of a classifier leave by gradients on random inputs: the times do not depend on which. Without a
+folder a MiniLM shape (6 layers of 384) with random weights is pruned; image models see 224 x 224 pixels. Dense and
+pruned run in turn in ONNX Runtime, in graphs of their own, after the session has ended. Writes results/aim.json: what
+was asked, what the session measured, and what was measured then.
 """
 
 from __future__ import annotations
