@@ -92,7 +92,7 @@ class PruningArguments:
         return PruningCallback(settings, shrink_at_end=self.prune_shrink_at_end)
 
     @property
-    def _wanted(self) -> dict[str, float]:
+    def _wanted(self) -> dict[str, Any]:
         """What of a target is said, by its name there."""
         said = {"macs": self.target_macs, "speedup": self.target_speedup}
         return {name: value for name, value in said.items() if value is not None}
