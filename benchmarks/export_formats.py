@@ -66,6 +66,22 @@ FAMILIES = {
         decoder_ffn_dim=64,
         max_position_embeddings=64,
     ),
+    "electra": of("Electra", "ElectraForSequenceClassification", **TEXT, **SIZES, embedding_size=32),
+    "albert": of("Albert", "AlbertForSequenceClassification", **TEXT, **SIZES, embedding_size=32),
+    "qwen2": of("Qwen2", "Qwen2ForCausalLM", **TEXT, **SIZES, num_key_value_heads=2),
+    "opt": of("OPT", "OPTForCausalLM", **TEXT, **{**SIZES, "ffn_dim": 64}, word_embed_proj_dim=32),
+    "deit": of("DeiT", "DeiTForImageClassification", **PICTURE, **SIZES),
+    "dinov2": of("Dinov2", "Dinov2ForImageClassification", **PICTURE, **SIZES),
+    "mbart": of(
+        "MBart",
+        "MBartForConditionalGeneration",
+        **SEQ2SEQ,
+        **PARTS,
+        d_model=32,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        max_position_embeddings=64,
+    ),
 }
 FORMATS: dict[str, dict[str, Any]] = {
     "onnx": {},

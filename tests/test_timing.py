@@ -30,7 +30,7 @@ def by_width(monkeypatch):
         return {name: 1 + entries / 1000 for name, entries in runs.items()}
 
     def prepare(self, model, dtype):
-        return sum(one.numel() for one in model.parameters() if one.ndim > 1)
+        return sum(one.numel() for one in model.parameters() if one.ndim > 1) * (0.6 if dtype == "int8" else 1)
 
     monkeypatch.setattr(stopwatch.Stopwatch, "_time", time)
     monkeypatch.setattr(stopwatch.Stopwatch, "_prepare", prepare)
@@ -54,7 +54,7 @@ def test_no_other_widths_lose_less_in_the_same_time(groups, time):
 
 
 def test_a_table_reads_between_its_widths():
-    times = LatencyTable({"a": "x", "b": "x"}, {"x": [0, 4, 8]}, {"x": [0.0, 0.1, 0.3]})
+    times = LatencyTable({"a": "x", "b": "x"}, {"x": [0, 4, 8]}, {"x": [0.0, 0.1, 0.3]}, whole=1.0)
     assert times.of("a", 6) == pytest.approx(0.2)
     assert times.predict({"a": 8, "b": 8}) == 1
     assert times.predict({"a": 4}) == pytest.approx(1 - 0.2 - 0.3)
@@ -71,6 +71,15 @@ def test_what_was_asked_for_is_measured(by_width, speedup):
     assert dense / left == pytest.approx(speedup, rel=0.05)
 
 
+def test_a_table_of_int8_is_of_models_in_int8(by_width):
+    """What int8 brings to the whole model counts once, not once for each kind of block."""
+    model = build_bert()
+    target = Target(speedup=2.5, dtype="int8", length=16)
+    numbers = prune(model, BOTH, target=target, data=[draw_batch(model)]).settings
+    assert numbers["measured_ms"] == pytest.approx(numbers["dense_ms"] / 2.5, rel=0.05)
+    assert numbers["predicted_ms"] == pytest.approx(numbers["measured_ms"], rel=0.05)
+
+
 def test_a_table_that_was_wrong_is_corrected(by_width, monkeypatch):
     """Nothing of a wrong table's scale reaches the model: what it would be is measured."""
     right = table.measured_table
@@ -78,7 +87,7 @@ def test_a_table_that_was_wrong_is_corrected(by_width, monkeypatch):
     def wrong(*arguments):
         found = right(*arguments)
         return LatencyTable(
-            found.blocks, found.widths, {name: [t * 0.8 for t in ts] for name, ts in found.times.items()}
+            found.blocks, found.widths, {name: [t * 0.8 for t in ts] for name, ts in found.times.items()}, found.whole
         )
 
     monkeypatch.setattr("hf_prune.session.time_budget.measured_table", wrong)

@@ -33,11 +33,13 @@ class LatencyTable:
         blocks: Group name to its kind of block: groups of one shape share their times.
         widths: Kind of block to the numbers of units that were measured, ascending.
         times: Kind of block to the time of one such block at each of these widths.
+        whole: Time of the model with all units, in the precision that times are meant in: 1 in fp32.
     """
 
     blocks: Mapping[str, str]
     widths: Mapping[str, Sequence[int]]
     times: Mapping[str, Sequence[float]]
+    whole: float
 
     def of(self, group: str, units: int) -> float:
         """Return the time of a group of which so many units are left."""
@@ -46,7 +48,9 @@ class LatencyTable:
 
     def predict(self, units: Mapping[str, int]) -> float:
         """Return the time of a model, as a share of the dense one's; of groups that are not in the model: 0 units."""
-        return 1.0 - sum(self.of(name, self._dense(name)) - self.of(name, units.get(name, 0)) for name in self.blocks)
+        return self.whole - sum(
+            self.of(name, self._dense(name)) - self.of(name, units.get(name, 0)) for name in self.blocks
+        )
 
     def _dense(self, group: str) -> int:
         return self.widths[self.blocks[group]][-1]
@@ -86,13 +90,14 @@ def _measure(
     most = max(3, _MOST // max(1, len(alike)))
     planned = {block: _widths(those[0], most) for block, those in alike.items()}
     wanted = [(block, width) for block, widths in planned.items() for width in widths]
+    whole = 1.0 if watch.conditions.dtype == "fp32" else watch.ratio(model, groups, {})
     found: dict[str, list[float]] = {block: [] for block in alike}
     for block, width in track(wanted, "measuring the latency table", transient=True):
         kept = {group.name: _first(group, width) for group in alike[block]}
-        found[block].append((1 - watch.ratio(model, groups, kept)) / len(alike[block]))  # saved by each
+        found[block].append((whole - watch.ratio(model, groups, kept)) / len(alike[block]))  # saved by each
     times = {block: _times(planned[block], saved) for block, saved in found.items()}
     widths = {block: [0, *(one for one in planned[block] if one), alike[block][0].units] for block in alike}
-    return LatencyTable(dict(blocks), widths, times)
+    return LatencyTable(dict(blocks), widths, times, whole)
 
 
 def _widths(group: Group, most: int) -> list[int]:
