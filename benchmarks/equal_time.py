@@ -81,7 +81,8 @@ def even_macs(dense: Path, share: float, most: float) -> float:
 
 def train(options: argparse.Namespace, dense: Path, seed: int, output: Path, settings: list[str]) -> dict[str, Any]:
     """Run the recipe, unless it has ended before; return what its report says."""
-    common = [*quality_sst2.overrides(options, dense, output, seed), "dense=null"]
+    cache = f"distillation.cache={options.work / 'teacher'}"
+    common = [*quality_sst2.overrides(options, dense, output, seed), "dense=null", cache]
     start = time.time()
     report = hf_prune.run("minilm_sst2", [*common, *settings])
     told = {name: report.settings[name] for name in ("asked_ms", "measured_ms") if name in report.settings}
