@@ -81,6 +81,24 @@ def train(name: str, folder: Path, parts: int = 1, **changes: Any) -> tuple[Any,
     return trainer, callback
 
 
+def remember(folder: Path) -> dict[str, Any]:
+    """Train three epochs on what a teacher is asked once; say what the last epoch found again."""
+    shares = int(os.environ.get("WORLD_SIZE", "1"))
+    model, teacher = BUILD["bert"](), BUILD["bert"](seed=1).eval()
+    settings = {"max_steps": -1, "num_train_epochs": 3, "per_device_train_batch_size": 16 // shares}
+    trainer = DistillationTrainer(
+        model,
+        training_arguments(folder, **settings, learning_rate=1e-3),
+        train_dataset=draw_rows(model, 32),
+        teacher=teacher,
+        distillation=Distillation(cache=str(folder / "answers")),
+    )
+    trainer.train()
+    norms = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
+    memory = trainer.lesson.memory
+    return {"norms": norms, "new": memory.new, "found": memory.found, "known": len(memory.known)}
+
+
 def state_of(trainer: Any, callback: PruningCallback) -> list[torch.Tensor]:
     """Return all that a run ends with: weights, matrices beside the model, and the running means that decided."""
     means = callback.pruning.evidence["gate"].means["gate_square"]
@@ -97,7 +115,7 @@ def facts_of(trainer: Any, callback: PruningCallback) -> dict[str, Any]:
 
 def work(folder: Path) -> None:
     """Train, then resume in mid-schedule; write what this process saw."""
-    seen = {}
+    seen: dict[str, Any] = {"remembered": remember(folder)}
     for name in ("bert", "llama"):
         whole, callback = train(name, folder / name)
         if whole.is_world_process_zero():
@@ -138,6 +156,13 @@ def test_two_processes_are_one_of_twice_the_batch(name, seen):
     assert first["norms"] == pytest.approx(one["norms"], rel=1e-3)
     assert first["beside"] == second["beside"] == pytest.approx(one["beside"], rel=1e-3)
     assert len(one["norms"]) == 6
+
+
+def test_processes_share_what_a_teacher_was_asked(seen):
+    one, *two = (entry["remembered"] for entry in seen)
+    assert (one["new"], one["found"], one["known"]) == (32, 32, 32)
+    assert [(each["new"], each["found"], each["known"]) for each in two] == [(16, 16, 32)] * 2
+    assert two[0]["norms"] == two[1]["norms"] == pytest.approx(one["norms"], rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["bert", "llama"])
