@@ -304,8 +304,8 @@ class Pruning:
         if self.settings.data is None:
             next_ = self.clock.position + 1
             with self._scorer.scaled(scale):
-                due = [task for task in self.tasks.weights if task.due(next_)]
-                self._scorer.read(due, self.tasks.ahead(self.clock.position))
+                self._scorer.read(self.tasks.ahead(self.clock.position))
+                self._scorer.hold(task for task in self.tasks.weights if task.due(next_) and not task.waits)
         if not shown:  # shut gates let no gradient through
             self.masking.check_leaks()
 
