@@ -47,15 +47,15 @@ def pruners_of(name: str, of: str) -> Any:
         return WeightPruner(sparsity=0.5, score=name)
     if name == "block_influence":
         return LayerPruner(sparsity=0.5, score=name)
-    one = NeuronPruner(sparsity=0.2, score=name, include=["layers.0.*"])
-    return one if has(SCORES[name][of], "at_once") else [one, HeadPruner(sparsity=0.5, score=name)]
+    heads, measures = HeadPruner(sparsity=0.4, score=name), has(SCORES[name][of], "takes", "data")
+    return heads if measures else [heads, NeuronPruner(sparsity=0.5, score=name)]
 
 
-def told_of(name: str, of: str, rank: int | None = None, **more: Any) -> PruningSettings:
+def told_of(name: str, of: str, rank: int = 0, **more: Any) -> PruningSettings:
     """Return settings for a score; calibration data where it must have them, of each process its own."""
     score = SCORES[name][of]
     if has(score, "takes", "data"):
-        more["data"] = [draw_batch(build_bert(), seed=50 + one) for one in ((0, 1) if rank is None else (rank,))]
+        more["data"] = [draw_batch(build_bert(), seed=50 + rank)]
     schedule = ONCE if has(score, "at_once") else EARLY
     return PruningSettings(more.pop("pruners", pruners_of(name, of)), schedule, **more)
 

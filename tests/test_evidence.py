@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import build_bert, build_llama, draw_batch
+from models import build_bert, build_llama, draw_batch, take_step
 from torch import nn, tensor
 
 from hf_prune import (
@@ -172,6 +172,24 @@ def test_fisher_in_training_is_of_steps():
         pruning.step()
     found = pruning.evidence["gradient_square"].of_weight("gradient_square", "down.weight", model.down.weight)
     torch.testing.assert_close(found, tensor([[(0.95 * 16 + 1) / 1.95, 4 / 1.95]]))
+
+
+def test_wanda_in_training_reads_the_batches_of_its_steps():
+    """Inputs of `up` are read in all three steps, also that of the change: norms of x are those of the batch."""
+    model = TwoNeurons()
+    model.up.weight.data = tensor([[1.0, 3], [2, 1]])  # times (5 ** 0.5, 1): 2.2, 3, 4.5, 1
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    pruner, change = (
+        WeightPruner(sparsity=0.5, score="wanda", include=["up.weight"]),
+        Schedule("oneshot", begin=3, end=3),
+    )
+    pruning = Pruning(model, pruner, change, total_steps=3, optimizer=optimizer)
+    for _ in range(3):
+        take_step(model(ROWS).loss, optimizer, pruning)
+    assert pruning.masks["up.weight"].tolist() == [[False, True], [True, False]]
+    assert pruning.evidence["input_mean"].sums["up.weight"][-1].tolist() == pytest.approx(
+        [0.95 * (2 + 0.95 * 2 + 0.95**2 * 2)] * 2
+    )
 
 
 def test_gradient_by_hand():

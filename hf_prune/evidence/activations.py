@@ -12,7 +12,7 @@ from ..errors import PruningError
 from ..live import Cut, LiveModel
 from ..sharding import whole
 from ..structure import Group
-from .base import register_evidence
+from .base import MissingEvidence, register_evidence
 from .handed import HandedOn, Place, Seen, by_sample
 from .running import Running
 from .tokens import Tokens
@@ -126,7 +126,13 @@ class Inputs(Running):
             self.handles.append(self._module(name).register_forward_pre_hook(hook))
 
     def of_weight(self, need: str, name: str, weight: Tensor) -> Tensor:
-        """Return a mean for each weight, of its shape."""
+        """Return a mean for each weight, of its shape; 0 where nothing has come, as to an expert without tokens.
+
+        Raises:
+            MissingEvidence: No batch was seen.
+        """
+        if not any(bool(one[-1].any()) for one in self.sums.values()):
+            raise MissingEvidence("inputs of batches, of which none was seen: train, or pass data=.")
         means = self.mean("input_square", name).sqrt() if need == "input_norm" else self.mean(need, name)
         return _spread(means, self._module(name), weight.shape).to(weight.device)
 

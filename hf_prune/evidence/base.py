@@ -104,7 +104,8 @@ class Evidence:
 
         Args:
             step: Its number in the run, from 1.
-            until_change: Steps until masks of `groups` change next, 0: in this one; ``None``: they change no more.
+            until_change: Steps until masks of units change next, 0: in this one; ``None``: they change no more. Of
+                evidence of weights alone it is masks of weights.
         """
 
     def shut(self, gone: Mapping[str, Tensor]) -> None:

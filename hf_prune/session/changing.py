@@ -69,9 +69,9 @@ class Chooser:
         ready: dict[str, Tensor] = {}
         if self.told.data is not None and any(EVIDENCE[need].from_data for task in due for need in task.needs):
             self.seeing.show()
-            alone = [task for task in structured if any(EVIDENCE[need].at_once for need in task.needs)]
-            numbers = [due_to_leave(one, self.masking.units, self.live.dense_units, position) for one in alone]
-            leaving = sum(numbers) if numbers else None
+            alone = next((task for task in structured if any(EVIDENCE[need].at_once for need in task.needs)), None)
+            now, dense = self.masking.units, self.live.dense_units
+            leaving = None if alone is None else due_to_leave(alone, now, dense, position)
             ready = self.scorer.calibrate(self.told.data, self.told.loss, self.tasks.weights, units, leaving)
             self.seeing.hide()
         self.scorer.synchronize()

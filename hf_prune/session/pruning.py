@@ -312,8 +312,9 @@ class Pruning:
     def _prepare(self) -> None:
         """Say what the next step is."""
         next_ = self.clock.position + 1
-        ahead = [change - next_ for task in self.tasks.units for change in task.changes if change >= next_]
         for one in self.evidence.values() if self.settings.data is None else ():
+            tasks = self.tasks.weights if one.weights and not one.groups else self.tasks.units
+            ahead = [change - next_ for task in tasks for change in task.changes if change >= next_]
             one.prepare(self.clock.steps + 1, min(ahead, default=None))
 
     def _count_batches(self, taken: bool) -> None:
