@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import Any, Literal, TypeVar
 
@@ -85,6 +85,14 @@ class Pruner:
         """Return the rule that says what may come back when masks change."""
         returns = self.resolve_score().reversible if self.reversible is None else self.reversible
         return RULES["anew" if returns else "final"]
+
+    def settled(self, alone: bool) -> Pruner:
+        """Return what it means in a run; here itself.
+
+        Args:
+            alone: Whether its units are chosen among themselves, not together with those of other pruners.
+        """
+        return self
 
     def allocate(self) -> AllocationFunction:
         """Return the allocation function."""
@@ -214,6 +222,8 @@ class LayerPruner(UnitPruner):
 
     Args:
         unit: ``"layer"``, ``"branch"``, or ``"any"``: whichever is worth least.
+        score: As in `Pruner`. ``"auto"``: ``"block_influence"`` where whole layers are chosen among themselves,
+            ``"taylor"`` where they must compare with branches, or under a target with other pruners' units.
         **settings: As in `Pruner`; `min_kept` counts layers. The papers that rank layers by what they change: Men et
             al. 2024, arXiv:2403.03853; branches: He et al. 2024, arXiv:2406.15786.
 
@@ -223,6 +233,16 @@ class LayerPruner(UnitPruner):
     """
 
     unit: Literal["layer", "branch", "any"] = "layer"
+    score: str | Callable[..., torch.Tensor] = "auto"
+
+    def settled(self, alone: bool) -> LayerPruner:
+        """Return itself with the score that ``"auto"`` stands for."""
+        best = "block_influence" if alone and self.unit == "layer" else "taylor"
+        return replace(self, score=best) if self.score == "auto" else self
+
+    def resolve_score(self) -> Score:
+        """Return the score of units; of ``"auto"`` that of layers alone."""
+        return get_score(self.settled(alone=True).score, "unit")
 
     def kinds(self, groups: Sequence[Group]) -> tuple[Kind, ...]:
         """Return layers, branches or both."""

@@ -45,11 +45,16 @@ def register_score(
 
     Args:
         name: The name; one function of weights and one of units may share it.
-        needs: What is passed beside ``weight`` (scores of weights) by keyword: ``gradient`` (of the loss, same shape),
-            ``movement`` (the sum over all steps so far of ``-w * dL/dw``, same shape; of a masked weight, w is its last
-            value and the gradient that at zero), ``noise`` (uniform in [0, 1), same shape or ``(units,)``), ``gate``,
-            ``gate_square`` and ``gate_absolute`` (running mean over samples of the gradient of the loss to a gate on
-            the unit, plain, squared or absolute, ``(units,)``).
+        needs: What is passed by keyword. Beside ``weight``, of its shape: ``gradient`` (of the loss),
+            ``gradient_square`` (its mean square over steps, or over batches of calibration data), ``movement`` (the sum
+            over all steps so far of ``-w * dL/dw``; of a masked weight, w is its last value and the gradient that at
+            zero), ``input_mean``, ``input_absolute``, ``input_square`` and ``input_norm`` (means over tokens of what
+            the weight is multiplied with, and the root of the squares' mean), ``noise`` (uniform in [0, 1)). Of units,
+            ``(units,)``: ``gate``, ``gate_square`` and ``gate_absolute`` (running mean over samples of the gradient of
+            the loss to a gate on the unit, plain, squared or absolute), ``activation_mean``, ``activation``,
+            ``activation_square`` (means over tokens of a, |a| and a squared) and ``contribution`` (the squared norm of
+            what it adds to the output), ``activation_gradient`` (of |dL/da|), ``input_sensitivity`` (of
+            |da/dx v|, v random), ``block_influence``, ``loss_without``, ``greedy_order``, ``noise``.
         paper: Where it comes from.
         of: ``"weight"``: ``f(weight, **needs)`` of the weight's shape; ``"unit"``: ``f(**needs)``, ``(units,)``.
         reversible: Whether what it has masked comes back where its score has become one of the best; a pruner's
@@ -115,6 +120,83 @@ def gate_taylor(gate_square: Tensor) -> Tensor:
 def gate_absolute(gate_absolute: Tensor) -> Tensor:
     """Mean over samples of the absolute first-order change when the unit's gate closes: ``E|dL/dg|``."""
     return gate_absolute
+
+
+@register_score("gradient", needs=("gradient",), paper="Evci et al. 2020, arXiv:1911.11134, of what grows")
+def gradient(weight: Tensor, gradient: Tensor) -> Tensor:
+    """Sensitivity of the loss to the weight: ``|dL/dw|``."""
+    return gradient.abs()
+
+
+@register_score(
+    "fisher", needs=("gradient_square",), paper="LeCun et al. 1989, NIPS 2; Theis et al. 2018, arXiv:1801.05787"
+)
+def fisher(weight: Tensor, gradient_square: Tensor) -> Tensor:
+    """Second-order change of the loss when the weight becomes zero, by Fisher's diagonal: ``w^2 E[(dL/dw)^2] / 2``."""
+    return weight.square() * gradient_square / 2
+
+
+@register_score("fisher", of="unit", needs=("gate_square",), paper="Theis et al. 2018, arXiv:1801.05787")
+def gate_fisher(gate_square: Tensor) -> Tensor:
+    """Second-order change of the loss when the unit's gate closes: ``E[(dL/dg)^2] / 2``, half of ``taylor``."""
+    return gate_square / 2
+
+
+@register_score("wanda", needs=("input_norm",), paper="Sun et al. 2024, arXiv:2306.11695")
+def wanda(weight: Tensor, input_norm: Tensor) -> Tensor:
+    """How much the weight adds to an output: ``|w| * ||x||``, x what it is multiplied with."""
+    return weight.abs() * input_norm
+
+
+@register_score("activation", of="unit", needs=("activation",), paper="Molchanov et al. 2017, arXiv:1611.06440")
+def activation(activation: Tensor) -> Tensor:
+    """Mean size of what the unit hands on: ``E|a|``."""
+    return activation
+
+
+@register_score(
+    "output_norm", of="unit", needs=("contribution",), paper="An et al. 2024, arXiv:2312.11983, without centring"
+)
+def output_norm(contribution: Tensor) -> Tensor:
+    """Norm of what the unit adds to the output: ``sqrt(E||W_u a||^2)``, W_u the columns that read it."""
+    return contribution.sqrt()
+
+
+@register_score(
+    "activation_gradient",
+    of="unit",
+    needs=("activation_gradient",),
+    paper="Simonyan et al. 2014, arXiv:1312.6034, of hidden units",
+)
+def activation_gradient(activation_gradient: Tensor) -> Tensor:
+    """Sensitivity of the loss to what the unit hands on: ``E|dL/da|``."""
+    return activation_gradient
+
+
+@register_score(
+    "input_sensitivity", of="unit", needs=("input_sensitivity",), paper="Hoffman et al. 2019, arXiv:1908.02729"
+)
+def input_sensitivity(input_sensitivity: Tensor) -> Tensor:
+    """Sensitivity of what the unit hands on to the embeddings: ``E|da/dx v|``, v a random direction."""
+    return input_sensitivity
+
+
+@register_score("block_influence", of="unit", needs=("block_influence",), paper="Men et al. 2024, arXiv:2403.03853")
+def block_influence(block_influence: Tensor) -> Tensor:
+    """How much a layer turns what it gets: ``1 - E[cos(x, f(x))]``."""
+    return block_influence
+
+
+@register_score("loss_without", of="unit", needs=("loss_without",), paper="Kim et al. 2024, arXiv:2402.02834")
+def loss_without(loss_without: Tensor) -> Tensor:
+    """How much the loss on calibration data rises without the unit: ``L(without) - L``."""
+    return loss_without
+
+
+@register_score("greedy", of="unit", needs=("greedy_order",), paper="Song et al. 2024, arXiv:2402.09025")
+def greedy(greedy_order: Tensor) -> Tensor:
+    """When the unit leaves, if each time that one goes without which the loss is smallest, then."""
+    return greedy_order
 
 
 @register_score("movement", needs=("movement",), reversible=True, paper="Sanh, Wolf and Rush 2020, arXiv:2005.07683")

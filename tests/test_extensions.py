@@ -393,8 +393,11 @@ def test_evidence_keeps_its_contract(need):
     score = next((f for name in SCORES for f in SCORES[name].values() if need in f.needs), None)
     if score is None:
         pytest.skip("no score needs it")
-    made = NeuronPruner if score.of == "unit" else WeightPruner
-    model, _, pruning, go = start("evidence", told=PruningSettings(made(sparsity=0.5, score=score.name), EARLY))
+    kind, data = EVIDENCE[need], [draw_batch(build_bert())]
+    made = WeightPruner if score.of == "weight" else LayerPruner if need == "block_influence" else NeuronPruner
+    schedule = Schedule("oneshot", begin=3, end=3) if kind.at_once else EARLY
+    told = PruningSettings(made(sparsity=0.5, score=score.name), schedule, data=data if kind.takes == "data" else None)
+    model, _, pruning, go = start("evidence", told=told)
     (one,) = {id(pruning.evidence[EVIDENCE[n].name]): pruning.evidence[EVIDENCE[n].name] for n in score.needs}.values()
     go(0, 4)
     state = copy.deepcopy(one.state_dict())

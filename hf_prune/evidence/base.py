@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
 from ..errors import PruningError
-from ..live import Cut, LiveModel, Masking
+from ..live import Cut, LiveModel, Masking, Units
 from ..registry import Registry
 from ..structure import Group
 
 
 class MissingEvidence(PruningError):  # noqa: N818  it is one of ours, by any other name
     """There is nothing to score from; the message goes on from "Score 'NAME' needs"."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What evidence that goes through data by itself is told.
+
+    Args:
+        batches: On the model's device; they can be gone through many times.
+        loss_of: From a batch to the loss of the live model as it is at that moment.
+        units: Which units are there.
+        leaving: How many units of its groups leave now; ``None``: that is not known, as a target decides.
+    """
+
+    batches: Sequence[Mapping[str, Any]]
+    loss_of: Callable[[Mapping[str, Any]], Tensor]
+    units: Units
+    leaving: int | None = None
 
 
 class Evidence:
@@ -36,6 +54,9 @@ class Evidence:
         scale: What gradients are multiplied by while they are read.
         active: Whether it sees the batches of this step.
         from_data: Whether it comes from batches: one shot then needs data.
+        takes: What of batches: their ``"gradients"``, only ``"forwards"``, or calibration ``"data"`` that it goes
+            through by itself, in `measure`: there must be data then, in training too.
+        at_once: Whether it says which units leave first for one change alone, of one pruner: it is told how many.
         of_step: Whether it is of the last step's batches alone: where that step was left out, there is none.
         heavy: Whether it takes memory that grows with the model: the log then says how much.
         sees_masked: Whether it can see what masked units would bring, behind shut gates: those of `groups` may return.
@@ -44,6 +65,8 @@ class Evidence:
     name = ""
     active = True
     from_data = True
+    takes: Literal["gradients", "forwards", "data"] = "gradients"
+    at_once = False
     of_step = False
     heavy = False
     sees_masked = False
@@ -81,7 +104,8 @@ class Evidence:
 
         Args:
             step: Its number in the run, from 1.
-            until_change: Steps until masks of `groups` change next, 0: in this one; ``None``: they change no more.
+            until_change: Steps until masks of units change next, 0: in this one; ``None``: they change no more. Of
+                evidence of weights alone it is masks of weights.
         """
 
     def shut(self, gone: Mapping[str, Tensor]) -> None:
@@ -108,6 +132,9 @@ class Evidence:
 
     def reset(self) -> None:
         """Forget all that has counted: calibration data follow."""
+
+    def measure(self, calibration: Calibration) -> None:
+        """Go through calibration data, where it `takes` data; all processes call it, each with its own."""
 
     def synchronize(self) -> None:
         """Let all processes hold the same, so that they decide the same; all of them call it."""

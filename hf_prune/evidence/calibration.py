@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -49,8 +50,9 @@ def backward_all(
         evidence: What it sees of the batches counts.
 
     Returns:
-        The factor that the gradients still have. Those of a float16 model would vanish, or overflow: its loss is
-        multiplied by as much as it takes (Micikevicius et al. 2018, arXiv:1710.03740).
+        The factor that the gradients still have; there are none where all evidence takes forwards alone. Those of a
+        float16 model would vanish, or overflow: its loss is multiplied by as much as it takes (Micikevicius et al.
+        2018, arXiv:1710.03740).
 
     Raises:
         PruningError: There is no batch.
@@ -60,27 +62,51 @@ def backward_all(
     parameters = list(model.parameters())
     device = parameters[0].device
     half = any(one.dtype == torch.float16 for one in parameters) and not any(map(is_sharded, parameters))
-    scale, count, modes = _LARGEST_SCALE if half else 1.0, 0, [(one, one.training) for one in model.modules()]
-    model.eval()
-    try:
+    forwards = bool(evidence) and all(one.takes == "forwards" for one in evidence)
+    scale, count = _LARGEST_SCALE if half and not forwards else 1.0, 0
+    with evaluating(model):
         for batch in logging.tqdm(data, desc="Calibrating", leave=False):
-            check_batch(batch)
-            moved = {key: one.to(device) if torch.is_tensor(one) else one for key, one in batch.items()}
-            scale = _backward(functools.partial(loss or model_loss, model, moved), parameters, evidence, scale)
+            compute = functools.partial(loss or model_loss, model, on_device(batch, device))
+            scale = _backward(compute, parameters, evidence, scale, forwards)
             count += 1
-    finally:
-        for module, training in modes:
-            module.training = training
     if not count:
         raise PruningError("data must hold at least one batch. Received: none")
     return _average_gradients(parameters, scale)
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode while the block runs; behind it each module is in its mode of before."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return a batch where the model is.
+
+    Raises:
+        PruningError: It is none.
+    """
+    check_batch(batch)
+    return {key: one.to(device) if torch.is_tensor(one) else one for key, one in batch.items()}
+
+
 def _backward(
-    compute: Callable[[], Tensor], parameters: Sequence[Tensor], evidence: Sequence[Evidence], scale: float
+    compute: Callable[[], Tensor],
+    parameters: Sequence[Tensor],
+    evidence: Sequence[Evidence],
+    scale: float,
+    forwards: bool,
 ) -> float:
     """Add one batch to the gradients; return the scale that they have now, smaller where this batch has overflowed."""
-    if scale == 1.0:
+    if forwards:
+        compute()
+    elif scale == 1.0:
         compute().backward()  # type: ignore[no-untyped-call]
     else:
         scale = _backward_scaled(compute, parameters, evidence, scale)

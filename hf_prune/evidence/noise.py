@@ -16,6 +16,7 @@ class Noise(Evidence):
     """Uniform numbers in [0, 1): the same in every process, at every step and after a resume."""
 
     from_data = False
+    takes = "forwards"
 
     def of_weight(self, need: str, name: str, weight: Tensor) -> Tensor:
         """Return one number for each weight."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -15,8 +14,8 @@ from torch import Tensor, nn
 from ..allocation import select_units
 from ..errors import PruningError
 from ..evidence import EVIDENCE, Loss
-from ..evidence.calibration import model_loss
-from ..given import check_batch, check_data, check_model
+from ..evidence.calibration import evaluating, model_loss, on_device
+from ..given import check_data, check_model
 from ..live import LiveModel, Masking, masked_for_now
 from ..pruners import ChannelPruner, ExpertPruner, HeadPruner, NeuronPruner, UnitPruner
 from ..schedules import Schedule
@@ -83,7 +82,7 @@ def sensitivity(
     _check_shares(shares)
     live = LiveModel(model)
     pruners = _pruners_for(live.groups, score)
-    with _evaluating(model):
+    with evaluating(model):
         scores = _scores(live, pruners, taken, loss, seed)
         dense = _mean_loss(model, taken, loss)
         attempts = list(_attempts(live, scores, shares))
@@ -165,9 +164,7 @@ def _batches(data: Iterable[Mapping[str, Any]], limit: int, device: torch.device
     taken = list(islice(data, limit))
     if not taken:
         raise PruningError("data must hold at least one batch. Received: none")
-    for batch in taken:
-        check_batch(batch)
-    return [{key: one.to(device) if torch.is_tensor(one) else one for key, one in batch.items()} for batch in taken]
+    return [on_device(batch, device) for batch in taken]
 
 
 def _check_shares(shares: Sequence[float]) -> None:
@@ -175,17 +172,6 @@ def _check_shares(shares: Sequence[float]) -> None:
         if not 0 < share < 1:
             hint = f" Did you mean {share / 100:g}?" if 1 < share < 100 else ""
             raise PruningError(f"shares must each be in (0, 1); whole branches go anyway. Received: {share:g}.{hint}")
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _with_progress(attempts: Sequence[Attempt]) -> Iterator[Attempt]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,7 +32,9 @@ def masked_for_now(live: LiveModel, kept: Kept) -> Iterator[None]:
         PruningError: Parameters are sharded by FSDP, or the groups and units are none of the model's.
     """
     check_whole(live.model)
-    masking = Masking(live)
+    bare = copy.copy(live)
+    bare.optimizer = None  # its moments stay: no step is taken here
+    masking = Masking(bare)
     units = masking.units.keep(kept)
     tensors, touched = live.tensors, {name for name, _ in units.gone}
     before = {name: tensors[name].detach().clone() for name in touched}

@@ -12,7 +12,7 @@ from ..live import LiveModel, Masking, Units
 from ..masks import Masks
 from . import checks
 from .budgets import Budget
-from .choosing import choose_alone, choose_together, choose_weights
+from .choosing import choose_alone, choose_together, choose_weights, due_to_leave
 from .scoring import Scorer
 from .seeing import Seeing
 from .settings import PruningSettings
@@ -41,7 +41,7 @@ class Chooser:
         Raises:
             PruningError: Scores are missing, not finite, or all zero; or the model cannot be without these layers.
         """
-        scores = self._unit_scores(due)
+        scores = self._unit_scores(due, position)
         units, weights, facts = self._units(due, scores, position), dict(self.masking.weights), dict[str, int]()
         for task in (one for one in due if not one.structured):
             tensors, taken = self.live.tensors, self.scorer.take(task)
@@ -61,7 +61,7 @@ class Chooser:
             units = choose_alone(task, units, scores, self.live.dense_units, position, check)
         return units
 
-    def _unit_scores(self, due: Sequence[Task]) -> dict[str, Tensor]:
+    def _unit_scores(self, due: Sequence[Task], position: int) -> dict[str, Tensor]:
         """Return ``(units,)`` scores of every group of the tasks that are due, checked to be finite."""
         structured = [task for task in due if task.structured]
         scoring = self.tasks.units if structured and self.told.target is not None else structured
@@ -69,7 +69,10 @@ class Chooser:
         ready: dict[str, Tensor] = {}
         if self.told.data is not None and any(EVIDENCE[need].from_data for task in due for need in task.needs):
             self.seeing.show()
-            ready = self.scorer.calibrate(self.told.data, self.told.loss, self.tasks.weights, units)
+            alone = next((task for task in structured if any(EVIDENCE[need].at_once for need in task.needs)), None)
+            now, dense = self.masking.units, self.live.dense_units
+            leaving = None if alone is None else due_to_leave(alone, now, dense, position)
+            ready = self.scorer.calibrate(self.told.data, self.told.loss, self.tasks.weights, units, leaving)
             self.seeing.hide()
         self.scorer.synchronize()
         ready |= {group.name: self.scorer.units(score, group) for score, group in units if group.name not in ready}

@@ -48,8 +48,7 @@ def check_settings(told: PruningSettings) -> None:
         raise PruningError("pruners must name at least one. Received: none")
     for pruner in pruners:
         SCHEDULES[(pruner.schedule or told.schedule or Schedule()).kind]
-        for need in pruner.resolve_score().needs:
-            EVIDENCE[need]
+        check_measured(pruner, told)
         check_rule(pruner)
         pruner.allocate()
         name, structured = type(pruner).__name__, isinstance(pruner, UnitPruner)
@@ -70,6 +69,15 @@ def check_settings(told: PruningSettings) -> None:
         raise PruningError(
             "A target of time chooses widths over the whole model: allocation='global'. "
             f"Received: {given.told(others[0])}"
+        )
+
+
+def check_measured(pruner: Pruner, told: PruningSettings) -> None:
+    """What goes through calibration data by itself has some, in training too."""
+    score = pruner.resolve_score()
+    if any(EVIDENCE[need].takes == "data" for need in score.needs) and told.data is None:
+        raise PruningError(
+            f"Score '{score.name}' runs calibration data by itself: pass data=, batches with labels. Received: None"
         )
 
 
@@ -126,11 +134,32 @@ def check_tasks(tasks: Tasks, live: LiveModel, told: PruningSettings) -> None:
     swaps = swaps_weights(live.optimizer)
     for task in tasks:
         _check_reversible(task, live, swaps, told.shrink_live)
+        _check_at_once(task, told)
     for task in (one for one in tasks.weights if one.rule.returns):
         others = {name for other in tasks.weights if other is not task for name in other.weights}
         shared = next((name for name in task.weights if name in others), None)
         if shared:
             raise PruningError(f"A reversible WeightPruner must choose from '{shared}' alone. Received: two pruners")
+
+
+def _check_at_once(task: Task, told: PruningSettings) -> None:
+    """What says in which order units leave does so for one change of one pruner."""
+    if not any(EVIDENCE[need].at_once for need in task.needs):
+        return
+    allocation = task.pruner.allocation
+    for key, bad, received in (
+        ("once, by prune() or Schedule('oneshot')", len(task.changes) > 1, f"{len(task.changes)} changes"),
+        (
+            "by one pruner's own sparsity",
+            told.target is not None or len(told.pruners) > 1,
+            "a target, or several pruners",
+        ),
+        ("over all groups, allocation='global'", allocation != "global", f"allocation={given.told(allocation)}"),
+    ):
+        if bad:
+            raise PruningError(
+                f"Score '{task.score.name}' removes one unit after the other, {key}. Received: {received}"
+            )
 
 
 def _check_disjoint(chosen: Sequence[Group], target: Target | None) -> None:
@@ -194,6 +223,12 @@ def _check_units_come_back(model: nn.Module, task: Task, groups: Sequence[Group]
                 "Only heads, KV groups and neurons that a Linear reads, and single weights, can come back. "
                 f"Received: a reversible {name} for '{group.name}'"
             )
+    blind = [need for need in task.needs if EVIDENCE[need].from_data and not EVIDENCE[need].sees_masked]
+    if blind and not task.of_step:
+        raise PruningError(
+            f"Score '{task.score.name}' cannot see what masked units would bring: reversible units take a score of "
+            f"gates or activations, or of weights alone ('l1', 'l2'). Received: a reversible {name}"
+        )
     if task.of_step:
         raise PruningError(
             f"Score '{task.score.name}' needs gradients of weights, and those of a masked unit are zero: reversible "

@@ -63,11 +63,16 @@ def choose_alone(
     """One task's own sparsity, counted in units of the dense model."""
     groups = units.named(task.groups)
     costs = {group.name: 1.0 for group in groups}
-    now = sum(int(units.alive[name].sum()) for name in costs)
-    excess = now - (1 - task.sparsity * task.fraction(position)) * sum(dense_units[name] for name in task.groups)
+    excess = due_to_leave(task, units, dense_units, position)
     values = task.pruner.allocate()({name: scores[name] for name in costs}, costs)
     last = position >= task.last_change
-    return _select(units, groups, values, costs, round(excess), _limits([task], units), last, check)
+    return _select(units, groups, values, costs, excess, _limits([task], units), last, check)
+
+
+def due_to_leave(task: Task, units: Units, dense_units: Mapping[str, int], position: int) -> int:
+    """Return how many units must leave for one task's own sparsity, at this position of the schedule."""
+    now = sum(int(units.alive[group.name].sum()) for group in units.named(task.groups))
+    return round(now - (1 - task.sparsity * task.fraction(position)) * sum(dense_units[name] for name in task.groups))
 
 
 def _limits(tasks: Sequence[Task], units: Units) -> dict[str, tuple[int, int]]:

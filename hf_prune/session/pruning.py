@@ -304,16 +304,17 @@ class Pruning:
         if self.settings.data is None:
             next_ = self.clock.position + 1
             with self._scorer.scaled(scale):
-                due = [task for task in self.tasks.weights if task.due(next_)]
-                self._scorer.read(due, self.tasks.ahead(self.clock.position))
+                self._scorer.read(self.tasks.ahead(self.clock.position))
+                self._scorer.hold(task for task in self.tasks.weights if task.due(next_) and not task.waits)
         if not shown:  # shut gates let no gradient through
             self.masking.check_leaks()
 
     def _prepare(self) -> None:
         """Say what the next step is."""
         next_ = self.clock.position + 1
-        ahead = [change - next_ for task in self.tasks.units for change in task.changes if change >= next_]
         for one in self.evidence.values() if self.settings.data is None else ():
+            tasks = self.tasks.weights if one.weights and not one.groups else self.tasks.units
+            ahead = [change - next_ for task in tasks for change in task.changes if change >= next_]
             one.prepare(self.clock.steps + 1, min(ahead, default=None))
 
     def _count_batches(self, taken: bool) -> None:

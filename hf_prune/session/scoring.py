@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..errors import PruningError
-from ..evidence import EVIDENCE, Evidence, Loss, MissingEvidence, backward_all
+from ..evidence import EVIDENCE, Calibration, Evidence, Loss, MissingEvidence, backward_all
+from ..evidence.calibration import evaluating, model_loss, on_device
 from ..live import LiveModel, Masking
 from ..scores import Score
 from ..sharding import join, part_of
@@ -61,11 +63,10 @@ class Scorer:
         for one in self.evidence.values():
             one.synchronize()
 
-    def read(self, tasks: Iterable[Task], ahead: Iterable[str]) -> None:
-        """Read gradients that are complete, and hold the scores of these tasks' weights: gradients will be gone.
+    def read(self, ahead: Iterable[str]) -> None:
+        """Read gradients that are complete.
 
         Args:
-            tasks: Those that change masks of weights next.
             ahead: Names of all groups and parameters whose masks will still change.
         """
         for one in self.evidence.values():
@@ -73,6 +74,9 @@ class Scorer:
                 one.read(self.masking, set(ahead))
             except MissingEvidence as missing:
                 raise PruningError(f"Evidence '{one.name}' needs {missing}") from None
+
+    def hold(self, tasks: Iterable[Task]) -> None:
+        """Hold the scores of these tasks' weights, which change masks next: gradients will be gone."""
         for task in tasks:
             for name, score in task.scores.items():
                 held = self.weights(score, task.weights)
@@ -82,7 +86,7 @@ class Scorer:
         """Return the scores of a task's weights that were held, or those of now: by score and parameter."""
         wanted = {(name, parameter) for name in task.scores for parameter in task.weights}
         if not self._held.keys() >= wanted:
-            self.read([task], task.weights)
+            self.hold([task])
         return {
             name: {parameter: self._held.pop((name, parameter)) for parameter in task.weights} for name in task.scores
         }
@@ -93,13 +97,25 @@ class Scorer:
         loss: Loss | None,
         tasks: Sequence[Task],
         units: Iterable[tuple[Score, Group]],
+        leaving: int | None = None,
     ) -> dict[str, Tensor]:
         """Take all evidence, and scores of weights, from calibration data; gradients stay as they are.
+
+        Args:
+            data: Batches.
+            loss: From (model, batch) to a loss; ``None``: the model's own.
+            tasks: Whose weights are scored.
+            units: Scores, and the groups whose units are scored by them.
+            leaving: How many units leave now, where one pruner says it.
 
         Returns:
             The scores of groups whose units are scored by their weights: gradients are gone afterwards.
         """
-        model, evidence = self.live.model, list(self.evidence.values())
+        data = self._measure(data, loss, leaving)
+        evidence = [one for one in self.evidence.values() if one.takes != "data"]
+        if not evidence:
+            return {}
+        model = self.live.model
         saved = {parameter: parameter.grad for parameter in model.parameters()}
         model.zero_grad(set_to_none=True)
         for one in evidence:
@@ -107,13 +123,31 @@ class Scorer:
             one.start()
         try:
             with self.scaled(backward_all(model, data, loss, evidence)):
-                self.read(tasks, [name for task in tasks for name in task.weights])
+                self.synchronize()
+                self.read([name for task in tasks for name in task.weights])
+                self.hold(tasks)
                 return {group.name: self.units(score, group) for score, group in units if score.of == "weight"}
         finally:
             for one in evidence:
                 one.stop()
             for parameter, gradient in saved.items():
                 parameter.grad = gradient
+
+    def _measure(self, data: Iterable[Mapping[str, Any]], loss: Loss | None, leaving: int | None) -> Any:
+        """Let evidence that goes through data by itself do so; return the data, to be gone through once more."""
+        mine = [one for one in self.evidence.values() if one.takes == "data"]
+        if not mine:
+            return data
+        model = self.live.model
+        device = next(model.parameters()).device
+        batches = [on_device(batch, device) for batch in data]
+        if not batches:
+            raise PruningError("data must hold at least one batch. Received: none")
+        told = Calibration(batches, functools.partial(loss or model_loss, model), self.masking.units, leaving)
+        with evaluating(model):
+            for one in mine:
+                one.measure(told)
+        return batches
 
     def units(self, score: Score, group: Group) -> Tensor:
         """Return one score for each unit of a group, ``(units,)``.

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import PruningError
 from ..evidence import Loss
 from ..given import check_data, check_given, told
-from ..pruners import Pruner, as_pruners
+from ..pruners import Pruner, UnitPruner, as_pruners
 from ..schedules import Schedule
 from ..targets import Target
 from .guards import Guard
@@ -48,7 +48,9 @@ class PruningSettings:
 
     def __post_init__(self) -> None:
         """Take one pruner as several; settings are objects, not their names or numbers."""
-        object.__setattr__(self, "pruners", tuple(as_pruners(self.pruners)))
+        pruners = as_pruners(self.pruners)
+        alone = self.target is None or sum(isinstance(one, UnitPruner) for one in pruners) == 1
+        object.__setattr__(self, "pruners", tuple(one.settled(alone) for one in pruners))
         name = f"{self.schedule!r:.40}" if isinstance(self.schedule, str) else "'cubic'"
         number = f"{self.target:g}" if isinstance(self.target, float) and 0 < self.target <= 1 else "0.5"
         check_given("schedule", self.schedule, (Schedule, type(None)), f"a Schedule, such as Schedule({name})")

@@ -81,6 +81,11 @@ class Task:
         """Whether it is scored by what only the last step's batches tell."""
         return any(EVIDENCE[need].of_step for need in self.needs)
 
+    @property
+    def waits(self) -> bool:
+        """Whether all that its scores need counts only behind the step, and no gradient is among it."""
+        return bool(self.needs) and all(EVIDENCE[need].takes == "forwards" for need in self.needs)
+
     @cached_property
     def changes(self) -> tuple[int, ...]:
         """The positions of the schedule at which its masks change."""
