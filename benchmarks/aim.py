@@ -2,10 +2,10 @@
 
 OMP_NUM_THREADS=1 python benchmarks/aim.py [--model FOLDER] [--speedups 1.5 2 3 5] [--batches 1 8] [--int8 3]
 
-Heads and neurons of a classifier leave by gradients on random texts: the times do not depend on which. Without a folder
-a MiniLM shape (6 layers of 384) with random weights is pruned. Dense and pruned run in turn in ONNX Runtime, in graphs
-of their own, after the session has ended. Writes results/aim.json: what was asked, what the session measured, and what
-was measured then.
+Heads and neurons of a classifier leave by gradients on random inputs: the times do not depend on which. Without a
+folder a MiniLM shape (6 layers of 384) with random weights is pruned; image models see 224 x 224 pixels. Dense and
+pruned run in turn in ONNX Runtime, in graphs of their own, after the session has ended. Writes results/aim.json: what
+was asked, what the session measured, and what was measured then.
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 import torch
 from common import add_record
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+)
 
 from hf_prune import HeadPruner, NeuronPruner, Target, find_groups, prune
 from hf_prune.timing import Conditions, Stopwatch
@@ -31,12 +37,18 @@ LENGTH = 128
 def build(folder: str | None) -> Any:
     torch.manual_seed(0)
     if folder:
-        return AutoModelForSequenceClassification.from_pretrained(folder)
+        images = hasattr(AutoConfig.from_pretrained(folder), "image_size")
+        return (AutoModelForImageClassification if images else AutoModelForSequenceClassification).from_pretrained(
+            folder
+        )
     shape = {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
     return BertForSequenceClassification(BertConfig(**shape))
 
 
 def data_for(model: Any) -> list[dict[str, torch.Tensor]]:
+    if model.main_input_name == "pixel_values":
+        side = model.config.image_size
+        return [{"pixel_values": torch.randn(4, 3, side, side), "labels": torch.arange(4) % 2}]
     ids = torch.randint(5, 1000, (16, 32), generator=torch.Generator().manual_seed(0))
     return [{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(16) % 2}]
 

@@ -13,7 +13,11 @@ from .schedules import SCHEDULES, Schedule
 from .session import PruningSettings
 from .targets import Target
 
-_KEYS = {"kind": "prune_schedule", "macs": "target_macs"}  # of our settings; others have "prune_" before their name
+_KEYS = {
+    "kind": "prune_schedule",
+    "macs": "target_macs",
+    "speedup": "target_speedup",
+}  # of our settings; others have "prune_" before their name
 
 
 @dataclass
@@ -37,9 +41,16 @@ class PruningArguments:
         default=None,
         metadata={"help": "Share of the multiply-accumulates that remains, in (0, 1], over all but weights."},
     )
+    target_speedup: float | None = field(
+        default=None,
+        metadata={
+            "help": "How many times as fast as the dense model, at least 1, over all but weights: measured in ONNX "
+            "Runtime where training begins (one thread, batch 1, 128 tokens)."
+        },
+    )
     prune_sparsity: float | None = field(
         default=None,
-        metadata={"help": "Share of each sort that is removed, in [0, 1); with --target_macs of weights alone."},
+        metadata={"help": "Share of each sort that is removed, in [0, 1); with a target of weights alone."},
     )
     prune_begin: float = field(
         default=0.1, metadata={"help": "First change: up to 1 a fraction of all steps, above 1 a step."}
@@ -75,17 +86,23 @@ class PruningArguments:
             seed: For scores that draw numbers.
         """
         pruners = [self._pruner(name) for name in self.prune]
-        target = None if self.target_macs is None else _named(Target, macs=self.target_macs)
         self._check(pruners)
+        target = _named(Target, **self._wanted) if self._wanted else None
         settings = PruningSettings(pruners, self._schedule(), target, data, seed=seed)
         return PruningCallback(settings, shrink_at_end=self.prune_shrink_at_end)
+
+    @property
+    def _wanted(self) -> dict[str, Any]:
+        """What of a target is said, by its name there."""
+        said = {"macs": self.target_macs, "speedup": self.target_speedup}
+        return {name: value for name, value in said.items() if value is not None}
 
     def _pruner(self, name: str) -> Pruner:
         if name not in PRUNERS:
             hint = did_you_mean(name, list(PRUNERS))
             raise PruningError(f"prune must name {', '.join(PRUNERS)}.{hint} Received: '{name}'")
         made, settings = PRUNERS[name].made, PRUNERS[name].settings
-        own = made is WeightPruner or self.target_macs is None
+        own = made is WeightPruner or not self._wanted
         units: dict[str, Any] = (
             {} if made is WeightPruner else {"multiple_of": self.prune_multiple_of, "min_kept": self.prune_min_kept}
         )
@@ -109,20 +126,20 @@ class PruningArguments:
         units = [isinstance(pruner, UnitPruner) for pruner in pruners]
         if not pruners:
             raise PruningError(f"prune must name at least one of {', '.join(PRUNERS)}. Received: none")
-        lacking = [
-            pruner.sparsity is None and (self.target_macs is None or not unit) for pruner, unit in zip(pruners, units)
-        ]
-        if any(lacking):
+        if len(self._wanted) > 1:
+            raise PruningError(f"either target_macs or target_speedup decides. Received: {self._wanted}")
+        if any(pruner.sparsity is None and (not self._wanted or not unit) for pruner, unit in zip(pruners, units)):
             raise PruningError(
                 f"prune_sparsity must say how much of {', '.join(self.prune)} leaves"
-                f"{', or target_macs how much remains' if all(units) else ''}. Received: None"
+                f"{', or target_macs or target_speedup how much remains' if all(units) else ''}. Received: None"
             )
-        if self.target_macs is not None and not any(units):
-            raise PruningError(f"target_macs is for units, not for weights alone. Received: {self.target_macs:g}")
-        if self.target_macs is not None and self.prune_sparsity is not None and all(units):
-            raise PruningError(
-                f"prune_sparsity must be left out where target_macs decides. Received: {self.prune_sparsity:g}"
-            )
+        for name, value in self._wanted.items():
+            if not any(units):
+                raise PruningError(f"target_{name} is for units, not for weights alone. Received: {value:g}")
+            if self.prune_sparsity is not None and all(units):
+                raise PruningError(
+                    f"prune_sparsity must be left out where target_{name} decides. Received: {self.prune_sparsity:g}"
+                )
 
 
 def _moment(key: str, value: float) -> float | int:

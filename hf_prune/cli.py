@@ -278,7 +278,9 @@ def measure(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that [bold]hf-prune run[/] wrote.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders that [bold]run[/] or [bold]search[/] wrote.")
+    ],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="The HTML file; by default report.html in the run, of several here."),

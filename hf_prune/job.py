@@ -85,24 +85,27 @@ def metrics_of(job: Job, model: Any) -> Callable[[Any], dict[str, float]]:
 def trainer_of(job: Job, model: Any, settings: TrainSettings, teacher: Any = None) -> Any:
     """Return a Trainer for these settings; with a teacher, and distillation in the recipe, one that distils."""
     recipe = job.recipe
-    grouping: dict[str, Any] = {}
+    further: dict[str, Any] = {}
     if settings.group_by_length:  # renamed in transformers 5
         modern = hasattr(TrainingArguments, "train_sampling_strategy")
-        grouping = {"train_sampling_strategy": "group_by_length"} if modern else {"group_by_length": True}
+        further = {"train_sampling_strategy": "group_by_length"} if modern else {"group_by_length": True}
+    steps = steps_of(job, settings)
+    if settings.evaluations:
+        further |= {"eval_strategy": "steps", "eval_steps": max(1, steps // settings.evaluations)}
     arguments = TrainingArguments(
         output_dir=str(job.output / "checkpoints"),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=64,
         learning_rate=settings.learning_rate,
-        warmup_steps=round(settings.warmup * steps_of(job, settings)),
+        warmup_steps=round(settings.warmup * steps),
         weight_decay=settings.weight_decay,
-        logging_steps=max(1, steps_of(job, settings) // 10),
+        logging_steps=max(1, steps // 10),
         save_strategy="no",
         report_to=recipe.report_to,
         seed=recipe.seed,
         remove_unused_columns=job.train.format["type"] != "custom",  # images are read from a column of another name
-        **grouping,
+        **further,
     )
     common: dict[str, Any] = {
         "model": model,

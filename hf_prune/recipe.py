@@ -78,6 +78,7 @@ class TrainSettings(_Settings):
         warmup: Fraction of the steps that the learning rate rises, in [0, 1).
         weight_decay: As in AdamW.
         group_by_length: Put rows of like length into one batch: less padding.
+        evaluations: How many times it is evaluated on the way, for curves of the metrics; 0: not at all.
     """
 
     epochs: float = Field(default=3, gt=0, le=1e6)
@@ -86,6 +87,7 @@ class TrainSettings(_Settings):
     warmup: float = Field(default=0.1, ge=0, lt=1)
     weight_decay: float = Field(default=0.01, ge=0)
     group_by_length: bool = False
+    evaluations: int = Field(default=0, ge=0)
 
 
 def _every_pruner() -> dict[str, Any]:

@@ -192,6 +192,25 @@ def test_the_command(tmp_path):
     assert (tmp_path / "page_pictures" / "latency.png").is_file()
 
 
+def test_a_search_stands_for_its_trials(tmp_path):
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found" / "search.json").write_text("{}")
+    with pytest.raises(PruningError, match="a search of which a trial has ended"):
+        write_page([tmp_path / "found"])
+    for name in ("0", "1"):
+        write_report(tmp_path / "found" / "trials" / name)
+    page, pictures = write_page([tmp_path / "found"])
+    assert page == tmp_path / "found" / "report.html"
+    assert "2 pruning runs" in read_page(page).said
+    assert tmp_path / "found" / "report_pictures" / "runs.png" in pictures
+
+
+def test_a_time_that_was_aimed_at_is_told(tmp_path):
+    times = {"dense_ms": 9.0, "asked_ms": 4.5, "predicted_ms": 4.321, "measured_ms": 4.4321}
+    said = read_page(write_page([write_report(tmp_path / "run", settings=times)])[0]).said
+    assert "4.432 ms asked for 4.5 ms; the table predicted 4.321 ms" in said
+
+
 def test_metrics_of_evaluations_are_in_the_log(tmp_path):
     folder = write_report(tmp_path / "run")
     (folder / "pruning_log.csv").write_text("step,loss,eval_accuracy\n10,0.5,\n10,,0.25\n20,0.4,\n20,,0.75\n")

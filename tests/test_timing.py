@@ -85,6 +85,7 @@ def test_a_table_that_was_wrong_is_corrected(by_width, monkeypatch):
     report = prune(model := build_bert(), BOTH, target=Target(speedup=1.5, **TORCH), data=[draw_batch(model)])
     numbers = report.settings
     assert numbers["measured_ms"] == pytest.approx(numbers["asked_ms"], rel=0.05)
+    assert numbers["predicted_ms"] != pytest.approx(numbers["measured_ms"], rel=0.05)
 
 
 def test_milliseconds_are_asked_for(by_width):

@@ -18,6 +18,7 @@ from .hearing import Forward, answers, by_name, flat, hear
 from .layers import Anatomy, Attention, Key, Place, listen, pair_layers, take_hidden, take_map, use_eager_attention
 from .losses import attention_loss, hidden_loss
 from .matching import match_outputs
+from .memory import Memory
 from .outputs import output_loss, positions
 from .settings import Distillation
 from .teacher import teacher_inputs
@@ -43,13 +44,17 @@ class Lesson:
         teacher: The teacher, in evaluation mode.
         settings: Which terms, and how they are computed.
         seed: For the matrices between hidden states of different widths.
+        memory: What the teacher has answered before; ``None``: it is asked each time.
 
     Raises:
         PruningError: The two have no layers that could be compared.
     """
 
-    def __init__(self, student: Any, teacher: Any, settings: Distillation, seed: int = 0) -> None:
+    def __init__(
+        self, student: Any, teacher: Any, settings: Distillation, seed: int = 0, memory: Memory | None = None
+    ) -> None:
         self.student, self.teacher, self.settings, self.seed = student, teacher, settings, seed
+        self.memory = memory
         self.columns = match_outputs(student, teacher)
         self.projections = nn.ModuleDict()
         self.implementations: dict[int, tuple[Any, str]] = {}
@@ -126,7 +131,7 @@ class Lesson:
         layers, maps = heard.layers, heard.maps
         with ExitStack() as stack, torch.no_grad(), autocast():
             theirs = self._listen(stack, 1, {b: b for b in layers.values()}, {b: b for b in maps.values()})
-            taught = by_name(self.teacher, self.teacher(**teacher_inputs(self.teacher, forward.inputs, labels)))
+            taught = self._ask(teacher_inputs(self.teacher, forward.inputs, labels))
         given = batch.get("labels")
         given = given if torch.is_tensor(given) else None
         inputs = flat(forward.inputs if given is None else {**forward.inputs, "labels": given})
@@ -139,6 +144,14 @@ class Lesson:
         if maps:
             terms["attention"] = self._attention(maps, forward.inside[1], theirs[1], inputs)
         return {name: value for name, value in terms.items() if value is not None}
+
+    def _ask(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the teacher's outputs by name: from memory, where there is one."""
+
+        def ask() -> Mapping[str, Any]:
+            return by_name(self.teacher, self.teacher(**inputs))
+
+        return ask() if self.memory is None else self.memory.answers(inputs, ask)
 
     def restore(self) -> None:
         """Give models back the attention that they came with."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator
 
+from ..errors import PruningError
 from ..settings import settings
 
 
@@ -50,6 +51,9 @@ class Distillation:
         heads: ``"mean"`` compares the average over heads; ``"kept"`` each head with the teacher's of the same dense
             number: for a teacher that is the dense model itself.
         teacher_dtype: What the teacher computes in; ``None``: as it comes.
+        cache: Folder that keeps the teacher's logits by what a row holds, so that it is asked about each row once, in
+            all epochs and runs: for classifiers and regression, with `hidden` and `attention` at 0, and data that are
+            not augmented. ``None``: it is asked each time.
 
     Example:
         >>> Distillation(temperature=4.0, hidden=(1.0, 0.0)).weight("hidden", progress=0.25)
@@ -64,6 +68,16 @@ class Distillation:
     layer_map: Literal["uniform", "last"] | dict[int, int] = "uniform"
     heads: Literal["mean", "kept"] = "mean"
     teacher_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    cache: str | None = None
+
+    def __post_init__(self) -> None:
+        """Only logits are kept."""
+        inside = [term for term in ("hidden", "attention") if self.uses(term)]
+        if self.cache is not None and inside:
+            raise PruningError(
+                f"cache keeps a teacher's logits: it must be left out where {inside[0]} is above 0. "
+                f"Received: cache={self.cache!r}, {inside[0]}={getattr(self, inside[0])!r}"
+            )
 
     def weight(self, term: str, progress: float) -> float:
         """Return the weight of a term.

@@ -18,6 +18,7 @@ from ..sharding import average_over_processes
 from .behind import check_trainer, having
 from .hearing import loss_of
 from .lesson import PROJECTIONS, Lesson
+from .memory import Memory
 from .outputs import count
 from .settings import Distillation
 from .teacher import load_teacher
@@ -95,9 +96,17 @@ class DistillationMixin:
         source = self.teacher if again else self._source
         self.teacher = load_teacher(source, student, settings.teacher_dtype, maps=settings.uses("attention"))
         self.teacher.to(arguments.device)
-        self.lesson = Lesson(student, self.teacher, settings, arguments.seed)
+        self.lesson = Lesson(student, self.teacher, settings, arguments.seed, self._memory())
         self.lesson.projections.to(arguments.device)
         self._terms: dict[str, list[Tensor]] = {}
+
+    def _memory(self) -> Memory | None:
+        """Return what this teacher has answered before, where it is kept."""
+        arguments, folder = self.args, self.distillation.cache  # type: ignore[attr-defined]
+        if folder is None:
+            return None
+        precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else ""
+        return Memory(folder, self.teacher, precision, arguments.process_index)
 
     def _follow(self) -> Lesson:
         """Return the lesson of the model that trains now: users, searches and `model_init` put others in its place."""
@@ -305,11 +314,32 @@ class _Keeper(TrainerCallback):  # type: ignore[misc]
             self.trainer.lesson.load(folder)
         join_checkpoints(state, PROJECTIONS, lambda folder: self.trainer.lesson.save(folder))
 
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count what is found again in this epoch."""
+        if (memory := self.trainer.lesson.memory) is not None:
+            memory.begin_epoch()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Share what the teacher was asked with all processes."""
+        if (memory := self.trainer.lesson.memory) is None:
+            return
+        memory.write()
+        memory.check_found()
+        self.trainer.accelerator.wait_for_everyone()
+        memory.read()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Keep what was asked before a checkpoint is written: a resumed run finds it as this one would."""
+        if control.should_save and (memory := self.trainer.lesson.memory) is not None:
+            memory.write()
+
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Forget their gradients: Trainer forgets only the model's."""
         self.trainer.lesson.projections.zero_grad()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Give the models back what they came with."""
+        """Give the models back what they came with, and keep what the teacher was asked."""
+        if self.trainer.lesson.memory is not None:
+            self.trainer.lesson.memory.write()
         leave_checkpoints(state, PROJECTIONS)
         self.trainer.lesson.restore()

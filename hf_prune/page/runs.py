@@ -15,6 +15,7 @@ from ..files import is_inside, read_json
 from ..report import Report, Timing
 from ..training_log import FILE as LOG
 
+SEARCH = "search.json"  # what `hf-prune search` leaves in its folder
 LATENCY = "latency.json"  # what `hf-prune measure RUN --json` prints, kept in the run's folder
 _LOG_PLACES = (LOG, f"checkpoints/{LOG}")
 _LARGEST = 2**24  # bytes of a log or a recipe
@@ -56,6 +57,21 @@ class RunFolder:
     files: list[ModelFiles] = field(default_factory=list)
     recipe: str = ""
     timings: list[Timing] = field(default_factory=list)
+
+
+def runs_in(folder: str | Path) -> list[Path]:
+    """Return the folders of runs that a folder stands for: of a search, its trials that ended; else itself.
+
+    Raises:
+        PruningError: None of a search's trials has ended.
+    """
+    folder = Path(folder).expanduser()
+    if not is_inside(folder, folder / SEARCH):
+        return [folder]
+    trials = sorted(path.parent for path in folder.glob(f"trials/*/{REPORT}") if is_inside(folder, path))
+    if not trials:
+        raise PruningError(f"RUN may be a search of which a trial has ended. Received: '{folder}', with none")
+    return trials
 
 
 def read_run(folder: str | Path) -> RunFolder:

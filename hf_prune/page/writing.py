@@ -13,7 +13,7 @@ from ..files import write_text
 from ..report import Report
 from ..report.display import short, table_rows
 from .pictures import COLOURS, Bar, Picture, kept_pictures, latency_picture, scatter_picture, training_picture
-from .runs import RunFolder, read_run
+from .runs import RunFolder, read_run, runs_in
 from .weights import weight_pictures
 
 _OURS = '<meta name="generator" content="hf_prune report">'
@@ -47,7 +47,7 @@ def write_page(runs: Sequence[str | Path], output: str | Path | None = None) -> 
     """Write one self-contained HTML file about one run or several, and its pictures as PNG beside it.
 
     Args:
-        runs: Folders that `hf-prune run` wrote, at least one.
+        runs: Folders that `hf-prune run` wrote, at least one; that of `hf-prune search` stands for its trials.
         output: The file; by default report.html in the run's folder, of several in the current one. The pictures go
             into a folder of its name with ``_pictures`` behind.
 
@@ -64,7 +64,7 @@ def write_page(runs: Sequence[str | Path], output: str | Path | None = None) -> 
         raise PruningError("A report needs at least one run. Received: none")
     output = Path(output).expanduser() if output else Path(runs[0] if len(runs) == 1 else ".") / "report.html"
     _check_output(output)
-    read = _named([read_run(run) for run in runs])
+    read = _named([read_run(one) for run in runs for one in runs_in(run)])
     shown = [_shown(run) for run in read]
     together = [one for one in [_compared(read)] if one is not None]
     page = _render(shown, together)
@@ -154,12 +154,21 @@ def _tiles(run: RunFolder) -> Iterator[Tile]:
         at = f"batch {measured.batch}" + (f" x {measured.length} tokens" if measured.length else "")
         threads = f"{measured.threads} thread{'s' * (measured.threads > 1)}"
         yield Tile("measured speed-up", f"{times:.2f}x", f"{_RUNTIMES.get(runtime, runtime)}, {at}, {threads}")
+    yield from _aimed(report.settings)
     if report.dense and report.pruned and report.dense.size_mb and report.pruned.size_mb:
         before, after = report.dense.size_mb, report.pruned.size_mb
         yield Tile("size", f"{after:,.3g} MB", f"{after / before:.0%} of {before:,.3g} MB")
         left = report.pruned.parameters / max(report.dense.parameters, 1)
         counts = f"{short(report.dense.parameters)} to {short(report.pruned.parameters)}"
         yield Tile("parameters left", f"{left:.0%}", counts)
+
+
+def _aimed(told: Mapping[str, Any]) -> Iterator[Tile]:
+    """Yield the time that was aimed at, where it was measured."""
+    asked, predicted, measured = (told.get(f"{name}_ms") for name in ("asked", "predicted", "measured"))
+    if all(isinstance(one, (int, float)) for one in (asked, predicted, measured)):
+        beside = f"asked for {asked:.4g} ms; the table predicted {predicted:.4g} ms"
+        yield Tile("time that was aimed at", f"{measured:.4g} ms", beside)
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

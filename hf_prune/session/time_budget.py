@@ -114,9 +114,10 @@ class Time(Budget):
         return kept
 
     def facts(self) -> dict[str, Any]:
-        """Return what was asked, predicted and measured, in milliseconds."""
-        asked = self.share(self.target.budget[1]) if self.target is not None else 1.0
-        times = {"asked": asked, "measured": self._measured} if self._measured else {"asked": asked}
+        """Return what was asked, what the table said of the chosen widths, and what was measured, in milliseconds."""
+        times = {"asked": self.share(self.target.budget[1]) if self.target is not None else 1.0}
+        if self._measured:
+            times |= {"predicted": self._measured / self._factor, "measured": self._measured}
         return {f"{name}_ms": round(share * self.dense_ms, 4) for name, share in {"dense": 1.0, **times}.items()}
 
     def state_dict(self) -> dict[str, Any]:
