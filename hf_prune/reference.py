@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 import yaml
 from pydantic_core import PydanticUndefined
 
-from .recipe import Recipe, TrainSettings
+from .recipe import Recipe
 
 _WIDTH = 100
 
@@ -44,18 +44,33 @@ class Key(NamedTuple):
 def recipe_keys() -> list[Key]:
     """Return every key of a recipe, those of nested settings behind them, in the order of the settings.
 
+    What stands elsewhere is not repeated: `dense` has the keys of `train`, a pruner's schedule those of `schedule`, and
+    a pruner those of the ones before it that mean the same.
+
     Example:
         >>> next(key for key in recipe_keys() if key.path == "train.epochs").default
         '3'
     """
-    return list(_walk(Recipe, ""))
+    seen = set[tuple[str, str]]()
+    return [key for key in _walk(Recipe, "") if not _is_seen(key, seen)]
 
 
 def _walk(kind: Any, prefix: str) -> Iterator[Key]:
     for key in _keys_of(kind, prefix):
         yield key
-        if key.inside is not None and not (key.inside is TrainSettings and key.name == "dense"):  # as train
+        if (key.inside is not None and key.path != "dense" and key.name != "schedule") or key.path == "schedule":
             yield from _walk(key.inside, f"{key.path}.")
+
+
+def _is_seen(key: Key, seen: set[tuple[str, str]]) -> bool:
+    """Whether an earlier pruner has this key; else it is noted."""
+    if key.path.count(".") != 2 or not key.path.startswith("pruners."):
+        return False
+    told = key.name, key.meaning
+    if told in seen:
+        return True
+    seen.add(told)
+    return False
 
 
 def _keys_of(kind: Any, prefix: str = "") -> list[Key]:
@@ -168,3 +183,7 @@ def _lines(kind: Any, plain: Mapping[str, Any], indent: str) -> Iterator[str]:
             yield from _lines(key.inside, value, f"{indent}  ")
         else:
             yield f"{indent}{key.name}: {_flow(value)}"
+
+
+if __name__ == "__main__":
+    print(recipe_table())

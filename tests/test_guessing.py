@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 from hf_prune import PruningError, cli, load_pruned, workflow
 from hf_prune.guessing import Wish, guess
 from hf_prune.recipe import load_recipe
-from hf_prune.reference import commented
+from hf_prune.reference import commented, recipe_keys, recipe_table
 
 WORDS = [
     "[PAD]",
@@ -280,3 +281,16 @@ def test_splits_and_hidden_labels(tmp_path):
     recipe = guess(Wish(model, str(folder))).recipe
     assert (recipe.data.train, recipe.data.evaluation, recipe.data.test_size) == ("train", ["dev"], None)
     assert recipe.data.max_length == 32  # the model reads no more
+
+
+def test_the_page_of_commands_has_every_command_and_every_key():
+    page = (Path(__file__).parent.parent / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert page.split("<!-- keys -->\n")[1] == recipe_table() + "\n", "python -m hf_prune.reference writes it"
+    commands = [one.name or one.callback.__name__ for one in cli.app.registered_commands]
+    examples = re.findall(r"^\| `(\w+)` \| .* \| `hf-prune (\w+) .*` \|$|^\| `doctor`", page, re.MULTILINE)
+    assert sorted(commands) == sorted(first or "doctor" for first, _ in examples)
+    assert all(first == second for first, second in examples)
+
+
+def test_every_key_is_explained():
+    assert [key.path for key in recipe_keys() if not key.meaning] == []
