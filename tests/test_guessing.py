@@ -43,7 +43,7 @@ TEXT = {
     "bos_token_id": 2,
     "eos_token_id": 3,
 }
-QUICK = ["train.epochs=1", "train.batch_size=8", "data.train_limit=24", "schedule.frequency=1", "onnx=false"]
+QUICK = ["train.epochs=1", "train.batch_size=8", "data.train_limit=24", "schedule.frequency=1"]
 QUICK += ["measure.repeats=1", "measure.length=8"]
 DRAW = random.Random(0)
 
@@ -159,6 +159,7 @@ def images(home):
 PAIR, ANSWERS = ["sentence1", "sentence2"], {"text": ["question", "context"], "label": "answers"}
 SEVERAL, LISTS = {"text": "comment", "label": ["rude", "long"]}, {"text": "text", "label": "labels"}
 OF_CLASS, OF_TOKENS = "text-classification", "token-classification"
+EXPORTED = ("tokens", "answers", "masked lm")  # to ONNX too: the file's metrics are the model's
 CASES = {  # what makes model and data, the task, what is found, the metrics
     "classes": (classes, OF_CLASS, {"text": "review", "label": "sentiment"}, ["accuracy"]),
     "regression of pairs": (pairs, OF_CLASS, {"text": PAIR, "label": "score"}, ["pearsonr", "spearmanr"]),
@@ -179,7 +180,7 @@ def test_a_model_and_a_file_become_a_small_model(name, tmp_path):
     model, data = make(tmp_path)
     output = tmp_path / "run"
     quick = [*QUICK, "dense.epochs=1"] if guess(Wish(model, data)).recipe.dense else QUICK
-    guessed = guess(Wish(model, data, output=output), quick)
+    guessed = guess(Wish(model, data, output=output), [*quick, f"onnx={name in EXPORTED}"])
     recipe = guessed.recipe
     assert (recipe.task, recipe.metrics) == (task, metrics)
     assert {key: getattr(recipe.data, key) for key in columns} == columns
@@ -189,6 +190,9 @@ def test_a_model_and_a_file_become_a_small_model(name, tmp_path):
     assert report.pruned.prunable_macs < 0.6 * report.dense.prunable_macs
     assert all(np.isfinite(both["pruned"]) for both in report.metrics.values())
     assert set(metrics) <= set(report.metrics)
+    for row in report.exports:
+        assert row["metrics"] == {one: pytest.approx(report.metrics[one]["pruned"], abs=1e-3) for one in metrics}
+    assert len(report.exports) == (2 if name in EXPORTED else 0)  # torch, and the file
     loaded = load_pruned(output / "model")
     assert sum(one.numel() for one in loaded.parameters()) == report.pruned.parameters
     assert load_recipe(output / "recipe.yaml") == recipe
