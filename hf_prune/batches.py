@@ -13,9 +13,10 @@ from transformers import AutoConfig, AutoTokenizer, DataCollatorForLanguageModel
 from .checkpoint import load_pruned
 from .data import DataSettings, load_rows
 from .errors import PruningError, did_you_mean
+from .job import Job
 from .recipe import Recipe, load_recipe, shipped_recipes
 from .recipe_tasks import saved_model
-from .workflow import Job, check, prepare, say, train_dense
+from .workflow import check, prepare, say, train_dense
 
 _TASKS = {"ForSequenceClassification": "text-classification", "ForImageClassification": "image-classification"}
 

@@ -9,16 +9,14 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from .errors import PruningError, did_you_mean, visible
+from .errors import PruningError, visible
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    add_completion=False,
     help="Make any Hugging Face transformer smaller and really faster, "
     "and publish a checkpoint that anyone can load.\n\n"
     "Start with [bold]hf-prune run quickstart[/]: offline, a few minutes on two cores.",
@@ -28,20 +26,122 @@ console = Console(markup=False, emoji=False)
 MODEL = Annotated[str, typer.Argument(metavar="MODEL", help="Folder, or name on the Hub.")]
 
 
+MODEL_OPTION = Annotated[str | None, typer.Option("--model", "-m", help="Folder, or name on the Hub.")]
+DATA_OPTION = Annotated[
+    str | None,
+    typer.Option("--data", "-d", help="csv, tsv, json(l), parquet or txt; a folder of them or of images; a Hub name."),
+]
+CONFIG_OPTION = Annotated[str | None, typer.Option("--data-config", help="Configuration of the data on the Hub.")]
+TASK_OPTION = Annotated[str | None, typer.Option(help="See [bold]hf-prune list tasks[/]; left out, it is guessed.")]
+TEXT_OPTION = Annotated[list[str] | None, typer.Option(help="Column with the text; twice for pairs.")]
+IMAGE_OPTION = Annotated[str | None, typer.Option(help="Column with the images.")]
+LABEL_OPTION = Annotated[list[str] | None, typer.Option(help="Column with the label; several of 0 and 1.")]
+MACS_OPTION = Annotated[float | None, typer.Option(help="Share of the multiply-accumulates that remains. [0.5]")]
+SPEEDUP_OPTION = Annotated[float | None, typer.Option(help="How many times as fast: 2, measured on this machine.")]
+TEACHER_OPTION = Annotated[str, typer.Option(help="self: the dense model teaches the small one; none.")]
+OVERRIDES = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from . import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Hold what goes before every command."""
+
+
 @app.command()
 def run(
     recipe: Annotated[
-        str, typer.Argument(help="A shipped recipe's name (see [bold]hf-prune list recipes[/]) or a YAML file.")
-    ],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it.")] = None,
+        str | None,
+        typer.Argument(help="A shipped recipe's name (see [bold]hf-prune list recipes[/]) or a YAML file."),
+    ] = None,
+    overrides: OVERRIDES = None,
+    model: MODEL_OPTION = None,
+    data: DATA_OPTION = None,
+    data_config: CONFIG_OPTION = None,
+    task: TASK_OPTION = None,
+    text: TEXT_OPTION = None,
+    image: IMAGE_OPTION = None,
+    label: LABEL_OPTION = None,
+    macs: MACS_OPTION = None,
+    speedup: SPEEDUP_OPTION = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="Search for the smallest that loses at most so much of the metric: 0.01.")
+    ] = None,
+    teacher: TEACHER_OPTION = "self",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run.")] = None,
 ) -> None:
     """Run a recipe: train, prune, distil, save, reload, export, measure, card.
 
-    Examples: [bold]hf-prune run quickstart target.macs=0.25[/], [bold]hf-prune run minilm_sst2 seed=1[/]
-    """
-    from .workflow import run as run_recipe
+    With --model and --data no recipe is needed: task, columns, splits and metric are guessed, it is said what was
+    guessed, and the recipe lies in the run's folder. A fine-tuned model is not trained again.
 
-    run_recipe(recipe, overrides or [])
+    Examples: [bold]hf-prune run quickstart target.macs=0.25[/],
+    [bold]hf-prune run --model my-bert --data reviews.csv --speedup 2[/]
+    """
+    if model is None and data is None and recipe is not None:
+        from .workflow import run as run_recipe
+
+        run_recipe(recipe, overrides or [])
+        return
+    from .commands import run_guessed, wish_of
+
+    told: dict[str, Any] = {"text": text or (), "image": image, "label": label or (), "teacher": teacher}
+    budgets = {"macs": macs, "speedup": speedup, "max_drop": max_drop}
+    wish = wish_of(model, data, budgets, config=data_config, task=task, output=output, **told)
+    run_guessed(wish, [*([recipe] if recipe else []), *(overrides or [])], max_drop)
+
+
+@app.command()
+def init(
+    overrides: OVERRIDES = None,
+    model: MODEL_OPTION = None,
+    data: DATA_OPTION = None,
+    data_config: CONFIG_OPTION = None,
+    task: TASK_OPTION = None,
+    text: TEXT_OPTION = None,
+    image: IMAGE_OPTION = None,
+    label: LABEL_OPTION = None,
+    macs: MACS_OPTION = None,
+    speedup: SPEEDUP_OPTION = None,
+    teacher: TEACHER_OPTION = "self",
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("recipe.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write the recipe that [bold]hf-prune run --model --data[/] would run, with a comment at every key.
+
+    Example: [bold]hf-prune init --model my-bert --data reviews.csv --macs 0.3 -o reviews.yaml[/]
+    """
+    from .commands import wish_of, write_recipe
+
+    told: dict[str, Any] = {"text": text or (), "image": image, "label": label or (), "teacher": teacher}
+    wish = wish_of(model, data, {"macs": macs, "speedup": speedup}, config=data_config, task=task, **told)
+    _say(f"Written: {write_recipe(wish, overrides or [], output, force=force)}")
+
+
+@app.command()
+def validate(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name or a YAML file.")],
+    overrides: OVERRIDES = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Check a recipe with its model and data: keys, columns, metrics, target, folder. Nothing is trained or written.
+
+    Example: [bold]hf-prune validate reviews.yaml target.macs=0.25[/]
+    """
+    from .commands import facts_of
+
+    facts = facts_of(recipe, overrides or [])
+    lines = [*(f"{name:<12}{value}" for name, value in facts.items()), "This recipe can run."]
+    typer.echo(json.dumps(facts, indent=2) if as_json else visible("\n".join(lines)))
 
 
 @app.command()
@@ -55,39 +155,11 @@ def inspect(
 
     Example: [bold]hf-prune inspect bert-base-uncased --verify[/]
     """
-    from .architectures import inspect_model, prunable_macs
-    from .plan import read_record
-    from .structure import live_shapes, unit_cost
+    from .inspecting import load, show_model, show_proof
 
-    loaded = _load(model)
-    record, shapes, found = read_record(loaded), live_shapes(loaded), inspect_model(loaded)
-    table = Table("group", "kind", "units", "of", "MACs per unit")
-    for group in found.groups:
-        cost = unit_cost(group, found.groups, shapes)
-        table.add_row(group.name, group.kind, str(group.units), str(record.dense_units(group)), f"{cost:,.0f}")
-    console.print(table)
-    for refusal in found.refusals:
-        console.print(visible(f"not offered: {refusal.place}, because {refusal.reason}"), highlight=False)
-    console.print(f"{type(loaded).__name__}: {prunable_macs(loaded):,} prunable multiply-accumulates per token")
-    if verify:
-        _verify(loaded)
-
-
-def _verify(model: Any) -> None:
-    """Show how far masked and shrunk copies are apart, and exit with 1 where they are too far."""
-    from .report import random_inputs
-    from .selfcheck import verify
-
-    found = verify(model, random_inputs(model, 2, 16))
-    table = Table("kind", "masked against shrunk", "effect on the output", "verdict")
-    for kind, difference in found.differences.items():
-        verdict = "equal" if difference <= found.tolerance else "DIFFERENT"
-        table.add_row(kind, f"{difference:.1e}", f"{found.effects[kind]:.1e}", verdict)
-    for kind, reason in found.failures.items():
-        table.add_row(kind, "", "", f"FAILED: {reason}")
-    console.print(table)
-    console.print("This model can be pruned exactly." if found.passed else "Do not prune what is not equal.")
-    if not found.passed:
+    loaded = load(model)
+    show_model(loaded, console)
+    if verify and not show_proof(loaded, console):
         raise typer.Exit(1)
 
 
@@ -158,19 +230,20 @@ def sensitivity(
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="scores, schedules, allocations, architectures or recipes.")],
+    what: Annotated[str | None, typer.Argument(help="Such as scores; left out, what there is is shown.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """List what can be named in a recipe."""
-    lists = {
-        "scores": _scores,
-        "schedules": lambda: _functions("schedules", "SCHEDULES"),
-        "allocations": lambda: _functions("allocation", "ALLOCATIONS"),
-        "architectures": _architectures,
-        "recipes": _recipes,
-    }
-    if what not in lists:
-        raise PruningError(f"Lists are {', '.join(lists)}.{did_you_mean(what, lists)} Received: '{what}'")
-    console.print(lists[what]())
+    """List what can be named in a recipe: scores, schedules, rules, tasks, metrics, recipes, architectures, ….
+
+    Example: [bold]hf-prune list scores[/]
+    """
+    from .listing import LISTS, listed, show_rows
+
+    rows = [{"list": name} for name in LISTS] if what is None else listed(what)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    show_rows(rows)
 
 
 @app.command()
@@ -195,10 +268,11 @@ def measure(
     Examples: [bold]hf-prune measure bert-base-uncased runs/x/model --batch 1,8 --length 32,128[/];
     [bold]hf-prune measure runs/x --json > runs/x/latency.json[/], which [bold]hf-prune report runs/x[/] then shows.
     """
+    from .inspecting import load
     from .measuring import measure_models, numbers_of, told
 
     sizes = {"batches": numbers_of(batch, "--batch"), "lengths": numbers_of(length, "--length")}
-    done = measure_models(models, _load, **sizes, threads=threads, repeats=repeats, compiled=compiled, tell=_say)
+    done = measure_models(models, load, **sizes, threads=threads, repeats=repeats, compiled=compiled, tell=_say)
     typer.echo(json.dumps(done.to_dict(), indent=2) if as_json else told(done, threads))
 
 
@@ -299,10 +373,10 @@ def card(
 @app.command()
 def doctor() -> None:
     """Show versions, the lane, and what works here."""
+    from .inspecting import lane
     from .report import environment
 
-    found = environment()
-    found["lane"] = _lane()
+    found = {**environment(), "lane": lane()}
     console.print_json(json.dumps(found, default=str))
 
 
@@ -318,79 +392,6 @@ def main() -> None:
 
 def _say(text: str) -> None:
     Console(stderr=True, markup=False, emoji=False, highlight=False).print(visible(text), soft_wrap=True)
-
-
-def _load(model: str) -> Any:
-    """Load a model in float32 as the class it was saved as."""
-    import torch
-
-    from .checkpoint import load_pruned
-
-    try:
-        return load_pruned(model, dtype=torch.float32)
-    except OSError as error:
-        raise PruningError(f"MODEL must be a folder or a name on the Hub. Received: '{model}' ({error})") from error
-
-
-def _lane() -> str:
-    from importlib.util import find_spec
-
-    if find_spec("optimum") and find_spec("optimum.exporters"):
-        return "optimum: ONNX export by optimum"
-    return (
-        "v5: ONNX export by transformers"
-        if find_spec("onnxscript")
-        else "no ONNX export: install an extra, optimum or onnx"
-    )
-
-
-def _scores() -> Table:
-    from .scores import SCORES
-
-    table = Table("score", "of", "needs", "masks", "what", "paper")
-    for name in sorted(SCORES):
-        for of, score in SCORES[name].items():
-            masks = "reversible" if score.reversible else "final"
-            table.add_row(name, of, ", ".join(score.needs), masks, _first_line(score.function), score.paper)
-    return table
-
-
-def _functions(module: str, registry: str) -> Table:
-    from importlib import import_module
-
-    entries = getattr(import_module(f".{module}", __package__), registry)
-    table = Table("name", "what")
-    for name in entries:
-        table.add_row(name, _first_line(entries[name]))
-    return table
-
-
-def _architectures() -> Table:
-    from .architectures import ARCHITECTURES
-    from .architectures.conventions import FEED_FORWARDS, FUSED, QUERY_KEY_VALUE
-
-    table = Table("what", "by", "children")
-    for names in (*QUERY_KEY_VALUE, *((name,) for name, _ in FUSED)):
-        table.add_row("attention", "naming convention", ", ".join(names))
-    for block in FEED_FORWARDS:
-        table.add_row("feed-forward", "naming convention", f"{', '.join(block.up)}, {block.down}")
-    for name in sorted(ARCHITECTURES):
-        table.add_row(name, "its own function", _first_line(ARCHITECTURES[name]))
-    return table
-
-
-def _recipes() -> Table:
-    from .recipe import shipped_recipes
-
-    table = Table("recipe", "what")
-    for name, path in shipped_recipes().items():
-        comment = [line.removeprefix("# ") for line in path.read_text().splitlines() if line.startswith("# ")]
-        table.add_row(name, " ".join(comment))
-    return table
-
-
-def _first_line(thing: Any) -> str:
-    return (thing.__doc__ or "").strip().split("\n")[0]
 
 
 if __name__ == "__main__":

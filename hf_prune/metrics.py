@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, Literal, TypeAlias
 
@@ -12,8 +12,12 @@ import torch
 
 from .errors import PruningError, did_you_mean
 
-Problem = Literal["classification", "regression", "causal_lm"]
+Problem = Literal[
+    "classification", "regression", "multi_label", "tokens", "answers", "causal_lm", "masked_lm", "seq2seq"
+]
+LANGUAGE: tuple[Problem, ...] = ("causal_lm", "masked_lm", "seq2seq")  # whose metric is what each token costs
 Numbers: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+_LONGEST = 2**20  # tokens: a span's first and last one are written as one number
 IGNORED = -100  # the label that losses and metrics skip: padding, and tokens that are not asked for
 
 
@@ -25,6 +29,17 @@ def _f1(predictions: Numbers, references: Numbers, average: str = "binary") -> f
     from sklearn.metrics import f1_score
 
     return float(f1_score(references, predictions, average=average))
+
+
+def _f1_macro(predictions: Numbers, references: Numbers) -> float:
+    return _f1(predictions, references, average="macro")
+
+
+def _span_f1(predictions: Numbers, references: Numbers) -> float:
+    """Return the mean F1 of the tokens of a span, as of the words of an answer in SQuAD."""
+    (a, b), (c, d) = (np.divmod(spans, _LONGEST) for spans in (predictions, references))
+    shared = np.clip(np.minimum(b, d) - np.maximum(a, c) + 1, 0, None)
+    return float(np.mean(2 * shared / ((b - a + 1) + (d - c + 1))))
 
 
 def _matthews(predictions: Numbers, references: Numbers) -> float:
@@ -53,12 +68,28 @@ def _perplexity(predictions: Numbers, references: Numbers) -> float:
 _SHIPPED: dict[str, tuple[Callable[..., float], str, str]] = {
     "accuracy": (_accuracy, "int64", "int64"),
     "f1": (_f1, "int64", "int64"),
+    "f1_macro": (_f1_macro, "int64", "int64"),
     "matthews_correlation": (_matthews, "int64", "int64"),
     "pearsonr": (_pearson, "float64", "float64"),
     "spearmanr": (_spearman, "float64", "float64"),
     "perplexity": (_perplexity, "float64", "int64"),
+    "span_exact": (_accuracy, "int64", "int64"),
+    "span_f1": (_span_f1, "int64", "int64"),
 }
+_ENTITIES = "entity_f1"  # of rows as a whole, not of single tokens
 SHIPPED = tuple(_SHIPPED)
+METRICS = {  # that recipes can name, offline
+    "accuracy": "share of rows (tokens, labels of several) that are right",
+    "f1": "of class 1; of several labels a row, over all of them together",
+    "f1_macro": "mean of each class' F1",
+    "matthews_correlation": "of two classes of unequal size",
+    "pearsonr": "linear correlation, for regression",
+    "spearmanr": "correlation of ranks, for regression",
+    "perplexity": "of language models and texts to write; smaller is better",
+    "span_exact": "share of answers whose first and last token are right",
+    "span_f1": "how much the tokens of answers overlap",
+    _ENTITIES: "of whole entities, as CoNLL counts them",
+}
 
 
 @cache
@@ -91,7 +122,8 @@ def load_metric(name: str, **kwargs: Any) -> Any:
     Args:
         name: ``accuracy``, ``f1``, ``matthews_correlation``, ``pearsonr``, ``spearmanr`` (the definitions and result
             keys of the Hub's metrics), or ``perplexity``: predictions are losses per token in nats, references the
-            labels, where -100 is skipped. Any other name goes to `evaluate.load`.
+            labels, where -100 is skipped. Also ``f1_macro``, and ``span_exact`` and ``span_f1`` of answers, which
+            `compute_metrics_for` hands spans of tokens. Any other name goes to `evaluate.load`.
         kwargs: For a shipped metric what its `compute` takes (``average="macro"`` for f1, which is ``"binary"`` by
             default); for others whatever `evaluate.load` takes.
 
@@ -136,43 +168,132 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         ``(rows, length - 1)``, 0 where the label is skipped.
     """
     scores = logits[0] if isinstance(logits, tuple) else logits
-    scores = scores[:, :-1].float().transpose(1, 2)
-    return torch.nn.functional.cross_entropy(scores, labels[:, 1:], reduction="none", ignore_index=IGNORED)
+    return label_losses(scores[:, :-1], labels[:, 1:])
+
+
+def label_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return what the label of each position cost, in nats: as `token_losses`, where labels stand in their place.
+
+    Args:
+        logits: ``(rows, length, vocabulary)``, or a tuple that starts with it.
+        labels: ``(rows, length)``; -100 is skipped.
+
+    Returns:
+        ``(rows, length)``, 0 where the label is skipped.
+    """
+    scores = logits[0] if isinstance(logits, tuple) else logits
+    scores = scores.float().transpose(1, 2)
+    return torch.nn.functional.cross_entropy(scores, labels, reduction="none", ignore_index=IGNORED)
+
+
+def losses_of(problem: Problem) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
+    """Return what to give to Trainer as ``preprocess_logits_for_metrics``; ``None``: logits are what metrics read."""
+    if problem not in LANGUAGE:
+        return None
+    return token_losses if problem == "causal_lm" else label_losses
 
 
 def compute_metrics_for(
-    names: Iterable[str] | Mapping[str, Mapping[str, Any]], problem: Problem = "classification"
+    names: Iterable[str] | Mapping[str, Mapping[str, Any]],
+    problem: Problem = "classification",
+    classes: Sequence[str] = (),
 ) -> Callable[[Any], dict[str, float]]:
     """Return the `compute_metrics` that a Trainer takes; the metrics are loaded now, so that a bad name fails first.
 
     Args:
         names: Names for `load_metric`, or names with their options: ``{"f1": {"average": "macro"}}``.
         problem: ``classification`` takes the best class (of a row, or of a token where the label is not -100),
-            ``regression`` the single output, ``causal_lm`` the loss of each next token.
+            ``tokens`` the same, ``regression`` the single output, ``multi_label`` each class by itself, ``answers`` the
+            likeliest span, ``causal_lm``, ``masked_lm`` and ``seq2seq`` the loss of each token.
+        classes: Names by number, of ``tokens``: ``entity_f1`` reads them (B-PER, I-PER, O).
 
     Raises:
-        PruningError: A metric cannot be loaded, or perplexity is asked for anything but a causal language model.
+        PruningError: A metric cannot be loaded, or does not go with the problem.
     """
     options = names if isinstance(names, Mapping) else {name: {} for name in names}
     for name in options:
-        if (name == "perplexity") != (problem == "causal_lm"):
-            raise PruningError(f"metrics: perplexity goes with causal_lm, others don't. Received: '{name}', {problem}.")
-    metrics = [load_metric(name, **keywords) for name, keywords in options.items()]
+        _check_problem(name, problem)
+    metrics = [load_metric(name, **keywords) for name, keywords in options.items() if name != _ENTITIES]
 
     def compute_metrics(evaluation: Any) -> dict[str, float]:
         predictions, references = _flatten(evaluation, problem)
         results: dict[str, float] = {}
         for metric in metrics:
             results.update(metric.compute(predictions=predictions, references=references))
-        return results
+        if _ENTITIES in options:
+            results[_ENTITIES] = _entity_f1(evaluation, classes)
+        return {name: results[name] for name in [*options, *results] if name in results}
 
     return compute_metrics
 
 
+def _check_problem(name: str, problem: Problem) -> None:
+    wanted: dict[str, tuple[Problem, ...]] = {
+        "perplexity": LANGUAGE,
+        _ENTITIES: ("tokens",),
+        "span_exact": ("answers",),
+        "span_f1": ("answers",),
+    }
+    own = [one for one in wanted if problem in wanted[one]] if problem in (*LANGUAGE, "answers") else []
+    if problem not in wanted.get(name, (problem,)) or (own and name not in own):
+        rule = f"{problem} has {', '.join(own)}" if own else f"{name} goes with {', '.join(wanted[name])}"
+        raise PruningError(f"metrics: {rule}, others don't. Received: '{name}', {problem}.")
+
+
+def _entity_f1(evaluation: Any, classes: Sequence[str]) -> float:
+    """Return F1 of whole entities, as CoNLL counts them: of one type, from the first to the last word."""
+    labels = np.asarray(evaluation.label_ids)
+    best = np.asarray(_first(evaluation.predictions)).argmax(-1)
+    found, wanted = set[tuple[int, str, int, int]](), set[tuple[int, str, int, int]]()
+    for row, (ours, theirs) in enumerate(zip(best, labels)):
+        asked = theirs != IGNORED
+        for entities, numbers in ((found, ours[asked]), (wanted, theirs[asked])):
+            entities |= {(row, *one) for one in _entities([classes[number] for number in numbers])}
+    return 2 * len(found & wanted) / max(1, len(found) + len(wanted))
+
+
+def _entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Return type, first and last word of each entity; tags without B- and I- are types themselves."""
+    entities: list[tuple[str, int, int]] = []
+    before = "O"
+    for at, tag in enumerate(tags):
+        begins, kind = tag.startswith("B-"), tag[2:] if tag[:2] in ("B-", "I-") else tag
+        if tag != "O":
+            goes_on = not begins and kind == before and bool(entities)
+            entities[-1:] = [(kind, entities[-1][1], at)] if goes_on else [*entities[-1:], (kind, at, at)]
+        before = "O" if tag == "O" else kind
+    return entities
+
+
+def _first(outputs: Any) -> Any:
+    """Return logits, where a model hands out more."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
+def _spans(evaluation: Any) -> tuple[Numbers, Numbers]:
+    """Return the likeliest span of each row, and the right one: the first token in front of the last as one number."""
+    starts, ends = (np.asarray(one, dtype=np.float64) for one in evaluation.predictions[:2])
+    starts, ends = (np.where(one == IGNORED, -np.inf, one) for one in (starts, ends))  # Trainer's padding
+    best = np.array([_best_span(a, b) for a, b in zip(starts, ends)])
+    a, b = (np.asarray(one).reshape(-1).astype(np.int64) for one in evaluation.label_ids[:2])
+    return best, a * _LONGEST + b
+
+
+def _best_span(starts: Numbers, ends: Numbers) -> int:
+    both = np.where(np.tri(len(starts), k=-1, dtype=bool), -np.inf, starts[:, None] + ends[None])  # no end before
+    first, last = divmod(int(both.argmax()), len(starts))
+    return first * _LONGEST + last
+
+
 def _flatten(evaluation: Any, problem: Problem) -> tuple[Numbers, Numbers]:
     """Turn Trainer's ``(logits, labels)`` into flat predictions and references, without what is ignored."""
-    logits, labels = evaluation.predictions, np.asarray(evaluation.label_ids)
-    logits = np.asarray(logits[0] if isinstance(logits, tuple) else logits)
+    if problem == "answers":
+        return _spans(evaluation)
+    logits, labels = np.asarray(_first(evaluation.predictions)), np.asarray(evaluation.label_ids)
+    if problem == "multi_label":
+        return (logits > 0).astype(np.int64).reshape(-1), labels.astype(np.int64).reshape(-1)
+    if problem in ("masked_lm", "seq2seq"):
+        return logits.reshape(-1), labels.reshape(-1)
     if problem == "regression":
         return logits.reshape(-1), labels.reshape(-1)
     if problem == "causal_lm":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import partial
@@ -22,6 +23,22 @@ from .session import PruningSettings
 from .settings import problems_of, read_yaml
 from .targets import Target
 
+Task = Literal[
+    "text-classification",
+    "image-classification",
+    "token-classification",
+    "question-answering",
+    "causal-lm",
+    "masked-lm",
+    "seq2seq",
+]
+METRICS_OF = {  # what a recipe has where it names none; else accuracy
+    "token-classification": ["accuracy", "f1_macro"],
+    "question-answering": ["span_exact", "span_f1"],
+    "causal-lm": ["perplexity"],
+    "masked-lm": ["perplexity"],
+    "seq2seq": ["perplexity"],
+}
 _LONGEST = 2**20  # characters; `read_yaml` refuses fewer
 
 
@@ -186,7 +203,7 @@ class Recipe(_Settings):
         schedule: When to prune.
         distillation: How to learn from the dense model; ``null``: not at all.
         shrink_during_training: Remove units at every change, which saves time (one process only).
-        metrics: Names of metrics; the shipped ones work offline.
+        metrics: Names of metrics; the shipped ones work offline. Left out: the task's.
         measure: How latency is measured.
         onnx: Whether to export both models to ONNX.
         export: Further files of the pruned model, one or a list: ``{format: onnx, quantize: dynamic}``.
@@ -198,7 +215,7 @@ class Recipe(_Settings):
     """
 
     name: str
-    task: Literal["text-classification", "image-classification"]
+    task: Task
     model: ModelSettings
     data: DataSettings
     dense: TrainSettings | None = None
@@ -217,6 +234,12 @@ class Recipe(_Settings):
     output: Path
     report_to: list[str] = []
     seed: int = Field(default=0, ge=0, lt=2**32)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _metrics_of_the_task(cls, given: Any) -> Any:
+        own = METRICS_OF.get(str(given.get("task"))) if isinstance(given, Mapping) else None
+        return {"metrics": own, **given} if own else given
 
     @property
     def pruning(self) -> PruningSettings:
@@ -259,6 +282,18 @@ def load_recipe(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> R
     else:
         path = _find(recipe)
         source, plain = str(recipe), _read(path)
+    return recipe_of(plain, overrides, source)
+
+
+def recipe_of(plain: dict[str, Any], overrides: Sequence[str] = (), source: str = "") -> Recipe:
+    """Check the plain keys of a recipe; `overrides` and errors are those of `load_recipe`.
+
+    Args:
+        plain: Keys and values, as YAML has them.
+        overrides: ``key=value`` each.
+        source: What errors call it.
+    """
+    plain = copy.deepcopy(plain)
     for override in [overrides] if isinstance(overrides, str) else overrides:
         _override(plain, override)
     try:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import math
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,32 +15,26 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.text import Text
-from transformers import (
-    EvalPrediction,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import set_seed
 
 from .callback import PruningCallback
 from .card import RECIPE, REPORT, inherited_license, write_card
 from .checkpoint import load_pruned, save_pruned
-from .data import DIGITS, data_revision, label_count, label_names, load_split
+from .data import DIGITS, Splits, data_revision, is_listed, label_count, label_names, load_split
 from .errors import CheckpointError, PruningError, visible
-from .exporting import Exported, export, export_onnx, feed, measure_exports, open_exported
+from .exporting import export, export_onnx, measure_exports, open_exported
 from .files import write_text
 from .hub import push_pruned
-from .labels import fit_classes
-from .metrics import compute_metrics_for
+from .job import Job, batches_of, evaluate, evaluate_graph, metrics_of, steps_of, trainer_of
+from .labels import Classes, fit_classes
 from .plan import annotate
-from .recipe import Recipe, TrainSettings, load_recipe
+from .recipe import Recipe, load_recipe
 from .recipe_tasks import RECIPE_TASKS, dense_config, dense_model, saved_model
 from .report import Report, environment, measure_pair, random_inputs
 from .run_folder import RUN, check_run_folder
 from .session import Pruning
 
 SAME = 1e-5  # of the largest logit: a reloaded model computes what the saved one did
-TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "epoch")
 console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
@@ -74,26 +66,24 @@ def run(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> Report:
     return job.report
 
 
-@dataclass
-class Job:
-    """What the stages share, and leave for those behind them."""
+def validate(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> Job:
+    """Check a recipe with its model and data as `run` would, and neither train nor write.
 
-    recipe: Recipe
-    model: Any  # the dense one
-    processor: Any  # a tokenizer; None for images that come as arrays
-    train: Any
-    evaluation: Any
-    collator: Callable[[list[Any]], dict[str, Any]]
-    pruned: Any = field(init=False, repr=False)
-    report: Report = field(init=False, repr=False)
-    onnx: tuple[Path, Path] | None = None  # folders, dense and pruned
-    start: Path | None = None  # a model between dense and target to begin from; None: the dense one
-    exported: list[Exported] = field(default_factory=list)  # files of the pruned model
+    Args:
+        recipe: As in `run`.
+        overrides: ``key=value`` each.
 
-    @property
-    def output(self) -> Path:
-        """The folder of the run."""
-        return self.recipe.output
+    Returns:
+        Model, rows and settings as a run would begin with them.
+
+    Raises:
+        PruningError: What `run` would say.
+    """
+    told = load_recipe(recipe, overrides)
+    set_seed(told.seed)
+    job = prepare(told)
+    check_settings(job)
+    return job
 
 
 # the stages, in order
@@ -115,37 +105,43 @@ def prepare(recipe: Recipe) -> Job:
     """Load data and model, and make them fit each other."""
     say(f"Recipe {recipe.name}: loading data and model")
     task = RECIPE_TASKS[recipe.task]
-    fit = partial(
-        fit_classes,
-        dense_config(recipe),
-        head=task.auto_class.__name__.removeprefix("AutoModel"),
-        retrain=recipe.dense is not None,
-    )
-    splits = load_split(recipe.data, fit)
-    label = recipe.data.label
-    classes = label_names(splits.train, label) or max(label_count(split, label) for split in splits)
-    model = dense_model(recipe, task.auto_class, fit(classes).options)
+    fit = partial(fit_classes, dense_config(recipe), head=task.head, retrain=recipe.dense is not None)
+    splits = load_split(recipe.data, fit if task.has_classes else None, task.labels)
+    options = _class_options(recipe, splits, fit) if task.has_classes else {}
+    model = dense_model(recipe, task.auto_class, options)
     processor = task.processor(recipe)
     train, evaluation = (task.rows(split, processor, recipe, model) for split in splits)
-    return Job(recipe, model, processor, train, evaluation, task.collator(processor))
+    return Job(recipe, model, processor, train, evaluation, task.collator(processor, model))
+
+
+def _class_options(recipe: Recipe, splits: Splits, fit: Callable[..., Classes]) -> dict[str, Any]:
+    """Return what the model must be told of its classes."""
+    label = recipe.data.label_column
+    classes = label_names(splits.train, label) or max(label_count(split, label) for split in splits)
+    several = recipe.task != "token-classification" and is_listed(splits.train.features[label])
+    return {**fit(classes).options, **({"problem_type": "multi_label_classification"} if several else {})}
 
 
 def check(job: Job) -> None:
-    """Find out now what would otherwise fail after hours: pruners, schedule, metrics, output folder."""
-    recipe = job.recipe
-    steps = _steps(job, recipe.train)
-    Pruning(job.model, recipe.pruning, total_steps=steps).close()
-    compute_metrics_for(recipe.metrics, _problem(job.model))
-    check_run_folder(job.output)
+    """Find out now what would otherwise fail after hours, and make the run's folder."""
+    check_settings(job)
     job.output.mkdir(parents=True, exist_ok=True)
     write_text(job.output / RUN, "")
+    write_text(job.output / RECIPE, job.recipe.yaml())
+
+
+def check_settings(job: Job) -> None:
+    """Check pruners, target, schedule, metrics and output folder against the model; nothing is written."""
+    Pruning(job.model, job.recipe.pruning, total_steps=steps_of(job, job.recipe.train)).close()
+    metrics_of(job, job.model)
+    check_run_folder(job.output)
 
 
 def train_dense(job: Job) -> None:
     """Train the dense model first, where the recipe says how."""
     if job.recipe.dense is not None:
         say("Training the dense model")
-        trainer = _trainer(job, job.model, job.recipe.dense)
+        trainer = trainer_of(job, job.model, job.recipe.dense)
         trainer.train()
         if trainer.is_world_process_zero():
             save_pruned(job.model, job.output / "dense", tokenizer=job.processor)
@@ -157,7 +153,7 @@ def prune_and_distil(job: Job) -> None:
     job.pruned = copy.deepcopy(job.model) if job.start is None else saved_model(recipe, job.start)
     say(f"Pruning with {', '.join(type(pruner).__name__ for pruner in recipe.pruning.pruners)}")
     callback = PruningCallback(recipe.pruning)
-    callback.attach(_trainer(job, job.pruned, recipe.train, teacher=job.model)).train()
+    callback.attach(trainer_of(job, job.pruned, recipe.train, teacher=job.model)).train()
     assert callback.report is not None
     job.report = callback.report
 
@@ -172,14 +168,6 @@ def score(job: Job) -> None:
     metrics["loss"] = metrics.pop("loss")  # last: the recipe's metrics are what people look for
 
 
-def evaluate(job: Job, model: Any) -> dict[str, float]:
-    """Return the recipe's metrics, and the loss, of a model on the rows to evaluate on."""
-    found = {
-        key.removeprefix("eval_"): value for key, value in _trainer(job, model, job.recipe.train).evaluate().items()
-    }
-    return {key: float(value) for key, value in found.items() if key not in TIMINGS}
-
-
 def save_and_compare(job: Job) -> None:
     """Save the small model, load it back, and compare what both compute.
 
@@ -189,10 +177,13 @@ def save_and_compare(job: Job) -> None:
     annotate(job.pruned, recipe=job.recipe.name, base_model=_hub_name(job.recipe.model.name))
     folder = save_pruned(job.pruned, job.output / "model", tokenizer=job.processor)
     batch = job.collator([job.evaluation[i] for i in range(min(8, len(job.evaluation)))])
-    batch.pop("labels", None)
+    task = RECIPE_TASKS[job.recipe.task]
+    for name in task.answers:
+        batch.pop(name, None)
     reloaded = load_pruned(folder, dtype=torch.float32)
     with torch.no_grad():
-        before, after = (model.cpu().eval()(**batch).logits for model in (job.pruned, reloaded))
+        outputs = [model.cpu().eval()(**batch) for model in (job.pruned, reloaded)]
+    before, after = (torch.stack([one[name] for name in task.outputs]) for one in outputs)
     difference = float((before - after).abs().max())
     say(f"Saved and reloaded: largest difference of the logits {difference:.1e}")
     if difference > SAME * max(1.0, float(before.abs().max())):
@@ -210,7 +201,7 @@ def export_both(job: Job) -> None:
     for wanted in job.recipe.exports:
         say(f"Exporting the pruned model: {wanted.folder}")
         rows = range(min(len(job.train), wanted.batches * job.recipe.train.batch_size))
-        data = _batches(job, job.train, rows, job.recipe.train.batch_size) if wanted.quantize == "static" else None
+        data = batches_of(job, job.train, rows, job.recipe.train.batch_size) if wanted.quantize == "static" else None
         how: dict[str, Any] = {"format": wanted.format, "quantize": wanted.quantize, "dtype": wanted.dtype}
         done = export(job.pruned, job.output / wanted.folder, data=data, tokenizer=job.processor, **how)
         job.exported.append(done)
@@ -221,8 +212,9 @@ def measure_both(job: Job) -> None:
     say("Measuring latency, dense and pruned in turn")
     models = (model.cpu().eval() for model in (job.model, job.pruned))
     settings = job.recipe.measure
-    job.report.dense, job.report.pruned = measure_pair(*models, onnx=job.onnx, **settings.model_dump())
-    if job.exported:
+    onnx = None if job.problem == "seq2seq" else job.onnx  # an encoder's and a decoder's are not timed
+    job.report.dense, job.report.pruned = measure_pair(*models, onnx=onnx, **settings.model_dump())
+    if job.exported and job.problem != "seq2seq":
         inputs = random_inputs(job.pruned, settings.batch, settings.length)
         how = {"threads": settings.threads, "repeats": settings.repeats}
         job.report.exports = measure_exports(job.pruned, job.exported, inputs, **how)
@@ -235,7 +227,7 @@ def score_exports(job: Job) -> None:
             scores = {name: value["pruned"] for name, value in job.report.metrics.items() if name != "loss"}
         else:
             say(f"Evaluating {done.path.name}")
-            scores = _evaluate_graph(job, open_exported(done))
+            scores = evaluate_graph(job, open_exported(done))
         row["metrics"] = scores
 
 
@@ -294,71 +286,6 @@ def publish(job: Job) -> None:
 def say(text: str) -> None:
     """Tell the person at the terminal where we are."""
     console.print(Text.assemble(("hf-prune", "cyan"), " ", visible(text)))
-
-
-def _batches(job: Job, data: Any, rows: Sequence[int], size: int) -> list[dict[str, Any]]:
-    """Return rows of the data in batches, as the models read them."""
-    chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
-    return [job.collator([data[row] for row in chunk]) for chunk in chunks]
-
-
-def _evaluate_graph(job: Job, graph: Any) -> dict[str, float]:
-    """Return the recipe's metrics of an exported file."""
-    logits, labels = [], []
-    for batch in _batches(job, job.evaluation, range(len(job.evaluation)), 64):
-        labels.append(batch["labels"])
-        logits.append(graph.run(feed(batch, graph.inputs))["logits"])
-    compute = compute_metrics_for(job.recipe.metrics, _problem(job.model))
-    return compute(EvalPrediction(torch.cat(logits).numpy(), torch.cat(labels).numpy()))
-
-
-def _trainer(job: Job, model: Any, settings: TrainSettings, teacher: Any = None) -> Any:
-    """Return a Trainer for these settings; with a teacher, and distillation in the recipe, one that distils."""
-    recipe = job.recipe
-    further: dict[str, Any] = {}
-    if settings.group_by_length:  # renamed in transformers 5
-        modern = hasattr(TrainingArguments, "train_sampling_strategy")
-        further = {"train_sampling_strategy": "group_by_length"} if modern else {"group_by_length": True}
-    steps = _steps(job, settings)
-    if settings.evaluations:
-        further |= {"eval_strategy": "steps", "eval_steps": max(1, steps // settings.evaluations)}
-    arguments = TrainingArguments(
-        output_dir=str(job.output / "checkpoints"),
-        num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=64,
-        learning_rate=settings.learning_rate,
-        warmup_steps=round(settings.warmup * steps),
-        weight_decay=settings.weight_decay,
-        logging_steps=max(1, steps // 10),
-        save_strategy="no",
-        report_to=recipe.report_to,
-        seed=recipe.seed,
-        **further,
-    )
-    common: dict[str, Any] = {
-        "model": model,
-        "args": arguments,
-        "train_dataset": job.train,
-        "eval_dataset": job.evaluation,
-        "data_collator": job.collator,
-        "compute_metrics": compute_metrics_for(recipe.metrics, _problem(model)),
-    }
-    if teacher is None or recipe.distillation is None:
-        return Trainer(**common)
-    from .distillation import DistillationTrainer
-
-    return DistillationTrainer(teacher=teacher, distillation=recipe.distillation, **common)
-
-
-def _steps(job: Job, settings: TrainSettings) -> int:
-    """Return the optimizer steps of one training."""
-    processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    return max(1, math.ceil(math.ceil(len(job.train) / (settings.batch_size * processes)) * settings.epochs))
-
-
-def _problem(model: Any) -> Any:
-    return "regression" if model.config.num_labels == 1 else "classification"
 
 
 def _hub_name(name: str | None) -> str | None:

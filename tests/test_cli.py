@@ -7,6 +7,7 @@ from models import build_bert
 from typer.testing import CliRunner
 
 from hf_prune import PruningError, cli, save_pruned, shrink
+from hf_prune.listing import LISTS
 
 
 @pytest.fixture(scope="module")
@@ -32,19 +33,43 @@ def test_inspect_shows_what_is_left_of_what(folders):
     assert [word for word in heads if word.isdigit()][:2] == ["2", "4"]
 
 
-@pytest.mark.parametrize(
-    ("what", "words"),
-    [
-        ("scores", ["taylor", "gate_square", "arXiv"]),
-        ("schedules", ["cubic", "linear", "oneshot"]),
-        ("allocations", ["global", "uniform"]),
-        ("architectures", ["query, key, value", "query_key_value", "gate_proj, up_proj, down_proj"]),
-        ("recipes", ["quickstart", "minilm_sst2"]),
-    ],
-)
-def test_list(what, words):
-    output = ask("list", what)
-    assert all(word in output for word in words)
+LISTED = {
+    "scores": ["taylor", "gate_square", "arXiv"],
+    "schedules": ["cubic", "linear", "oneshot"],
+    "allocations": ["global", "uniform"],
+    "rules": ["final", "anew"],
+    "patterns": ["unstructured"],
+    "budgets": ["macs", "time"],
+    "guards": [],
+    "evidence": ["gradient", "movement"],
+    "pruners": ["heads", "HeadPruner", "unit=branch"],
+    "tasks": ["token-classification", "...ForTokenClassification", "f1_macro"],
+    "metrics": ["accuracy", "entity_f1"],
+    "formats": ["onnx", "executorch"],
+    "architectures": ["query, key, value", "query_key_value", "gate_proj, up_proj, down_proj"],
+    "recipes": ["quickstart", "minilm_sst2", "exported, measured and carded."],
+    "keys": ["train.epochs", "Passes over the data"],
+}
+
+
+@pytest.mark.parametrize("what", LISTS)
+def test_list(what):
+    output = CliRunner().invoke(cli.app, ["list", what], env={"COLUMNS": "40"}).output
+    rows = json.loads(ask("list", what, "--json"))
+    assert all(word in output for word in LISTED[what]), "whole lines, however narrow"
+    assert all(row.keys() == rows[0].keys() for row in rows)
+    assert all(value in output for row in rows for value in row.values())
+
+
+def test_list_alone_names_the_lists():
+    assert [row["list"] for row in json.loads(ask("list", "--json"))] == list(LISTED)
+
+
+def test_the_version_and_completion():
+    from hf_prune import __version__
+
+    assert ask("--version") == f"{__version__}\n"
+    assert "--install-completion" in ask("--help")
 
 
 def test_list_of_something_else_suggests():

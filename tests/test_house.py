@@ -41,8 +41,10 @@ ROWS = (
     "session",
     "recipe callback layerwise",
     "recipe_tasks run_folder",
+    "job",
     "workflow arguments",
-    "batches searching",
+    "batches searching guessing reference",
+    "commands inspecting listing",
     "cli",
 )
 RANK = {module: rank for rank, row in enumerate(ROWS) for module in row.split()}

@@ -37,6 +37,7 @@ class Memory:
     def __init__(self, folder: str | Path, teacher: Any, precision: str = "", rank: int = 0) -> None:
         self.folder, self.rank = Path(folder).expanduser(), rank
         self.name = digest_of(teacher, precision)
+        self.asked, self.found = 0, 0
         self.new = 0  # rows that were not known, since this was made
         self.known: dict[bytes, Tensor] = {}
         self._own = set[bytes]()

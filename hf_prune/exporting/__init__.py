@@ -1,6 +1,7 @@
 """Models of any shape for other runtimes, by the libraries that exist, compared with torch after every export."""
 
 from .feeding import feed
+from .formats import FORMATS
 from .lanes import quiet
 from .measuring import measure_exports, open_exported
 from .parity import onnx_session
@@ -9,6 +10,7 @@ from .precision import to_int8
 from .verb import Exported, OnnxExport, export, export_onnx
 
 __all__ = [
+    "FORMATS",
     "TASKS",
     "Exported",
     "OnnxExport",

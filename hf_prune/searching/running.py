@@ -13,10 +13,11 @@ from transformers import set_seed
 
 from ..errors import PruningError, did_you_mean
 from ..files import write_text
-from ..metrics import SHIPPED
+from ..job import evaluate
+from ..metrics import METRICS
 from ..recipe import Recipe, load_recipe
 from ..recipe_tasks import saved_model
-from ..workflow import check, evaluate, make_small, prepare, say, train_dense
+from ..workflow import check, make_small, prepare, say, train_dense
 from .aims import TIMES, Aim, aim_of
 from .result import Candidate, SearchResult
 
@@ -274,8 +275,8 @@ def _with_metric(recipe: Recipe, metric: str | None) -> tuple[Recipe, str]:
     metric = metric or [*recipe.metrics, "loss"][0]
     if metric in (*recipe.metrics, "loss"):
         return recipe, metric
-    if metric not in SHIPPED:
-        known = [*dict.fromkeys([*recipe.metrics, *SHIPPED, "loss"])]
+    if metric not in METRICS:
+        known = [*dict.fromkeys([*recipe.metrics, *METRICS, "loss"])]
         raise PruningError(
             f"metric must be one of {', '.join(known)}, or in the recipe's metrics.{did_you_mean(metric, known)} "
             f"Received: '{metric}'"

@@ -1,0 +1,113 @@
+"""What the longer commands do: a run without a recipe, a recipe with comments, a recipe that is only checked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import PruningError
+from .files import write_text
+from .guessing import Guess, Wish, guess
+from .job import Job
+from .recipe import Recipe
+from .reference import commented
+from .workflow import say, validate
+
+
+def wish_of(model: str | None, data: str | None, budgets: dict[str, float | None], **told: Any) -> Wish:
+    """Return what a command line says of a run without a recipe.
+
+    Args:
+        model: ``--model``.
+        data: ``--data``.
+        budgets: What remains, of which one is said at most: ``{"macs": 0.5, "speedup": None}``.
+        **told: The others of `Wish`.
+
+    Raises:
+        PruningError: Model or data is missing, or several budgets are said.
+    """
+    if model is None or data is None:
+        raise PruningError(
+            "Give a recipe, or both --model and --data. "
+            f"Received: --model {model or 'missing'}, --data {data or 'missing'}"
+        )
+    said = {key: value for key, value in budgets.items() if value is not None}
+    if len(said) > 1:
+        named = ", ".join(f"--{key.replace('_', '-')}" for key in said)
+        raise PruningError(f"Only one of --macs, --speedup and --max-drop can decide. Received: {named}")
+    if "max_drop" in said:
+        said = {}  # the search begins with the half
+    return Wish(model, data, target=said or {"macs": 0.5}, **told)
+
+
+def run_guessed(wish: Wish, overrides: Sequence[str], max_drop: float | None = None) -> None:
+    """Run what is guessed of a model and its data; with `max_drop`, search for the smallest that is good enough."""
+    from .searching import search
+    from .workflow import run
+
+    recipe = _told(guess(wish, overrides))
+    if max_drop is None:
+        run(recipe)
+        return
+    found = search(recipe, max_drop=max_drop, output=recipe.output)
+    print(found.table())
+
+
+def write_recipe(wish: Wish, overrides: Sequence[str], output: Path, *, force: bool = False) -> Path:
+    """Write a recipe with comments, and return its path.
+
+    Raises:
+        PruningError: A file is there, or as for `guess`.
+    """
+    if output.exists() and not force:
+        raise PruningError(f"A file is there: --force replaces it, --output writes another. Received: '{output}'")
+    recipe = _told(guess(wish, overrides))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    return write_text(output, commented(recipe))
+
+
+def _told(guessed: Guess) -> Recipe:
+    """Say what was guessed, and return the recipe."""
+    say(f"Guessed, and KEY=VALUE changes it:\n{guessed.table()}")
+    return guessed.recipe
+
+
+def facts_of(recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Check a recipe with its model and data, and return what a run would begin with.
+
+    Raises:
+        PruningError: It cannot run: says all that `run` would.
+    """
+    job = validate(recipe, overrides)
+    return {
+        "recipe": job.recipe.name,
+        "task": job.recipe.task,
+        "model": type(job.model).__name__,
+        "parameters": sum(one.numel() for one in job.model.parameters()),
+        "classes": _classes(job),
+        "rows": {"train": len(job.train), "evaluation": len(job.evaluation)},
+        "metrics": job.recipe.metrics,
+        "units": _units(job),
+        "target": job.recipe.target and job.recipe.target.said,
+        "output": str(job.output),
+    }
+
+
+def _classes(job: Job) -> list[str]:
+    config = job.model.config
+    named = job.problem in ("classification", "multi_label", "tokens")
+    return [config.id2label[number] for number in range(config.num_labels)] if named else []
+
+
+def _units(job: Job) -> dict[str, int]:
+    """Count what the recipe's pruners choose from, of each kind."""
+    from .architectures import find_groups
+    from .pruners import UnitPruner
+
+    groups, counted = find_groups(job.model), Counter[str]()
+    for pruner in job.recipe.pruners.chosen:
+        for group in pruner.choose(groups) if isinstance(pruner, UnitPruner) else ():
+            counted[group.kind] += group.units
+    return dict(counted)

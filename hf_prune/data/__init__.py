@@ -1,0 +1,40 @@
+"""Data for recipes: local files, names on the Hub and the embedded digits become datasets ready for a Trainer."""
+
+from .classes import Labels, element, is_listed, label_count, label_names
+from .rows import (
+    holds_images,
+    prepare_answers,
+    prepare_images,
+    prepare_language,
+    prepare_seq2seq,
+    prepare_text,
+    prepare_texts,
+    prepare_tokens,
+)
+from .settings import DataSettings
+from .sources import DIGITS, SPLITS, load_source
+from .splits import Splits, data_revision, load_rows, load_split
+
+__all__ = [
+    "DIGITS",
+    "DataSettings",
+    "Labels",
+    "SPLITS",
+    "Splits",
+    "data_revision",
+    "element",
+    "holds_images",
+    "is_listed",
+    "label_count",
+    "label_names",
+    "load_rows",
+    "load_source",
+    "load_split",
+    "prepare_answers",
+    "prepare_images",
+    "prepare_language",
+    "prepare_seq2seq",
+    "prepare_text",
+    "prepare_texts",
+    "prepare_tokens",
+]

@@ -1,0 +1,158 @@
+"""The rows that a recipe trains and evaluates on: loaded, checked, and cut as its settings say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import PruningError
+from ..files import sha256_of
+from ..labels import Classes
+from .classes import Labels, class_names, element, is_listed, joined, renumbered, with_classes
+from .settings import DataSettings
+from .sources import hold_out, load_source, local_files, missing
+
+
+class Splits(NamedTuple):
+    """Rows to train on and rows to evaluate on, each a `datasets.Dataset`."""
+
+    train: Any
+    evaluation: Any
+
+
+def load_split(settings: DataSettings, fit: Callable[..., Classes] | None = None, labels: Labels = "classes") -> Splits:
+    """Load, check, and cut the data as the settings say; whatever does not fit is an error before any training.
+
+    Labels that are strings become class numbers (names sorted, taken from `train`), or those that `fit` says.
+
+    Args:
+        settings: What to load.
+        fit: From the data's classes to a model's, such as `labels.fit_classes` for its config; gets ``numbered``.
+        labels: What a row has: ``"classes"``: one class or float, or a list of classes; a ``"list"`` of classes;
+            something ``"free"`` that stays as it is (a text to write, an answer); ``"none"``.
+
+    Returns:
+        The rows to train on (at most `train_limit`) and to evaluate on, with the columns that the settings name (all,
+        where they name no input).
+
+    Raises:
+        PruningError: A file, folder, data set, split or column is missing, a text column does not hold text, or rows
+            have no label.
+
+    Example:
+        >>> train, evaluation = load_split(DataSettings(name="digits", evaluation=["test"], image="image"))
+        >>> len(train), len(evaluation)
+        (1257, 540)
+    """
+    from datasets import concatenate_datasets
+
+    wanted = [settings.train] if settings.test_size else [settings.train, *settings.evaluation]
+    train, *others = _labelled(_checked(settings, wanted, labels), wanted, settings, fit, labels)
+    if settings.test_size:
+        one = labels == "classes" and not is_listed(train.features[settings.label_column])
+        train, held_out = hold_out(train, settings.label_column if one else None, settings.test_size)
+    else:
+        held_out = concatenate_datasets([_like(other, train.features) for other in others])
+    return Splits(_limit(train, settings), held_out)
+
+
+def _checked(settings: DataSettings, wanted: list[str], labels: Labels) -> list[Any]:
+    """Return each wanted split, with the columns that are used."""
+    splits = load_source(settings, wanted)
+    for split in wanted:
+        _check_split(splits, split, settings)
+        _check_columns(splits[split], split, settings, labelled=labels != "none")
+    return [_used(splits[split], settings, labelled=labels != "none") for split in wanted]
+
+
+def _labelled(
+    splits: list[Any], names: list[str], settings: DataSettings, fit: Callable[..., Classes] | None, labels: Labels
+) -> list[Any]:
+    """Return the splits with the numbers of classes for labels."""
+    if labels in ("free", "none"):
+        return splits
+    label, splits = settings.label_column, [joined(one, settings) for one in splits]
+    if labels == "list" and not is_listed(splits[0].features[label]):
+        raise PruningError(f"data.label: rows must have a list of labels. Received: {splits[0].features[label]}")
+    told = class_names(splits[0], label)
+    numbered = [with_classes(one, name, label, told) for one, name in zip(splits, names, strict=True)]
+    return numbered if fit is None else renumbered(numbered, label, fit, numbered=told is None)
+
+
+def load_rows(settings: DataSettings) -> Any:
+    """Load rows of the split `train` alone, with no label: at most `train_limit`, with all columns.
+
+    Raises:
+        PruningError: As in `load_split`.
+    """
+    splits = load_source(settings, [settings.train])
+    _check_split(splits, settings.train, settings)
+    _check_columns(splits[settings.train], settings.train, settings, labelled=False)
+    return _limit(splits[settings.train], settings)
+
+
+def data_revision(settings: DataSettings, dataset: Any) -> dict[str, str]:
+    """Return what identifies the rows for someone else: the SHA-256 of each local file, or the commit on the Hub.
+
+    Args:
+        settings: What was loaded.
+        dataset: Rows from `load_split`; their cache lies in a folder that the Hub's commit names.
+
+    Returns:
+        File or data set name -> revision; empty where neither is known.
+    """
+    if files := local_files(settings):
+        return {path.name: f"sha256:{sha256_of(path)}" for path in files}
+    cached = [re.search(r"[/\\]([0-9a-f]{40})[/\\]", file["filename"]) for file in dataset.cache_files]
+    return {str(settings.name): commit[1] for commit in cached if commit}
+
+
+# what must hold before training
+def _check_split(splits: Any, split: str, settings: DataSettings) -> None:
+    if split not in splits:
+        key = "train" if split == settings.train else "evaluation"
+        hint = " (data.test_size holds out a part of the only split)" if len(splits) == 1 else ""
+        raise missing(f"data.{key}: no split '{split}'{hint}", split, splits)
+
+
+def _check_columns(dataset: Any, split: str, settings: DataSettings, *, labelled: bool = True) -> None:
+    label = settings.label_columns if labelled else []
+    columns = [
+        *(("text", one) for one in settings.texts),
+        ("image", settings.image),
+        *(("label", one) for one in label),
+    ]
+    for key, column in columns:
+        if column is None:
+            continue
+        if column not in dataset.column_names:
+            raise missing(f"data.{key}: no column '{column}' in split '{split}'", column, dataset.column_names)
+        empty = dataset.data.column(column).null_count
+        if empty:
+            raise PruningError(f"data.{key}: column '{column}' of split '{split}' is empty in {empty} rows.")
+        dtype = getattr(element(dataset.features[column]), "dtype", "")
+        if key == "text" and "string" not in dtype:
+            raise PruningError(f"data.text: column '{column}' of split '{split}' must hold text. Received: {dtype}.")
+
+
+def _used(dataset: Any, settings: DataSettings, *, labelled: bool) -> Any:
+    """Return the columns that the settings name; all of them for one who prepares the inputs himself."""
+    inputs = [*settings.texts, *([settings.image] if settings.image else [])]
+    return dataset.select_columns([*inputs, *(settings.label_columns if labelled else [])]) if inputs else dataset
+
+
+def _like(dataset: Any, features: Any) -> Any:
+    """Return the rows in the types of `train`: one file may say int32 and another int64."""
+    same = dataset.features == features or set(dataset.features) != set(features)
+    return dataset if same else dataset.cast(features)
+
+
+def _limit(train: Any, settings: DataSettings) -> Any:
+    if settings.train_limit is None or settings.train_limit >= len(train):
+        return train
+    # the draw of pandas' ``sample(n, random_state=seed)``, so that scripts without this library can use the same rows
+    rows = np.random.RandomState(settings.train_seed).permutation(len(train))[: settings.train_limit]
+    return train.select(rows)

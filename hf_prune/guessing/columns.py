@@ -1,0 +1,174 @@
+"""Which columns of a data set a task reads, by their names and types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from ..data import element, is_listed
+
+Columns = dict[str, Any]  # keys of DataSettings
+_SAMPLE = 200  # rows that are looked at
+_PAIRS = (
+    ("premise", "hypothesis"),
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("text1", "text2"),
+    ("text_a", "text_b"),
+    ("query", "passage"),
+)
+_WRITTEN = (
+    ("document", "summary"),
+    ("article", "highlights"),
+    ("dialogue", "summary"),
+    ("text", "summary"),
+    ("source", "target"),
+    ("input", "output"),
+    ("src", "tgt"),
+)
+_TEXTS = ("text", "sentence", "content", "review", "document", "body", "comment", "message", "title", "question")
+_LABELS = ("label", "labels", "target", "class", "category", "score", "sentiment", "rating", "stars", "y")
+_WORDS, _TAGS = ("tokens", "words"), ("ner_tags", "tags", "ner", "pos_tags", "labels", "label")
+
+
+class Asked:
+    """A split, and the columns that a person has named.
+
+    Args:
+        rows: A `datasets.Dataset`.
+        text: The column or columns with the text; empty: to be found.
+        image: The column with images.
+        label: The column or columns with the label.
+    """
+
+    def __init__(
+        self, rows: Any, text: Sequence[str] = (), image: str | None = None, label: Sequence[str] = ()
+    ) -> None:
+        self.rows, self.text, self.image, self.label = rows, list(text), image, list(label)
+
+    def of(self, wanted: Callable[[Any], bool]) -> list[str]:
+        """Return the columns of a type, in their order."""
+        return [name for name, feature in self.rows.features.items() if wanted(feature)]
+
+    def named(self, names: Iterable[str], among: Sequence[str]) -> str | None:
+        """Return the first of some names that a column has, whatever its case."""
+        by_name = {column.lower(): column for column in among}
+        return next((by_name[name] for name in names if name in by_name), None)
+
+    def pair(self, pairs: Iterable[tuple[str, str]]) -> list[str] | None:
+        """Return the first pair of names that columns of text have."""
+        by_name = {column.lower(): column for column in self.of(_is_text)}
+        return next(([by_name[a], by_name[b]] for a, b in pairs if {a, b} <= set(by_name)), None)
+
+    def values(self, column: str) -> list[Any]:
+        """Return the first values of a column."""
+        return list(self.rows[column][:_SAMPLE])
+
+
+def _is_text(feature: Any) -> bool:
+    return not is_listed(feature) and "string" in getattr(feature, "dtype", "")
+
+
+def _is_number(feature: Any) -> bool:
+    return not is_listed(feature) and any(kind in getattr(feature, "dtype", "") for kind in ("int", "float", "bool"))
+
+
+def _is_image(feature: Any) -> bool:
+    return type(feature).__name__ in ("Image", "Array3D")
+
+
+def _is_words(feature: Any) -> bool:
+    return is_listed(feature) and "string" in getattr(element(feature), "dtype", "")
+
+
+def _is_tags(feature: Any) -> bool:
+    kind = getattr(element(feature), "dtype", "")
+    return is_listed(feature) and ("int" in kind or "string" in kind)
+
+
+def longest_text(asked: Asked, but: Sequence[str] = ()) -> str | None:
+    """Return the column of text that is named so, or else the one with the longest texts."""
+    among = [one for one in asked.of(_is_text) if one not in but]
+    lengths = {one: sum(len(value or "") for value in asked.values(one)) for one in among}
+    return asked.named(_TEXTS, among) or max(lengths, key=lambda one: lengths[one], default=None)
+
+
+def _label(asked: Asked, but: Sequence[str] = ()) -> str | list[str] | None:
+    """Return the column of the label; several where each says 0 or 1."""
+    if asked.label:
+        return asked.label[0] if len(asked.label) == 1 else asked.label
+    among = [one for one in asked.of(lambda kind: not _is_image(kind)) if one not in but]
+    named = asked.named(_LABELS, among)
+    classes = [one for one in among if getattr(element(asked.rows.features[one]), "names", None)]
+    flags = [one for one in asked.of(_is_number) if one not in but and set(asked.rows.unique(one)) == {0, 1}]
+    if named or classes:
+        return named or classes[0]
+    return flags if len(flags) > 1 else next((one for one in among if _may_be_label(asked, one)), None)
+
+
+def _may_be_label(asked: Asked, column: str) -> bool:
+    """Whether a column holds numbers that are not just those of the rows."""
+    counts = "float" in getattr(asked.rows.features[column], "dtype", "")
+    return _is_number(asked.rows.features[column]) and (counts or len(asked.rows.unique(column)) < len(asked.rows))
+
+
+def _texts(asked: Asked, label: str | list[str] | None) -> str | list[str] | None:
+    if asked.text:
+        return asked.text[0] if len(asked.text) == 1 else asked.text
+    labels = [label] if isinstance(label, str) else label or []
+    return asked.pair(_PAIRS) or longest_text(asked, labels)
+
+
+def _text_and_label(asked: Asked) -> Columns | None:
+    label = _label(asked, asked.text)
+    text = _texts(asked, label)
+    if text is not None and label is None:  # two columns of text: the one with the fewer different values
+        label = next((one for one in asked.of(_is_text) if one not in (text, *asked.text)), None)
+    return None if text is None or label is None else {"text": text, "label": label}
+
+
+def _image_and_label(asked: Asked) -> Columns | None:
+    image = asked.image or next(iter(asked.of(_is_image)), None)
+    label = _label(asked, [image or ""])
+    if label is None:
+        label = next((one for one in asked.of(_is_text)), None)
+    return None if image is None or label is None else {"image": image, "label": label}
+
+
+def _words_and_tags(asked: Asked) -> Columns | None:
+    words = asked.text[0] if asked.text else asked.named(_WORDS, asked.of(_is_words))
+    words = words or next(iter(asked.of(_is_words)), None)
+    among = [one for one in asked.of(_is_tags) if one != words]
+    tags = asked.label[0] if asked.label else asked.named(_TAGS, among) or next(iter(among), None)
+    return None if words is None or tags is None else {"text": words, "label": tags}
+
+
+def _question_and_answers(asked: Asked) -> Columns | None:
+    columns = asked.text or ["question", "context"]
+    label = (asked.label or ["answers"])[0]
+    found = set(asked.rows.column_names) >= {*columns, label} and len(columns) == 2
+    return {"text": columns, "label": label} if found else None
+
+
+def _two_texts(asked: Asked) -> Columns | None:
+    texts = asked.of(_is_text)
+    pair = [*asked.text, *asked.label] or asked.pair(_WRITTEN) or texts
+    return {"text": pair[0], "label": pair[1]} if len(pair) == 2 else None
+
+
+def _one_text(asked: Asked) -> Columns | None:
+    text = asked.text[0] if asked.text else longest_text(asked)
+    return None if text is None else {"text": text}
+
+
+# what each task reads; the first that fits is meant where neither a person nor the model says it
+FINDERS: dict[str, Callable[[Asked], Columns | None]] = {
+    "image-classification": _image_and_label,
+    "token-classification": _words_and_tags,
+    "question-answering": _question_and_answers,
+    "text-classification": _text_and_label,
+    "seq2seq": _two_texts,
+    "causal-lm": _one_text,
+    "masked-lm": _one_text,
+}

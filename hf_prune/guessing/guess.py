@@ -1,0 +1,314 @@
+"""From a model and its data to a recipe: task, columns, splits, metrics, training and pruners."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig
+
+from ..architectures import find_groups
+from ..data import SPLITS, DataSettings, element, is_listed, label_count, label_names, load_source, load_split
+from ..errors import PruningError, RecipeError, UnsupportedModelError, did_you_mean, shown
+from ..labels import fit_classes
+from ..pruners import PRUNERS, UnitPruner
+from ..recipe import Recipe, recipe_of
+from ..recipe_tasks import RECIPE_TASKS, RecipeTask
+from ..tables import aligned
+from .columns import FINDERS, Asked
+
+_HELD_OUT = 0.2
+_STEPS, _FEWEST, _MOST = 600, 2, 20  # optimizer steps that pruning wants; epochs at least and at most
+_BATCH = 16
+_LENGTHS = {"question-answering": 384, "causal-lm": 256}
+_PRUNED = ("heads", "neurons", "channels")  # what is removed where a model has it
+_FINE = 256  # neurons of a layer from which on widths that are a multiple of 8 cost nothing
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a person says; all else is guessed.
+
+    Args:
+        model: Folder, or name on the Hub.
+        data: File, folder, name on the Hub, or ``"digits"``.
+        config: Of the data set on the Hub.
+        task: One of the recipes' tasks.
+        text: Columns with the text.
+        image: The column with images.
+        label: Columns with the label.
+        target: As in `Target`: ``{"macs": 0.5}``.
+        teacher: ``"self"``: the dense model teaches; ``"none"``: nobody does.
+        output: Folder of the run.
+    """
+
+    model: str
+    data: str
+    config: str | None = None
+    task: str | None = None
+    text: Sequence[str] = ()
+    image: str | None = None
+    label: Sequence[str] = ()
+    target: Mapping[str, float] = field(default_factory=lambda: {"macs": 0.5})
+    teacher: Literal["self", "none"] = "self"
+    output: Path | None = None
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A recipe, and why it is so.
+
+    Args:
+        recipe: The recipe.
+        reasons: Key of the recipe, its value, and where it comes from.
+    """
+
+    recipe: Recipe
+    reasons: list[tuple[str, str, str]]
+
+    def table(self) -> str:
+        """Return what was guessed, as a Markdown table that is aligned for plain text."""
+        width = max(len(row[1]) for row in self.reasons)
+        rows = [(key, value.ljust(width), because) for key, value, because in self.reasons]
+        return "\n".join(line.replace(":|", "-|") for line in aligned([("key", "value", "because"), *rows]))
+
+
+def guess(wish: Wish, overrides: Sequence[str] = ()) -> Guess:
+    """Make a recipe of a model and its data.
+
+    Args:
+        wish: What a person says.
+        overrides: ``key=value`` each, which change the recipe.
+
+    Returns:
+        The recipe, and where its keys come from.
+
+    Raises:
+        PruningError: There is no such model or data, no task fits both, or nothing of the model can be removed.
+
+    Example:
+        >>> print(guess(Wish("my-bert", "reviews.csv")).table())  # doctest: +SKIP
+    """
+    return _Guesser(wish).guess(overrides)
+
+
+class _Guesser:
+    """Collects keys of a recipe, each with its reason."""
+
+    def __init__(self, wish: Wish) -> None:
+        self.wish = wish
+        self.reasons: list[tuple[str, str, str]] = []
+        self.config = _config_of(wish.model)
+        self.splits = load_source(DataSettings(name=wish.data, config=wish.config))
+
+    def say(self, key: str, value: Any, because: str) -> None:
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        self.reasons.append((key, text, because))
+
+    def guess(self, overrides: Sequence[str]) -> Guess:
+        wish = self.wish
+        splits = self._splits()
+        name, columns = self._task(self.splits[splits["train"]])
+        task = RECIPE_TASKS[name]
+        data = {"name": wish.data, "config": wish.config, **splits, **columns, **self._length(name)}
+        data = {key: value for key, value in data.items() if value is not None}
+        settings = DataSettings(**data)
+        dense, train_rows = self._dense(name, task, settings)
+        training = self._training(train_rows)
+        plain = {
+            "name": _name_of(wish),
+            "task": name,
+            "model": {"name": wish.model},
+            "data": data,
+            **({"dense": dict(training)} if dense else {}),
+            "train": training,
+            "pruners": self._pruners(task),
+            "target": self._target(data),
+            **({"distillation": {}} if wish.teacher == "self" else {}),
+            "shrink_during_training": True,
+            **self._metrics(name, settings),
+            **self._outputs(data),
+            "output": str(wish.output or Path("runs") / _name_of(wish)),
+        }
+        return Guess(recipe_of(plain, overrides, source=_name_of(wish)), self.reasons)
+
+    # data
+    def _splits(self) -> dict[str, Any]:
+        there = list(self.splits)
+        train = "train" if "train" in there else there[0]
+        others = [name for name in SPLITS if name in there and name != train and self._has_labels(name)]
+        rows = {name: len(self.splits[name]) for name in there}
+        self.say("data.train", train, f"{rows[train]:,} rows")
+        if others:
+            self.say("data.evaluation", others[0], f"{rows[others[0]]:,} rows")
+            return {"train": train, "evaluation": others[:1]}
+        self.say("data.test_size", _HELD_OUT, "there is one split: a part of it is held out, the same in every run")
+        return {"train": train, "test_size": _HELD_OUT}
+
+    def _has_labels(self, split: str) -> bool:
+        """Whether a split is no public test set, whose labels are all -1."""
+        rows = self.splits[split]
+        numbers = [one for one in rows.column_names if getattr(rows.features[one], "names", None)]
+        return all(min(rows.unique(one), default=0) >= 0 for one in numbers)
+
+    def _task(self, rows: Any) -> tuple[str, dict[str, Any]]:
+        asked = Asked(rows, self.wish.text, self.wish.image, self.wish.label)
+        found = {name: columns for name in self._candidates() if (columns := FINDERS[name](asked)) is not None}
+        if not found:
+            there = ", ".join(f"{name} ({_told(kind)})" for name, kind in rows.features.items())
+            raise PruningError(
+                f"--text, --image or --label must name what {self.wish.task or 'a task'} reads: it is not found. "
+                f"Received columns: {there}"
+            )
+        name, columns = next(iter(found.items()))
+        self.say("task", name, self._why(name))
+        for key, value in columns.items():
+            self.say(f"data.{key}", value, "you say so" if getattr(self.wish, key) else "by its name and type")
+        return name, columns
+
+    def _candidates(self) -> list[str]:
+        """Return the tasks that may be meant, the likeliest first."""
+        if self.wish.task is not None:
+            if self.wish.task not in RECIPE_TASKS:
+                hint = did_you_mean(self.wish.task, RECIPE_TASKS)
+                raise PruningError(f"task must be one of {', '.join(RECIPE_TASKS)}.{hint} Received: '{self.wish.task}'")
+            return [self.wish.task]
+        own = _own_task(self.config)
+        writes = "seq2seq" if getattr(self.config, "is_encoder_decoder", False) else None
+        reads = "causal-lm" if own == "causal-lm" else "masked-lm"
+        others = [one for one in FINDERS if one not in ("seq2seq", "causal-lm", "masked-lm") or one in (writes, reads)]
+        return list(dict.fromkeys([*([own] if own not in (None, "masked-lm") else []), *others]))
+
+    def _why(self, name: str) -> str:
+        if self.wish.task:
+            return "you say so"
+        return "what the model was made for" if _own_task(self.config) == name else "by the columns"
+
+    def _length(self, name: str) -> dict[str, Any]:
+        if RECIPE_TASKS[name].auto_class is RECIPE_TASKS["image-classification"].auto_class:
+            return {}
+        return {"max_length": min(_LENGTHS.get(name, 128), _longest(self.config))}
+
+    # model
+    def _dense(self, name: str, task: RecipeTask, settings: DataSettings) -> tuple[bool, int]:
+        """Return whether the model must be trained first, and how many rows there are to train on."""
+        splits = load_split(settings, labels=task.labels)
+        made = ", ".join(self.config.architectures or ["a config alone"])
+        if _own_task(self.config) != name:
+            self.say("dense", "trained first", f"{name} is new to the model, which is {made}")
+            return True, len(splits.train)
+        if task.has_classes:
+            try:
+                load_split(settings, partial(fit_classes, self.config, head=task.head), task.labels)
+            except PruningError:
+                self.say("dense", "trained first", "the model has learned other classes than the data's")
+                return True, len(splits.train)
+        known = [self.config.id2label[one] for one in range(self.config.num_labels)] if task.has_classes else []
+        classes = f", its classes are the data's: {', '.join(known[:6])}" if known else ""
+        self.say("dense", "null", f"the model is fine-tuned ({made}){classes}")
+        return False, len(splits.train)
+
+    def _training(self, rows: int) -> dict[str, Any]:
+        steps = math.ceil(rows / _BATCH)
+        epochs = min(_MOST, max(_FEWEST, math.ceil(_STEPS / steps)))
+        self.say("train.epochs", epochs, f"{epochs * steps:,} steps of {_BATCH} rows, to prune in small steps")
+        return {"epochs": epochs, "batch_size": _BATCH}
+
+    def _pruners(self, task: RecipeTask) -> dict[str, Any]:
+        try:
+            with torch.device("meta"):
+                groups = find_groups(task.auto_class.from_config(self.config))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UnsupportedModelError(
+                f"The model must be one for {task.head}. Received: {self.wish.model} ({str(error)[:200]})"
+            ) from error
+        kinds = {group.kind: group.units for group in groups}
+        made: dict[str, Any] = {}
+        for name in _PRUNED:
+            pruner = PRUNERS[name].made(**PRUNERS[name].settings)
+            if isinstance(pruner, UnitPruner) and set(pruner.kinds(groups)) & set(kinds):
+                made[name] = {"multiple_of": 8} if name == "neurons" and kinds["neuron"] >= _FINE else {}
+        if not made:
+            raise UnsupportedModelError(
+                f"The model must have heads, neurons or channels: hf-prune inspect {self.wish.model} says what it has. "
+                f"Received: {', '.join(kinds) or 'none'}"
+            )
+        self.say("pruners", list(made), "what the model has")
+        return made
+
+    def _target(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        told: dict[str, Any] = dict(self.wish.target)
+        if {"speedup", "latency_ms"} & set(told):
+            told["length"] = data.get("max_length", 128)
+            told["runtime"] = "onnxruntime" if find_spec("onnxruntime") else "torch"
+        self.say("target", ", ".join(f"{key}={value}" for key, value in told.items()), "you say so")
+        return told
+
+    # the rest
+    def _metrics(self, name: str, settings: DataSettings) -> dict[str, Any]:
+        """Return metrics, where they are not those that the task has anyway."""
+        if not RECIPE_TASKS[name].has_classes:
+            return {}
+        splits = load_split(settings, labels=RECIPE_TASKS[name].labels)
+        names = label_names(splits.train, settings.label_column) or []
+        feature = splits.train.features[settings.label_column]
+        if name == "token-classification":
+            metrics = (
+                ["entity_f1", "accuracy"] if any(one.startswith("B-") for one in names) else ["accuracy", "f1_macro"]
+            )
+        elif is_listed(feature):
+            metrics = ["f1", "accuracy"]
+        elif label_count(splits.train, settings.label_column) == 1:
+            metrics = ["pearsonr", "spearmanr"]
+        else:
+            metrics = ["accuracy"]
+        kind = f"{len(names)} classes" if names else _told(feature)
+        self.say("metrics", metrics, f"labels are {kind}{', several a row' if is_listed(feature) else ''}")
+        return {"metrics": metrics}
+
+    def _outputs(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        measure = {"length": data["max_length"]} if "max_length" in data else {}
+        if find_spec("onnxruntime") is None:
+            self.say("onnx", False, "ONNX Runtime is not installed: pip install 'hf_prune[onnx]'")
+            return {"measure": measure, "onnx": False}
+        return {"measure": measure}
+
+
+def _config_of(model: str) -> Any:
+    try:
+        return AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"--model must be a Hub name or a local folder. Received: '{model}' ({shown(str(error), 200)})"
+        ) from error
+
+
+def _own_task(config: Any) -> str | None:
+    """Return the task that the model's class is for."""
+    made = [str(one) for one in config.architectures or ()]
+    heads: dict[str, tuple[str, ...]] = {name: (task.head,) for name, task in RECIPE_TASKS.items()}
+    heads |= {"causal-lm": ("ForCausalLM", "LMHeadModel"), "seq2seq": ("ForConditionalGeneration",)}
+    return next((name for name, ends in heads.items() if any(one.endswith(ends) for one in made)), None)
+
+
+def _longest(config: Any) -> int:
+    """Return how many tokens a model reads at most."""
+    positions = getattr(config, "max_position_embeddings", None) or 512
+    padded = str(config.model_type) in ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer")
+    return int(positions) - (2 if padded else 0)  # these count positions from behind the padding
+
+
+def _told(feature: Any) -> str:
+    return str(getattr(element(feature), "dtype", None) or type(feature).__name__)
+
+
+def _name_of(wish: Wish) -> str:
+    parts = [Path(one).expanduser().name.split(".")[0] or "here" for one in (wish.model, wish.data)]
+    return "-".join(re.sub(r"[^\w.-]+", "-", one) for one in parts)

@@ -1,0 +1,129 @@
+"""One run's models, rows and settings together, and how they are trained and evaluated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers.trainer_pt_utils import nested_concat
+
+from .exporting import Exported, feed
+from .metrics import Problem, compute_metrics_for, losses_of
+from .recipe import Recipe, TrainSettings
+from .recipe_tasks import RECIPE_TASKS
+from .report import Report
+
+TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "epoch")
+
+
+@dataclass
+class Job:
+    """What the stages share, and leave for those behind them."""
+
+    recipe: Recipe
+    model: Any  # the dense one
+    processor: Any  # a tokenizer; None for images that come as arrays
+    train: Any
+    evaluation: Any
+    collator: Callable[[list[Any]], dict[str, Any]]
+    pruned: Any = field(init=False, repr=False)
+    report: Report = field(init=False, repr=False)
+    onnx: tuple[Path, Path] | None = None  # folders, dense and pruned
+    start: Path | None = None  # a model between dense and target to begin from; None: the dense one
+    exported: list[Exported] = field(default_factory=list)  # files of the pruned model
+
+    @property
+    def problem(self) -> Problem:
+        """What its metrics are computed for."""
+        return RECIPE_TASKS[self.recipe.task].problem(self.model)
+
+    @property
+    def output(self) -> Path:
+        """The folder of the run."""
+        return self.recipe.output
+
+
+def evaluate(job: Job, model: Any) -> dict[str, float]:
+    """Return the recipe's metrics, and the loss, of a model on the rows to evaluate on."""
+    found = {
+        key.removeprefix("eval_"): value for key, value in trainer_of(job, model, job.recipe.train).evaluate().items()
+    }
+    return {key: float(value) for key, value in found.items() if key not in TIMINGS}
+
+
+def batches_of(job: Job, data: Any, rows: Sequence[int], size: int) -> list[dict[str, Any]]:
+    """Return rows of the data in batches, as the models read them."""
+    chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
+    return [job.collator([data[row] for row in chunk]) for chunk in chunks]
+
+
+def evaluate_graph(job: Job, graph: Any) -> dict[str, float]:
+    """Return the recipe's metrics of an exported file."""
+    task, reduce = RECIPE_TASKS[job.recipe.task], losses_of(job.problem)
+    gathered: Any = None
+    for batch in batches_of(job, job.evaluation, range(len(job.evaluation)), 64):
+        found = graph.run(feed(batch, graph.inputs))
+        outputs, labels = [found[name] for name in task.outputs], [batch[name] for name in task.answers]
+        both = outputs if reduce is None else [reduce(outputs[0], labels[0])], labels
+        gathered = both if gathered is None else nested_concat(gathered, both)
+    sides = [tuple(one.numpy() for one in side) for side in gathered]
+    predictions, references = (side if len(side) > 1 else side[0] for side in sides)
+    return metrics_of(job, job.model)(EvalPrediction(predictions, references))
+
+
+def metrics_of(job: Job, model: Any) -> Callable[[Any], dict[str, float]]:
+    """Return what computes the recipe's metrics for a model."""
+    names = [model.config.id2label[number] for number in range(model.config.num_labels)]
+    return compute_metrics_for(job.recipe.metrics, job.problem, names)
+
+
+def trainer_of(job: Job, model: Any, settings: TrainSettings, teacher: Any = None) -> Any:
+    """Return a Trainer for these settings; with a teacher, and distillation in the recipe, one that distils."""
+    recipe = job.recipe
+    further: dict[str, Any] = {}
+    if settings.group_by_length:  # renamed in transformers 5
+        modern = hasattr(TrainingArguments, "train_sampling_strategy")
+        further = {"train_sampling_strategy": "group_by_length"} if modern else {"group_by_length": True}
+    steps = steps_of(job, settings)
+    if settings.evaluations:
+        further |= {"eval_strategy": "steps", "eval_steps": max(1, steps // settings.evaluations)}
+    arguments = TrainingArguments(
+        output_dir=str(job.output / "checkpoints"),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=64,
+        learning_rate=settings.learning_rate,
+        warmup_steps=round(settings.warmup * steps),
+        weight_decay=settings.weight_decay,
+        logging_steps=max(1, steps // 10),
+        save_strategy="no",
+        report_to=recipe.report_to,
+        seed=recipe.seed,
+        remove_unused_columns=job.train.format["type"] != "custom",  # images are read from a column of another name
+        **further,
+    )
+    common: dict[str, Any] = {
+        "model": model,
+        "args": arguments,
+        "train_dataset": job.train,
+        "eval_dataset": job.evaluation,
+        "data_collator": job.collator,
+        "compute_metrics": metrics_of(job, model),
+        "preprocess_logits_for_metrics": losses_of(job.problem),
+    }
+    if teacher is None or recipe.distillation is None:
+        return Trainer(**common)
+    from .distillation import DistillationTrainer
+
+    return DistillationTrainer(teacher=teacher, distillation=recipe.distillation, **common)
+
+
+def steps_of(job: Job, settings: TrainSettings) -> int:
+    """Return the optimizer steps of one training."""
+    processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    return max(1, math.ceil(math.ceil(len(job.train) / (settings.batch_size * processes)) * settings.epochs))

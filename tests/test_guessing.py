@@ -1,0 +1,300 @@
+"""A run from a model and a file: what is guessed, that it runs to the end for every task, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import transformers
+import yaml
+from models import SIZES
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from typer.testing import CliRunner
+
+from hf_prune import PruningError, cli, load_pruned, workflow
+from hf_prune.guessing import Wish, guess
+from hf_prune.recipe import load_recipe
+from hf_prune.reference import commented, recipe_keys, recipe_table
+
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "good",
+    "bad",
+    "film",
+    "play",
+    "Ada",
+    "Bob",
+    "in",
+    "Rome",
+    "Oslo",
+]
+TEXT = {
+    "vocab_size": len(WORDS),
+    "max_position_embeddings": 32,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
+QUICK = ["train.epochs=1", "train.batch_size=8", "data.train_limit=24", "schedule.frequency=1"]
+QUICK += ["measure.repeats=1", "measure.length=8"]
+DRAW = random.Random(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+def sentence(length: int = 6) -> list[str]:
+    return DRAW.choices(WORDS[5:], k=length)
+
+
+def tokenizer():
+    model = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    model.pre_tokenizer = pre_tokenizers.Whitespace()
+    model.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]", "eos_token": "[SEP]"}
+    inputs = ["input_ids", "attention_mask"]
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=model, model_input_names=inputs, **names)
+
+
+def save(folder: Path, made: str, config: str = "BertConfig", **settings) -> str:
+    sizes = SIZES if "T5" not in config else {"d_model": 16, "num_layers": 2, "num_heads": 4, "d_ff": 24, "d_kv": 4}
+    text = {} if "ViT" in config else TEXT
+    made_config = getattr(transformers, config)(**{**text, **sizes, **settings})
+    getattr(transformers, made)(made_config).save_pretrained(folder)
+    if text:
+        tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def write(path: Path, rows: list[dict]) -> str:
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".txt":
+        path.write_text("\n".join(row["text"] for row in rows))
+    else:
+        separator = "\t" if path.suffix == ".tsv" else ","
+        lines = [separator.join(map(str, row.values())) for row in rows]
+        path.write_text("\n".join([separator.join(rows[0]), *lines]) + "\n")
+    return str(path)
+
+
+def classes(home):
+    rows = [{"id": n, "review": " ".join(sentence()), "sentiment": ("neg", "pos")[n % 2]} for n in range(40)]
+    return save(home / "bert", "BertModel"), write(home / "reviews.csv", rows)
+
+
+def pairs(home):
+    rows = [{"sentence1": "good film", "sentence2": " ".join(sentence()), "score": n / 7} for n in range(40)]
+    return save(home / "bert", "BertModel"), write(home / "pairs.tsv", rows)
+
+
+def several(home):
+    rows = [{"comment": " ".join(sentence()), "rude": n % 2, "long": n % 3 // 2} for n in range(40)]
+    return save(home / "bert", "BertModel"), write(home / "comments.csv", rows)
+
+
+def lists(home):
+    rows = [{"text": " ".join(sentence()), "labels": [["a"], ["a", "b"], [], ["c"]][n % 4]} for n in range(40)]
+    return save(home / "bert", "BertModel"), write(home / "lists.jsonl", rows)
+
+
+def tokens(home):
+    tag = {"Ada": "B-PER", "Bob": "I-PER", "Rome": "B-LOC", "Oslo": "B-LOC"}
+    words = [sentence() for _ in range(40)]
+    rows = [{"tokens": one, "ner_tags": [tag.get(word, "O") for word in one]} for one in words]
+    return save(home / "bert", "BertModel"), write(home / "ner.jsonl", rows)
+
+
+def language(home):
+    model = save(home / "llama", "LlamaForCausalLM", "LlamaConfig", num_key_value_heads=2)
+    return model, write(home / "book.txt", [{"text": " ".join(sentence(20))} for _ in range(60)])
+
+
+def masked(home):
+    model = save(home / "bert", "BertForMaskedLM")
+    return model, write(home / "book.txt", [{"text": " ".join(sentence(20))} for _ in range(40)])
+
+
+def answers(home):
+    rows = []
+    for _ in range(40):
+        context = " ".join(sentence())
+        word = context.split()[2]
+        answer = {"text": [word], "answer_start": [context.index(word)]}
+        rows.append({"id": "x", "question": "film in", "context": context, "answers": answer})
+    return save(home / "bert", "BertModel"), write(home / "squad.jsonl", rows)
+
+
+def written(home):
+    model = save(home / "t5", "T5ForConditionalGeneration", "T5Config", decoder_start_token_id=0)
+    rows = [{"document": " ".join(one), "summary": " ".join(one[:2])} for one in (sentence() for _ in range(40))]
+    return model, write(home / "news.jsonl", rows)
+
+
+def images(home):
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    for number in range(40):
+        folder = home / "pets" / ("cat", "dog")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        mode = {0: "L", 1: "RGBA"}.get(number, "RGB")
+        Image.fromarray(draw.integers(0, 255, (20, 17, 3), dtype=np.uint8)).convert(mode).save(folder / f"{number}.png")
+    sizes = {"image_size": 8, "patch_size": 4}
+    return save(home / "vit", "ViTModel", "ViTConfig", **sizes), str(home / "pets")
+
+
+PAIR, ANSWERS = ["sentence1", "sentence2"], {"text": ["question", "context"], "label": "answers"}
+SEVERAL, LISTS = {"text": "comment", "label": ["rude", "long"]}, {"text": "text", "label": "labels"}
+OF_CLASS, OF_TOKENS = "text-classification", "token-classification"
+EXPORTED = ("tokens", "answers", "masked lm")  # to ONNX too: the file's metrics are the model's
+CASES = {  # what makes model and data, the task, what is found, the metrics
+    "classes": (classes, OF_CLASS, {"text": "review", "label": "sentiment"}, ["accuracy"]),
+    "regression of pairs": (pairs, OF_CLASS, {"text": PAIR, "label": "score"}, ["pearsonr", "spearmanr"]),
+    "several columns": (several, OF_CLASS, SEVERAL, ["f1", "accuracy"]),
+    "lists of classes": (lists, OF_CLASS, LISTS, ["f1", "accuracy"]),
+    "tokens": (tokens, OF_TOKENS, {"text": "tokens", "label": "ner_tags"}, ["entity_f1", "accuracy"]),
+    "causal lm": (language, "causal-lm", {"text": "text"}, ["perplexity"]),
+    "masked lm": (masked, "masked-lm", {"text": "text"}, ["perplexity"]),
+    "answers": (answers, "question-answering", ANSWERS, ["span_exact", "span_f1"]),
+    "texts to write": (written, "seq2seq", {"text": "document", "label": "summary"}, ["perplexity"]),
+    "images": (images, "image-classification", {"image": "image", "label": "label"}, ["accuracy"]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_model_and_a_file_become_a_small_model(name, tmp_path):
+    make, task, columns, metrics = CASES[name]
+    model, data = make(tmp_path)
+    output = tmp_path / "run"
+    quick = [*QUICK, "dense.epochs=1"] if guess(Wish(model, data)).recipe.dense else QUICK
+    guessed = guess(Wish(model, data, output=output), [*quick, f"onnx={name in EXPORTED}"])
+    recipe = guessed.recipe
+    assert (recipe.task, recipe.metrics) == (task, metrics)
+    assert {key: getattr(recipe.data, key) for key in columns} == columns
+    assert recipe.data.test_size == 0.2
+    assert (recipe.dense is None) == (task in ("causal-lm", "masked-lm", "seq2seq"))
+    report = workflow.run(recipe)
+    assert report.pruned.prunable_macs < 0.6 * report.dense.prunable_macs
+    assert all(np.isfinite(both["pruned"]) for both in report.metrics.values())
+    assert set(metrics) <= set(report.metrics)
+    for row in report.exports:
+        assert row["metrics"] == {one: pytest.approx(report.metrics[one]["pruned"], abs=1e-3) for one in metrics}
+    assert len(report.exports) == (2 if name in EXPORTED else 0)  # torch, and the file
+    loaded = load_pruned(output / "model")
+    assert sum(one.numel() for one in loaded.parameters()) == report.pruned.parameters
+    assert load_recipe(output / "recipe.yaml") == recipe
+    assert (output / "model" / "README.md").stat().st_size > 0
+
+
+def test_the_processor_of_images_lies_beside_the_model_only_where_it_was_there(tmp_path):
+    from PIL import Image
+
+    model, data = images(tmp_path)
+    processor = getattr(transformers, "ViTImageProcessorPil", None) or transformers.ViTImageProcessor
+    told = {"image_mean": [0.1] * 3, "image_std": [0.2] * 3, "size": {"height": 8, "width": 8}}
+    processor(**told).save_pretrained(model)
+    job = workflow.prepare(guess(Wish(model, data, output=tmp_path / "run")).recipe)
+    row, image = job.train[0], job.train.with_format(None)[0]["image"]
+    again = transformers.AutoImageProcessor.from_pretrained(model)(Image.fromarray(np.asarray(image.convert("RGB"))))
+    assert np.allclose(row["pixel_values"].numpy(), np.asarray(again["pixel_values"][0]), atol=1e-6)
+    assert job.model.config.label2id == {"cat": 0, "dog": 1}
+
+
+def test_a_fine_tuned_model_is_not_trained_again(tmp_path):
+    _, data = classes(tmp_path)
+    names = {"label2id": {"pos": 0, "neg": 1}, "id2label": {0: "pos", 1: "neg"}}
+    fitting = save(tmp_path / "own", "BertForSequenceClassification", **names)
+    guessed = guess(Wish(fitting, data))
+    assert guessed.recipe.dense is None
+    assert "fine-tuned (BertForSequenceClassification), its classes are the data's: pos, neg" in guessed.table()
+    other = save(tmp_path / "other", "BertForSequenceClassification", id2label={0: "up", 1: "down"})
+    assert guess(Wish(other, data)).recipe.dense is not None
+
+
+def test_init_writes_a_recipe_that_is_what_was_guessed(tmp_path, monkeypatch):
+    model, data = classes(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    words = ["init", "--model", model, "--data", data, "--speedup", "2", "seed=3"]
+    assert CliRunner().invoke(cli.app, words).exit_code == 0
+    text = Path("recipe.yaml").read_text()
+    assert "# Passes over the data, above 0.\n" in text
+    recipe = load_recipe("recipe.yaml")
+    assert recipe == guess(Wish(model, data, target={"speedup": 2.0}), ["seed=3"]).recipe
+    assert recipe.target.speedup == 2
+    again = CliRunner().invoke(cli.app, words)
+    assert isinstance(again.exception, PruningError)
+    assert "--force" in str(again.exception)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "minilm_sst2"])
+def test_comments_change_nothing(name):
+    recipe = load_recipe(name)
+    assert yaml.safe_load(commented(recipe)) == yaml.safe_load(recipe.yaml())
+
+
+def test_validate_trains_and_writes_nothing(tmp_path, monkeypatch):
+    model, data = classes(tmp_path)
+    recipe = tmp_path / "recipe.yaml"
+    output = tmp_path / "run"
+    recipe.write_text(guess(Wish(model, data, output=output)).recipe.yaml())
+    monkeypatch.setattr(workflow, "train_dense", lambda job: pytest.fail("training began"))
+    before = sorted(tmp_path.rglob("*"))
+    facts = json.loads(CliRunner().invoke(cli.app, ["validate", str(recipe), "--json"]).stdout)
+    assert facts["rows"] == {"train": 32, "evaluation": 8}
+    assert facts["classes"] == ["neg", "pos"]
+    assert facts["units"] == {"head": 8, "neuron": 48}
+    for wrong, words in (("data.text=film", "film"), ("target.macs=2", "macs"), ("metrics=[f2]", "f2")):
+        with pytest.raises(PruningError, match=words):
+            workflow.validate(recipe, [wrong])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_cannot_be_guessed_is_said(tmp_path):
+    model, _ = classes(tmp_path)
+    numbers = write(tmp_path / "numbers.csv", [{"a": n / 3, "b": n / 7} for n in range(9)])
+    with pytest.raises(PruningError, match=r"--text, --image or --label .* a \(float64\), b \(float64\)"):
+        guess(Wish(model, numbers))
+    with pytest.raises(PruningError, match="Did you mean 'masked-lm'"):
+        guess(Wish(model, numbers, task="maskedlm"))
+    with pytest.raises(PruningError, match="--data missing"):
+        cli.run(model=model)
+    with pytest.raises(PruningError, match="Only one of .* Received: --macs, --speedup"):
+        cli.run(model=model, data=numbers, macs=0.5, speedup=2)
+
+
+def test_splits_and_hidden_labels(tmp_path):
+    model, _ = classes(tmp_path)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = [{"text": " ".join(sentence()), "label": n % 3} for n in range(12)]
+    for split in ("train", "test", "dev"):
+        write(folder / f"{split}.csv", rows)
+    recipe = guess(Wish(model, str(folder))).recipe
+    assert (recipe.data.train, recipe.data.evaluation, recipe.data.test_size) == ("train", ["dev"], None)
+    assert recipe.data.max_length == 32  # the model reads no more
+
+
+def test_the_page_of_commands_has_every_command_and_every_key():
+    page = (Path(__file__).parent.parent / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert page.split("<!-- keys -->\n")[1] == recipe_table() + "\n", "python -m hf_prune.reference writes it"
+    commands = [one.name or one.callback.__name__ for one in cli.app.registered_commands]
+    examples = re.findall(r"^\| `(\w+)` \| .* \| `hf-prune (\w+) .*` \|$|^\| `doctor`", page, re.MULTILINE)
+    assert sorted(commands) == sorted(first or "doctor" for first, _ in examples)
+    assert all(first == second for first, second in examples)
+
+
+def test_every_key_is_explained():
+    assert [key.path for key in recipe_keys() if not key.meaning] == []
