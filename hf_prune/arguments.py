@@ -10,7 +10,7 @@ from .callback import PruningCallback
 from .errors import Problem, PruningError, did_you_mean
 from .pruners import PRUNERS, Pruner, UnitPruner, WeightPruner
 from .schedules import SCHEDULES, Schedule
-from .session import PruningSettings
+from .session import REGULARISERS, PruningSettings, Regularisation
 from .targets import Target
 
 _KEYS = {"kind": "prune_schedule", "macs": "target_macs"}  # of our settings; others have "prune_" before their name
@@ -40,6 +40,19 @@ class PruningArguments:
     prune_sparsity: float | None = field(
         default=None,
         metadata={"help": "Share of each sort that is removed, in [0, 1); with --target_macs of weights alone."},
+    )
+    prune_threshold: float | None = field(
+        default=None,
+        metadata={"help": "Instead of a sparsity: what scores this or less leaves, 0 or more; not with --target_macs."},
+    )
+    prune_relative: bool = field(
+        default=False, metadata={"help": "The threshold, below 1, is a share of the largest score of each place."}
+    )
+    prune_regularisation: str | None = field(
+        default=None, metadata={"help": "What drives to zero in training: l1, group_lasso or a registered name."}
+    )
+    prune_strength: float = field(
+        default=1.0, metadata={"help": "Of the regularisation: a step takes the learning rate times this, above 0."}
     )
     prune_begin: float = field(
         default=0.1, metadata={"help": "First change: up to 1 a fraction of all steps, above 1 a step."}
@@ -77,7 +90,9 @@ class PruningArguments:
         pruners = [self._pruner(name) for name in self.prune]
         target = None if self.target_macs is None else _named(Target, macs=self.target_macs)
         self._check(pruners)
-        settings = PruningSettings(pruners, self._schedule(), target, data, seed=seed)
+        settings = PruningSettings(
+            pruners, self._schedule(), target, data, seed=seed, regularisation=self._regularisation()
+        )
         return PruningCallback(settings, shrink_at_end=self.prune_shrink_at_end)
 
     def _pruner(self, name: str) -> Pruner:
@@ -89,11 +104,23 @@ class PruningArguments:
         units: dict[str, Any] = (
             {} if made is WeightPruner else {"multiple_of": self.prune_multiple_of, "min_kept": self.prune_min_kept}
         )
-        sparsity = self.prune_sparsity if own else None
+        amount: dict[str, Any] = (
+            {"sparsity": self.prune_sparsity, "threshold": self.prune_threshold, "relative": self.prune_relative}
+            if own
+            else {}
+        )
         common = {"score": self.prune_score, "reversible": self.prune_reversible, **units, **settings}
-        pruner: Pruner = _named(made, sparsity=sparsity, **common)
+        pruner: Pruner = _named(made, key="threshold", **amount, **common)
         _named(pruner.resolve_score, key="score")
         return pruner
+
+    def _regularisation(self) -> Regularisation | None:
+        kind = self.prune_regularisation
+        if kind is None:
+            return None
+        _named(lambda: REGULARISERS[kind], key="regularisation")
+        made: Regularisation = _named(Regularisation, kind=kind, strength=self.prune_strength)
+        return made
 
     def _schedule(self) -> Schedule:
         begin, end = _moment("prune_begin", self.prune_begin), _moment("prune_end", self.prune_end)
@@ -109,20 +136,19 @@ class PruningArguments:
         units = [isinstance(pruner, UnitPruner) for pruner in pruners]
         if not pruners:
             raise PruningError(f"prune must name at least one of {', '.join(PRUNERS)}. Received: none")
-        lacking = [
-            pruner.sparsity is None and (self.target_macs is None or not unit) for pruner, unit in zip(pruners, units)
-        ]
-        if any(lacking):
+        without = [pruner.sparsity is None and pruner.threshold is None for pruner in pruners]
+        if any(none and (self.target_macs is None or not unit) for none, unit in zip(without, units)):
             raise PruningError(
-                f"prune_sparsity must say how much of {', '.join(self.prune)} leaves"
+                f"prune_sparsity or prune_threshold must say how much of {', '.join(self.prune)} leaves"
                 f"{', or target_macs how much remains' if all(units) else ''}. Received: None"
             )
         if self.target_macs is not None and not any(units):
             raise PruningError(f"target_macs is for units, not for weights alone. Received: {self.target_macs:g}")
-        if self.target_macs is not None and self.prune_sparsity is not None and all(units):
-            raise PruningError(
-                f"prune_sparsity must be left out where target_macs decides. Received: {self.prune_sparsity:g}"
-            )
+        for key in ("prune_sparsity", "prune_threshold") if self.target_macs is not None and all(units) else ():
+            if getattr(self, key) is not None:
+                raise PruningError(
+                    f"{key} must be left out where target_macs decides. Received: {getattr(self, key):g}"
+                )
 
 
 def _moment(key: str, value: float) -> float | int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import EVIDENCE, Evidence, MissingEvidence, register_evidence
+from .base import EVIDENCE, Aim, Evidence, MissingEvidence, register_evidence
 from .calibration import Loss, backward_all
 from .gates import Gates
 from .gradient import Gradients
@@ -11,6 +11,7 @@ from .noise import Noise
 
 __all__ = [
     "EVIDENCE",
+    "Aim",
     "Evidence",
     "Gates",
     "Gradients",
