@@ -34,8 +34,8 @@ class Pruner:
         sparsity: Fraction of the dense model's units to remove, in [0, 1), also where some are gone already. ``None``
             where a `Target` decides over all structured pruners, or a threshold.
         score: A registered name, or a function from a weight to scores of its shape.
-        allocation: ``"global"`` ranks over all groups by score per cost, ``"uniform"`` inside each; or a registered
-            name or a function.
+        allocation: ``"global"`` ranks over all groups by score per cost, ``"as_is"`` by the score alone,
+            ``"uniform"`` inside each; or a registered name or a function.
         schedule: When to prune; ``None`` takes the schedule of the run.
         include: Patterns of names to choose from, such as ``"layers.[0-3].*"``; none means all.
         exclude: Patterns of names to leave alone.
@@ -109,7 +109,10 @@ class Pruner:
 
     def allocate(self) -> AllocationFunction:
         """Return the allocation function."""
-        return ALLOCATIONS[self.allocation] if isinstance(self.allocation, str) else self.allocation
+        if not isinstance(self.allocation, str):
+            return self.allocation
+        by_score = self.allocation == "global" and self.resolve_score().priced
+        return ALLOCATIONS["as_is" if by_score else self.allocation]
 
 
 Made = TypeVar("Made", bound=type[Pruner])
