@@ -388,6 +388,12 @@ def share(out: Path) -> None:
             pruning.logs(),
             {name: float(one.double().sum()) for name, one in tensors.items()},
         ]
+    for case in ("l0", "movement by Adam", "soft movement"):
+        rank = torch.distributed.get_rank()
+        _, _, pruning, go = start(case, wrap=torch.nn.parallel.DistributedDataParallel)
+        go(20 * rank, 20 * rank + STEPS)  # each on batches of its own
+        tensors = pack({name: one.state_dict() for name, one in pruning.evidence.items()})[1]
+        told[f"{case} on other data"] = {name: float(one.double().sum()) for name, one in tensors.items()}
     for case in ("evidence", "pattern", "guard", "soft movement", "regularisation"):
         model = build(case)
         fully_shard(model)

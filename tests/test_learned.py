@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from models import build_bert, build_llama, draw_batch, draw_rows, logits_of, take_step, training_arguments
+import yaml
+from models import build_bert, build_llama, build_vit, draw_batch, draw_rows, logits_of, take_step, training_arguments
 from transformers import Trainer
 
 from hf_prune import (
@@ -25,6 +29,7 @@ from hf_prune import (
 from hf_prune.allocation import ALLOCATIONS
 from hf_prune.evidence import Aim
 from hf_prune.evidence.learning import Lagrangian, Learned, rate_of
+from hf_prune.recipe import load_recipe
 
 GATED = [HeadPruner(score="l0"), NeuronPruner(score="l0")]
 LATE = Schedule("oneshot", begin=30, end=30)
@@ -200,6 +205,22 @@ def once(score: str) -> None:
 def test_what_cannot_learn_is_refused(do, message):
     with pytest.raises(PruningError, match=message):
         do()
+
+
+def snippets() -> list[str]:
+    text = (Path(__file__).parent.parent / "docs" / "learned.md").read_text(encoding="utf-8")
+    return re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.mark.parametrize("snippet", snippets(), ids=lambda one: one.splitlines()[1].strip())
+def test_recipes_of_the_document_begin(snippet):
+    told = {"target": None, **yaml.safe_load(snippet)}
+    recipe = load_recipe(
+        "quickstart", [f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in told.items()]
+    )
+    plain = dataclasses.replace(recipe.pruning, shrink_live=False)
+    run = start(plain, steps=100, model=build_vit())
+    train(run, 2)
 
 
 # scores

@@ -171,16 +171,16 @@ class Regularising:
         if told is None:
             return
         kind = REGULARISERS[told.kind]
+        if live.sharded and not kind.sharded:
+            raise PruningError(
+                f"Regularisation '{told.kind}' needs whole parameters. Received: a model sharded by FSDP"
+            )
         if live.optimizer is None or swaps_weights(live.optimizer):
             got = "none" if live.optimizer is None else "a schedule-free one, which keeps two sets of weights"
             raise PruningError(f"regularisation goes by an optimizer's learning rate: optimizer=. Received: {got}")
         if kind.needs_units and not all(task.structured for task in tasks):
             raise PruningError(
                 f"Regularisation '{told.kind}' shrinks units: single weights take 'l1'. Received: a WeightPruner"
-            )
-        if live.sharded and not kind.sharded:
-            raise PruningError(
-                f"Regularisation '{told.kind}' needs whole parameters. Received: a model sharded by FSDP"
             )
         if any(group.modules for task in tasks for group in masking.units.named(task.groups)):
             raise PruningError(f"Regularisation '{told.kind}' shrinks what units own: no layers and no experts.")
