@@ -30,6 +30,7 @@ _PUBLIC = {
     "Target": "targets",
     **dict.fromkeys(["Pruning", "PruningSettings", "prune"], "session"),
     **dict.fromkeys(["Guard", "register_guard", "register_budget"], "session"),
+    **dict.fromkeys(["Regularisation", "register_regularisation"], "session"),
     **dict.fromkeys(["Sensitivity", "sensitivity"], "layerwise"),
     "PruningCallback": "callback",
     "PruningArguments": "arguments",

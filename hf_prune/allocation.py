@@ -35,6 +35,12 @@ def global_by_cost(scores: Mapping[str, Tensor], costs: Mapping[str, float]) -> 
     return {name: score / costs[name] for name, score in scores.items()}
 
 
+@register_allocation("as_is")
+def as_is(scores: Mapping[str, Tensor], costs: Mapping[str, float]) -> dict[str, Tensor]:
+    """Rank over all groups by the score alone, whatever units cost."""
+    return dict(scores)
+
+
 @register_allocation("uniform")
 def uniform(scores: Mapping[str, Tensor], costs: Mapping[str, float]) -> dict[str, Tensor]:
     """Rank inside each group: every group loses the same share."""

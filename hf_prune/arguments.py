@@ -10,7 +10,7 @@ from .callback import PruningCallback
 from .errors import Problem, PruningError, did_you_mean
 from .pruners import PRUNERS, Pruner, UnitPruner, WeightPruner
 from .schedules import SCHEDULES, Schedule
-from .session import PruningSettings
+from .session import REGULARISERS, PruningSettings, Regularisation
 from .targets import Target
 
 _KEYS = {
@@ -52,6 +52,19 @@ class PruningArguments:
         default=None,
         metadata={"help": "Share of each sort that is removed, in [0, 1); with a target of weights alone."},
     )
+    prune_threshold: float | None = field(
+        default=None,
+        metadata={"help": "Instead of a sparsity: what scores this or less leaves, 0 or more; not with --target_macs."},
+    )
+    prune_relative: bool = field(
+        default=False, metadata={"help": "The threshold, below 1, is a share of the largest score of each place."}
+    )
+    prune_regularisation: str | None = field(
+        default=None, metadata={"help": "What drives to zero in training: l1, group_lasso or a registered name."}
+    )
+    prune_strength: float = field(
+        default=1.0, metadata={"help": "Of the regularisation: a step takes the learning rate times this, above 0."}
+    )
     prune_begin: float = field(
         default=0.1, metadata={"help": "First change: up to 1 a fraction of all steps, above 1 a step."}
     )
@@ -88,7 +101,9 @@ class PruningArguments:
         pruners = [self._pruner(name) for name in self.prune]
         self._check(pruners)
         target = _named(Target, **self._wanted) if self._wanted else None
-        settings = PruningSettings(pruners, self._schedule(), target, data, seed=seed)
+        settings = PruningSettings(
+            pruners, self._schedule(), target, data, seed=seed, regularisation=self._regularisation()
+        )
         return PruningCallback(settings, shrink_at_end=self.prune_shrink_at_end)
 
     @property
@@ -106,11 +121,23 @@ class PruningArguments:
         units: dict[str, Any] = (
             {} if made is WeightPruner else {"multiple_of": self.prune_multiple_of, "min_kept": self.prune_min_kept}
         )
-        sparsity = self.prune_sparsity if own else None
+        amount: dict[str, Any] = (
+            {"sparsity": self.prune_sparsity, "threshold": self.prune_threshold, "relative": self.prune_relative}
+            if own
+            else {}
+        )
         common = {"score": self.prune_score, "reversible": self.prune_reversible, **units, **settings}
-        pruner: Pruner = _named(made, sparsity=sparsity, **common)
+        pruner: Pruner = _named(made, key="threshold", **amount, **common)
         _named(pruner.resolve_score, key="score")
         return pruner
+
+    def _regularisation(self) -> Regularisation | None:
+        kind = self.prune_regularisation
+        if kind is None:
+            return None
+        _named(lambda: REGULARISERS[kind], key="regularisation")
+        made: Regularisation = _named(Regularisation, kind=kind, strength=self.prune_strength)
+        return made
 
     def _schedule(self) -> Schedule:
         begin, end = _moment("prune_begin", self.prune_begin), _moment("prune_end", self.prune_end)
@@ -128,17 +155,19 @@ class PruningArguments:
             raise PruningError(f"prune must name at least one of {', '.join(PRUNERS)}. Received: none")
         if len(self._wanted) > 1:
             raise PruningError(f"either target_macs or target_speedup decides. Received: {self._wanted}")
-        if any(pruner.sparsity is None and (not self._wanted or not unit) for pruner, unit in zip(pruners, units)):
+        without = [pruner.sparsity is None and pruner.threshold is None for pruner in pruners]
+        if any(none and (not self._wanted or not unit) for none, unit in zip(without, units)):
             raise PruningError(
-                f"prune_sparsity must say how much of {', '.join(self.prune)} leaves"
+                f"prune_sparsity or prune_threshold must say how much of {', '.join(self.prune)} leaves"
                 f"{', or target_macs or target_speedup how much remains' if all(units) else ''}. Received: None"
             )
         for name, value in self._wanted.items():
             if not any(units):
                 raise PruningError(f"target_{name} is for units, not for weights alone. Received: {value:g}")
-            if self.prune_sparsity is not None and all(units):
+            said = [key for key in ("prune_sparsity", "prune_threshold") if getattr(self, key) is not None]
+            if said and all(units):
                 raise PruningError(
-                    f"prune_sparsity must be left out where target_{name} decides. Received: {self.prune_sparsity:g}"
+                    f"{said[0]} must be left out where target_{name} decides. Received: {getattr(self, said[0]):g}"
                 )
 
 

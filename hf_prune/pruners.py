@@ -8,8 +8,9 @@ from fnmatch import fnmatch
 from typing import Any, Literal, TypeVar
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import nn
+from typing_extensions import Self
 
 from .adapters import adapted
 from .allocation import ALLOCATIONS, AllocationFunction
@@ -31,10 +32,10 @@ class Pruner:
 
     Args:
         sparsity: Fraction of the dense model's units to remove, in [0, 1), also where some are gone already. ``None``
-            where a `Target` decides over all structured pruners.
+            where a `Target` decides over all structured pruners, or a threshold.
         score: A registered name, or a function from a weight to scores of its shape.
-        allocation: ``"global"`` ranks over all groups by score per cost, ``"uniform"`` inside each; or a registered
-            name or a function.
+        allocation: ``"global"`` ranks over all groups by score per cost, ``"as_is"`` by the score alone,
+            ``"uniform"`` inside each; or a registered name or a function.
         schedule: When to prune; ``None`` takes the schedule of the run.
         include: Patterns of names to choose from, such as ``"layers.[0-3].*"``; none means all.
         exclude: Patterns of names to leave alone.
@@ -44,6 +45,10 @@ class Pruner:
         reversible: Whether every change chooses anew, so that what was masked may come back with its last value; heads,
             KV groups, neurons and single weights. It costs memory for these values (`Pruning.logs` says how much).
             ``None``: as the score is registered.
+        threshold: Instead of a sparsity: what scores as much as this or less leaves, 0 or more; the report tells how
+            sparse a model has become. Scores are sums over a unit's weights (``"l1"``: its L1 norm, ``"l2"``: the
+            square of its L2 norm), or those of single weights. It rises with the schedule, to all of it at the end.
+        relative: Whether the threshold, below 1, is a share of the largest score of the same group or tensor.
     """
 
     sparsity: float | None = None
@@ -55,6 +60,8 @@ class Pruner:
     multiple_of: int = Field(default=1, ge=1)
     min_kept: int = Field(default=1, ge=0)
     reversible: bool | None = None
+    threshold: float | None = Field(default=None, ge=0, kw_only=True)
+    relative: bool = Field(default=False, kw_only=True)
 
     @field_validator("sparsity")
     @classmethod
@@ -63,6 +70,20 @@ class Pruner:
             hint = f" Did you mean {value / 100:g}?" if 1 < value < 100 else ""
             raise ValueError(f"sparsity must be in [0, 1). Received: {value:g}.{hint}")
         return value
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> Self:
+        if self.threshold is not None and self.sparsity is not None:
+            raise ValueError(
+                "it takes a sparsity or a threshold, not both. "
+                f"Received: sparsity={self.sparsity:g}, threshold={self.threshold:g}"
+            )
+        if self.relative and (self.threshold is None or self.threshold >= 1):
+            raise ValueError(
+                "relative=True takes a threshold in [0, 1), a share of the largest score. "
+                f"Received: threshold={self.threshold}"
+            )
+        return self
 
     def wants(self, name: str) -> bool:
         """Whether the name passes `include` and `exclude`."""
@@ -96,7 +117,10 @@ class Pruner:
 
     def allocate(self) -> AllocationFunction:
         """Return the allocation function."""
-        return ALLOCATIONS[self.allocation] if isinstance(self.allocation, str) else self.allocation
+        if not isinstance(self.allocation, str):
+            return self.allocation
+        by_score = self.allocation == "global" and self.resolve_score().priced
+        return ALLOCATIONS["as_is" if by_score else self.allocation]
 
 
 Made = TypeVar("Made", bound=type[Pruner])

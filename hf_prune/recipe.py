@@ -19,7 +19,7 @@ from .files import shipped
 from .pruners import PRUNERS, Pruner
 from .registry import load_entry_points
 from .schedules import Schedule
-from .session import PruningSettings
+from .session import PruningSettings, Regularisation
 from .settings import problems_of, read_yaml
 from .targets import Target
 
@@ -201,6 +201,7 @@ class Recipe(_Settings):
         pruners: What to remove.
         target: How much is to remain over all structured pruners.
         schedule: When to prune.
+        regularisation: What drives weights or units to zero until the last change; ``null``: nothing.
         distillation: How to learn from the dense model; ``null``: not at all.
         shrink_during_training: Remove units at every change, which saves time (one process only).
         metrics: Names of metrics; the shipped ones work offline. Left out: the task's.
@@ -223,6 +224,7 @@ class Recipe(_Settings):
     pruners: PrunerSettings
     target: Target | None = None
     schedule: Schedule = Schedule()
+    regularisation: Regularisation | None = None
     distillation: Distillation | None = None
     shrink_during_training: bool = False
     metrics: list[str] = ["accuracy"]
@@ -244,8 +246,14 @@ class Recipe(_Settings):
     @property
     def pruning(self) -> PruningSettings:
         """What to remove, when and how much."""
-        live = self.shrink_during_training
-        return PruningSettings(self.pruners.chosen, self.schedule, self.target, shrink_live=live, seed=self.seed)
+        return PruningSettings(
+            self.pruners.chosen,
+            self.schedule,
+            self.target,
+            shrink_live=self.shrink_during_training,
+            seed=self.seed,
+            regularisation=self.regularisation,
+        )
 
     @property
     def exports(self) -> list[ExportSettings]:

@@ -20,7 +20,10 @@ ScoreFunction = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Score:
-    """A registered score: its function, what it needs, where it comes from, and whether it may take back a mask."""
+    """A registered score: its function, what it needs, where it comes from, and whether it may take back a mask.
+
+    What is `priced` has met a goal in what units cost: it is not divided by costs once more.
+    """
 
     name: str
     function: ScoreFunction
@@ -28,6 +31,7 @@ class Score:
     needs: tuple[str, ...]
     paper: str
     reversible: bool = False
+    priced: bool = False
 
 
 SCORES: Registry[dict[str, Score]] = Registry("score")
@@ -40,6 +44,7 @@ def register_score(
     paper: str = "",
     of: Literal["weight", "unit"] = "weight",
     reversible: bool = False,
+    priced: bool = False,
 ) -> Callable[[ScoreFunction], ScoreFunction]:
     """Register a score under a name that pruners and recipes can use.
 
@@ -57,6 +62,7 @@ def register_score(
             |da/dx v|, v random), ``block_influence``, ``loss_without``, ``greedy_order``, ``noise``.
         paper: Where it comes from.
         of: ``"weight"``: ``f(weight, **needs)`` of the weight's shape; ``"unit"``: ``f(**needs)``, ``(units,)``.
+        priced: Whether it knows what units cost, so that ``allocation="global"`` does not divide it by that.
         reversible: Whether what it has masked comes back where its score has become one of the best; a pruner's
             `reversible` comes first.
 
@@ -76,7 +82,7 @@ def register_score(
         forms = SCORES[name] if name in SCORES else SCORES.add(name, {})
         if of in forms:
             raise PruningError(f"A score of {of}s named '{name}' is registered already.")
-        forms[of] = Score(name, function, of, needs, paper, reversible)
+        forms[of] = Score(name, function, of, needs, paper, reversible, priced)
         return function
 
     return register
@@ -212,6 +218,42 @@ def movement(weight: Tensor, movement: Tensor) -> Tensor:
 def gate_movement(gate: Tensor) -> Tensor:
     """How much the loss falls as the unit's gate opens: minus the mean over samples of ``dL/dg``."""
     return -gate
+
+
+@register_score(
+    "movement_adam", needs=("movement_adam",), reversible=True, paper="Sanh, Wolf and Rush 2020, arXiv:2005.07683"
+)
+def movement_adam(weight: Tensor, movement_adam: Tensor) -> Tensor:
+    """What an Adam makes of the straight-through gradient to a mask, as in the paper."""
+    return movement_adam
+
+
+@register_score(
+    "movement_adam", of="unit", needs=("gate_adam",), reversible=True, paper="Lagunas et al. 2021, arXiv:2109.04838"
+)
+def gate_movement_adam(gate_adam: Tensor) -> Tensor:
+    """What an Adam makes of the gradient to the unit's gate."""
+    return gate_adam
+
+
+@register_score(
+    "soft_movement",
+    needs=("soft_movement",),
+    reversible=True,
+    priced=True,
+    paper="Sanh, Wolf and Rush 2020, arXiv:2005.07683",
+)
+def soft_movement(weight: Tensor, soft_movement: Tensor) -> Tensor:
+    """``sigmoid`` of a score that the loss and a goal have moved."""
+    return soft_movement
+
+
+@register_score(
+    "l0", of="unit", needs=("l0",), priced=True, paper="Louizos et al. 2018, arXiv:1712.01312; CoFi, arXiv:2204.00408"
+)
+def l0(l0: Tensor) -> Tensor:
+    """How likely a learned gate on the unit is open."""
+    return l0
 
 
 @register_score("random", needs=("noise",), paper="the control that every study needs")

@@ -101,6 +101,16 @@ def fill(tensor: Any, dim: int, index: Tensor, value: float) -> None:
     local(tensor).index_fill_(dim, own_entries(tensor, dim, index), value)
 
 
+def scale_along(tensor: Any, dim: int, index: Tensor, factors: Tensor) -> None:
+    """Multiply entries along an axis each by its factor, in place; each process does its part."""
+    every = torch.ones(tensor.shape[dim])
+    every[index.cpu()] = factors.detach().float().cpu()
+    there, part = bounds(tensor), local(tensor)
+    if there is not None and there[0] == dim % tensor.ndim:
+        every = every[there[1] : there[2]]
+    part.mul_(every.to(part.device, part.dtype).view([-1 if axis == dim else 1 for axis in range(part.ndim)]))
+
+
 def find_any(tensors: Mapping[Axis, Any], entries: Mapping[Axis, Tensor]) -> set[Axis]:
     """Return the axes along which any of these entries is not zero, in the parts that lie here."""
     by_device: dict[torch.device, dict[Axis, Tensor]] = {}

@@ -66,8 +66,14 @@ def test_every_sort_has_its_pruner(name):
         ("--target_macs 0.5 --target_speedup 2", "^either target_macs or target_speedup.*Received"),
         ("--target_speedup 0.5", "^target_speedup: .*Received: 0.5"),
         ("--target_speedup 2 --prune weights --prune_sparsity 0.5", "^target_speedup is for units.*Received: 2"),
-        ("", "^prune_sparsity must say how much of heads, neurons leaves, or target_macs.*Received: None"),
-        ("--prune weights heads --target_macs 0.5", "^prune_sparsity must say how much .*Received: None"),
+        (
+            "",
+            "^prune_sparsity or prune_threshold must say how much of heads, neurons leaves, or target_macs.*None",
+        ),
+        (
+            "--prune weights heads --target_macs 0.5",
+            "^prune_sparsity or prune_threshold must say .*Received: None",
+        ),
         ("--prune weights --target_macs 0.5 --prune_sparsity 0.5", "^target_macs is for units.*Received: 0.5"),
         ("--target_macs 0.5 --prune_sparsity 0.5", "^prune_sparsity must be left out.*Received: 0.5"),
         ("--target_macs 0.5 --prune_begin 0.8", "^prune_begin must not be after prune_end. Received: 0.8 and 0.7"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from hf_prune import (
     PruningCallback,
     PruningError,
     PruningSettings,
+    Regularisation,
     Schedule,
     Target,
     WeightPruner,
@@ -45,20 +47,41 @@ from hf_prune.session import BUDGETS, GUARDS
 
 STEPS = 10
 EARLY = Schedule("cubic", begin=1, end=9, frequency=2)
+LEARNED = Schedule("cubic", begin=2, end=9, frequency=2)  # a score that is learned has learned nothing before
 SPARSE = Schedule("linear", begin=1, end=9, frequency=2, initial=0.9)
 LOW = {3: 0.7, 4: 0.7, 5: 0.7, 6: 0.9}  # what evaluations find after these steps; 0.9 elsewhere
 UNITS = [HeadPruner(sparsity=0.5), NeuronPruner(sparsity=0.5)]
 
 CASES: dict[str, Callable[..., PruningSettings]] = {
-    "evidence": lambda **more: PruningSettings(WeightPruner(sparsity=0.5, score="l0"), EARLY, **more),
+    "evidence": lambda **more: PruningSettings(WeightPruner(sparsity=0.5, score="sure"), EARLY, **more),
     "rule": lambda **more: PruningSettings(RigL(sparsity=0.6, score="l1"), SPARSE, **more),
     "guard": lambda **more: PruningSettings(UNITS, EARLY, guards=[AccuracyGuard()], **more),
     "budget": lambda **more: PruningSettings([HeadPruner(), NeuronPruner()], EARLY, EntryTarget(entries=0.7), **more),
     "pattern": lambda **more: PruningSettings(WeightPruner(sparsity=0.5, score="l1", pattern="2:4"), EARLY, **more),
     "kind": lambda **more: PruningSettings(BottleneckPruner(sparsity=0.5), EARLY, **more),
+    "l0": lambda **more: PruningSettings(
+        [HeadPruner(score="l0"), NeuronPruner(score="l0")], LEARNED, Target(macs=0.5), **more
+    ),
+    "soft movement": lambda **more: PruningSettings(
+        WeightPruner(sparsity=0.5, score="soft_movement", reversible=False), LEARNED, **more
+    ),
+    "movement by Adam": lambda **more: PruningSettings(
+        [
+            NeuronPruner(sparsity=0.5, score="movement_adam", reversible=False),
+            WeightPruner(sparsity=0.3, score="movement_adam", reversible=False),
+        ],
+        LEARNED,
+        **more,
+    ),
+    "regularisation": lambda **more: PruningSettings(
+        [HeadPruner(threshold=0.8, relative=True, score="l1"), NeuronPruner(threshold=0.8, relative=True, score="l1")],
+        EARLY,
+        regularisation=Regularisation("group_lasso"),
+        **more,
+    ),
 }
 LIVE = {  # beside what is masked, units leave physically
-    "evidence": lambda: PruningSettings([WeightPruner(sparsity=0.5, score="l0"), *UNITS], EARLY, shrink_live=True),
+    "evidence": lambda: PruningSettings([WeightPruner(sparsity=0.5, score="sure"), *UNITS], EARLY, shrink_live=True),
     "budget": lambda: CASES["budget"](shrink_live=True),
     "pattern": lambda: PruningSettings(
         [WeightPruner(sparsity=0.5, score="l1", pattern="2:4"), NeuronPruner(sparsity=0.5, multiple_of=4)],
@@ -66,6 +89,12 @@ LIVE = {  # beside what is masked, units leave physically
         shrink_live=True,
     ),
     "kind": lambda: CASES["kind"](shrink_live=True),
+    "l0": lambda: CASES["l0"](shrink_live=True),
+    "soft movement": lambda: PruningSettings(
+        [WeightPruner(sparsity=0.5, score="soft_movement", reversible=False), *UNITS], LEARNED, shrink_live=True
+    ),
+    "movement by Adam": lambda: CASES["movement by Adam"](shrink_live=True),
+    "regularisation": lambda: CASES["regularisation"](shrink_live=True),
 }
 
 
@@ -129,7 +158,7 @@ def test_an_extension_follows_a_cut(case):
     sizes, model = [], build(case)
     for live in (False, True):
         told = LIVE[case]()
-        told = told if live else PruningSettings(told.pruners, told.schedule, told.target)
+        told = dataclasses.replace(told, shrink_live=live)
         model, _, pruning, go = start(case, told=told)
         go(0, STEPS)
         report = pruning.finish()
@@ -142,7 +171,7 @@ def test_an_extension_follows_a_cut(case):
 def test_learned_gates_choose_what_the_loss_wants_kept():
     _, _, pruning, go = start("evidence")
     go(0, STEPS)
-    logits = torch.cat([one.flatten() for one in pruning.evidence["l0"].logits.values()]).detach()
+    logits = torch.cat([one.flatten() for one in pruning.evidence["sure"].logits.values()]).detach()
     kept = torch.cat([mask.flatten() for mask in pruning.masks.values()])
     assert pruning.logs()["sparsity_weight"] == pytest.approx(0.5, abs=1e-3)
     assert logits[kept].mean() > logits[~kept].mean()
@@ -325,7 +354,10 @@ def test_units_of_a_new_kind_leave():
         (lambda: CASES["rule"](shrink_live=True), "must not be reversible"),
         (lambda: CASES["guard"](shrink_live=True), "A guard that goes back needs masks.*shrink_live"),
         (lambda: PruningSettings(Returning(sparsity=0.5)), "Rule 'drop_and_grow' chooses single weights"),
-        (lambda: PruningSettings(NeuronPruner(sparsity=0.5, score="l0")), "follows single weights: use WeightPruner"),
+        (
+            lambda: PruningSettings(NeuronPruner(sparsity=0.5, score="sure")),
+            "follows single weights: use WeightPruner",
+        ),
         (lambda: PruningSettings(BottleneckPruner(sparsity=0.5)), "finds no groups of kind bottleneck"),
     ],
 )
@@ -356,7 +388,13 @@ def share(out: Path) -> None:
             pruning.logs(),
             {name: float(one.double().sum()) for name, one in tensors.items()},
         ]
-    for case in ("evidence", "pattern", "guard"):
+    for case in ("l0", "movement by Adam", "soft movement"):
+        rank = torch.distributed.get_rank()
+        _, _, pruning, go = start(case, wrap=torch.nn.parallel.DistributedDataParallel)
+        go(20 * rank, 20 * rank + STEPS)  # each on batches of its own
+        tensors = pack({name: one.state_dict() for name, one in pruning.evidence.items()})[1]
+        told[f"{case} on other data"] = {name: float(one.double().sum()) for name, one in tensors.items()}
+    for case in ("evidence", "pattern", "guard", "soft movement", "regularisation"):
         model = build(case)
         fully_shard(model)
         with pytest.raises(PruningError) as refused:
@@ -376,6 +414,8 @@ def test_two_processes_agree_and_sharded_models_are_refused_where_parts_cannot_t
     assert "Learned gates need whole parameters" in first["evidence under FSDP"]
     assert "Pattern '2:4' needs whole parameters" in first["pattern under FSDP"]
     assert "A guard that goes back needs masks of whole parameters" in first["guard under FSDP"]
+    assert "Soft movement needs whole parameters" in first["soft movement under FSDP"]
+    assert "'group_lasso' needs whole parameters" in first["regularisation under FSDP"]
 
 
 def test_any_keys_of_a_state_come_back_each_with_its_own_tensor(tmp_path):
@@ -395,7 +435,7 @@ def test_evidence_keeps_its_contract(need):
         pytest.skip("no score needs it")
     kind, data = EVIDENCE[need], [draw_batch(build_bert())]
     made = WeightPruner if score.of == "weight" else LayerPruner if need == "block_influence" else NeuronPruner
-    schedule = Schedule("oneshot", begin=3, end=3) if kind.at_once else EARLY
+    schedule = Schedule("oneshot", begin=3, end=3) if kind.at_once else LEARNED
     told = PruningSettings(made(sparsity=0.5, score=score.name), schedule, data=data if kind.takes == "data" else None)
     model, _, pruning, go = start("evidence", told=told)
     (one,) = {id(pruning.evidence[EVIDENCE[n].name]): pruning.evidence[EVIDENCE[n].name] for n in score.needs}.values()

@@ -382,8 +382,8 @@ def test_nothing_to_do_changes_nothing():
     ("pruners", "target", "message"),
     [
         ([], None, "pruners must name at least one. Received: none"),
-        ([HeadPruner()], None, r"HeadPruner needs a sparsity in \[0, 1\) or a target. Received: None"),
-        ([WeightPruner()], None, r"WeightPruner needs a sparsity in \[0, 1\). Received: None"),
+        ([HeadPruner()], None, r"needs a sparsity in \[0, 1\) or a threshold, or a target. Received: None"),
+        ([WeightPruner()], None, r"WeightPruner needs a sparsity in \[0, 1\) or a threshold. Received: None"),
         ([HeadPruner(sparsity=0.5)], Target(macs=0.5), "leaves sparsity and schedule to it. Received: sparsity=0.5"),
         ([WeightPruner(sparsity=0.5)], Target(macs=0.5), "target is for structured pruners"),
         (

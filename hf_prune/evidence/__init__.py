@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from .activations import ActivationGradients, Activations, Inputs
-from .base import EVIDENCE, Calibration, Evidence, MissingEvidence, register_evidence
+from .adam import AdamGates, AdamMovement, SoftMovement
+from .base import EVIDENCE, Aim, Calibration, Evidence, MissingEvidence, register_evidence
 from .calibration import Loss, backward_all
 from .gates import Gates
 from .gradient import Gradients
 from .influence import BlockInfluence
+from .l0 import HardConcrete
 from .movement import Movement
 from .noise import Noise
 from .perturbing import InputSensitivity
@@ -18,6 +20,9 @@ __all__ = [
     "EVIDENCE",
     "ActivationGradients",
     "Activations",
+    "AdamGates",
+    "AdamMovement",
+    "Aim",
     "BlockInfluence",
     "Calibration",
     "Evidence",
@@ -25,6 +30,7 @@ __all__ = [
     "GradientSquares",
     "Gradients",
     "GreedyOrder",
+    "HardConcrete",
     "InputSensitivity",
     "Inputs",
     "Loss",
@@ -32,6 +38,7 @@ __all__ = [
     "MissingEvidence",
     "Movement",
     "Noise",
+    "SoftMovement",
     "backward_all",
     "register_evidence",
 ]

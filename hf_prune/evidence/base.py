@@ -35,6 +35,25 @@ class Calibration:
     leaving: int | None = None
 
 
+@dataclass(frozen=True)
+class Aim:
+    """How much is to remain by now, for scores that are learned.
+
+    Args:
+        goal: The share of the dense model's cost that is to remain at this step, in [0, 1].
+        costs: What one unit of a group, or one weight of a parameter, costs: a share of the same.
+        alive: What is not masked, True = there; what is not named is there as a whole.
+        steps: At which position of the schedule the goal is reached for good, at least 1.
+        fixed: The share that costs of units do not tell.
+    """
+
+    goal: float
+    costs: Mapping[str, float]
+    alive: Mapping[str, Tensor]
+    steps: int
+    fixed: float = 0.0
+
+
 class Evidence:
     """What scores are made from. A session makes one for all scores that need it, and hands it what happens.
 
@@ -59,6 +78,8 @@ class Evidence:
         at_once: Whether it says which units leave first for one change alone, of one pruner: it is told how many.
         of_step: Whether it is of the last step's batches alone: where that step was left out, there is none.
         heavy: Whether it takes memory that grows with the model: the log then says how much.
+        learns: Whether it is told how much is to remain (`aims`) before each of its steps.
+        aims: How much that is: one of each target and each sparsity.
         sees_masked: Whether it can see what masked units would bring, behind shut gates: those of `groups` may return.
     """
 
@@ -69,6 +90,8 @@ class Evidence:
     at_once = False
     of_step = False
     heavy = False
+    learns = False
+    aims: Sequence[Aim] = ()
     sees_masked = False
 
     def __init__(self, live: LiveModel, groups: Collection[str], weights: Collection[str], seed: int) -> None:

@@ -21,6 +21,7 @@ class Figures:
         settings: Whatever tells how the run was done.
         exports: A row for torch and for each exported file of the pruned model: ``runtime``, ``dtype``, ``quantize``,
             ``folder``, ``size_mb``, ``latency_ms``, ``metrics``, ``max_difference``, ``atol``.
+        masked: Parameter name -> share of its single weights that are masked; empty where none are.
     """
 
     kept: dict[str, list[int]] = field(default_factory=dict)
@@ -30,6 +31,12 @@ class Figures:
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     exports: list[dict[str, Any]] = field(default_factory=list)
+    masked: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def sparsities(self) -> dict[str, float]:
+        """Share that is gone: of the units of each group, and of the single weights of parameters that have masks."""
+        return {**{name: 1 - self.stayed(name) / units for name, units in self.units.items()}, **self.masked}
 
     def stayed(self, name: str) -> int:
         """Return how many units of a group stayed."""

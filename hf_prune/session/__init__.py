@@ -10,16 +10,20 @@ from .older import steps_of
 from .oneshot import prune
 from .pruning import Pruning
 from .recovery import recover
+from .regularising import REGULARISERS, Regularisation, Regularised, register_regularisation
 from .settings import PruningSettings, as_settings
 from .time_budget import Time
 
 __all__ = [
     "BUDGETS",
     "GUARDS",
+    "REGULARISERS",
     "Budget",
     "Guard",
     "Pruning",
     "PruningSettings",
+    "Regularisation",
+    "Regularised",
     "Time",
     "as_settings",
     "check_finds_unused",
@@ -27,6 +31,7 @@ __all__ = [
     "recover",
     "register_budget",
     "register_guard",
+    "register_regularisation",
     "steps_of",
     "unwrap",
 ]

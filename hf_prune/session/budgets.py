@@ -172,3 +172,8 @@ def _left_of(units: Units, group: Group, shapes: Mapping[str, Sequence[int]]) ->
         slices = [replace(part, per_unit=shapes[part.parameter][part.dim]) for part in group.slices]
         return replace(group, slices=tuple(slices))
     return group
+
+
+def make_budget(live: LiveModel, target: Target | None, names: Collection[str]) -> Budget | None:
+    """Return the budget that a target counts; ``None`` where there is none."""
+    return None if target is None else BUDGETS[target.budget[0]](live, target, names)

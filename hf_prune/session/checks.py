@@ -52,14 +52,14 @@ def check_settings(told: PruningSettings) -> None:
         check_rule(pruner)
         pruner.allocate()
         name, structured = type(pruner).__name__, isinstance(pruner, UnitPruner)
-        if structured and target is not None and (pruner.sparsity is not None or pruner.schedule is not None):
-            raise PruningError(
-                f"With a target, {name} leaves sparsity and schedule to it. Received: sparsity={pruner.sparsity}"
-            )
-        if pruner.sparsity is None and (target is None or not structured):
-            raise PruningError(
-                f"{name} needs a sparsity in [0, 1){' or a target' if structured else ''}. Received: None"
-            )
+        own = pruner.sparsity if pruner.threshold is None else pruner.threshold
+        if structured and target is not None and (own is not None or pruner.schedule is not None):
+            key = "sparsity" if pruner.threshold is None else "threshold"
+            raise PruningError(f"With a target, {name} leaves {key} and schedule to it. Received: {key}={own}")
+        if own is None and (target is None or not structured):
+            or_target = ", or a target" if structured else ""
+            raise PruningError(f"{name} needs a sparsity in [0, 1) or a threshold{or_target}. Received: None")
+        _check_threshold(pruner)
     if target is not None and not has_units(pruners):
         raise PruningError(
             "target is for structured pruners, such as HeadPruner and NeuronPruner. Received: none of them"
@@ -78,6 +78,18 @@ def check_measured(pruner: Pruner, told: PruningSettings) -> None:
     if any(EVIDENCE[need].takes == "data" for need in score.needs) and told.data is None:
         raise PruningError(
             f"Score '{score.name}' runs calibration data by itself: pass data=, batches with labels. Received: None"
+        )
+
+
+def _check_threshold(pruner: Pruner) -> None:
+    """A threshold says of each weight alone whether it leaves: no pattern, and no rule that counts."""
+    if pruner.threshold is None or isinstance(pruner, UnitPruner):
+        return
+    pattern = getattr(pruner, "pattern", "unstructured")
+    if pattern != "unstructured" or pruner.resolve_rule().also:
+        raise PruningError(
+            "A threshold says of each weight alone whether it leaves: pattern='unstructured', and a rule that counts "
+            f"none. Received: pattern={pattern!r}, rule '{pruner.resolve_rule().name}'"
         )
 
 
@@ -187,8 +199,8 @@ def checked_scores(scores: dict[str, Tensor]) -> dict[str, Tensor]:
     if scores and not any(bool(values.any()) for values in scores.values()):
         raise PruningError(
             "Scores of units must not all be zero, or chance would choose: the loss has given no gradient (labels that "
-            "are all -100, a frozen loss, an optimizer that has taken no step). Nothing was cut. Received: zeros for "
-            f"{len(scores)} groups"
+            "are all -100, a frozen loss, an optimizer that has taken no step), or a regularisation is too strong. "
+            f"Nothing was cut. Received: zeros for {len(scores)} groups"
         )
     return scores
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..allocation import select_units
+from ..allocation import bundles_of, select_units
 from ..live import Units
 from ..masks import Masks
 from ..patterns import PATTERNS
@@ -60,8 +60,10 @@ def choose_together(
 def choose_alone(
     task: Task, units: Units, scores: Scores, dense_units: Mapping[str, int], position: int, check: Check
 ) -> Units:
-    """One task's own sparsity, counted in units of the dense model."""
+    """One task's own sparsity, counted in units of the dense model; or its threshold."""
     groups = units.named(task.groups)
+    if task.pruner.threshold is not None:
+        return _choose_above(task, units, scores, position, check)
     costs = {group.name: 1.0 for group in groups}
     excess = due_to_leave(task, units, dense_units, position)
     values = task.pruner.allocate()({name: scores[name] for name in costs}, costs)
@@ -73,6 +75,19 @@ def due_to_leave(task: Task, units: Units, dense_units: Mapping[str, int], posit
     """Return how many units must leave for one task's own sparsity, at this position of the schedule."""
     now = sum(int(units.alive[group.name].sum()) for group in units.named(task.groups))
     return round(now - (1 - task.sparsity * task.fraction(position)) * sum(dense_units[name] for name in task.groups))
+
+
+def _choose_above(task: Task, units: Units, scores: Scores, position: int, check: Check) -> Units:
+    """Let units leave whose score is up to a threshold; those that can only leave together by their mean."""
+    limits, kept = _limits([task], units), dict[str, list[int]]()
+    for group in units.named(task.groups):
+        alive, values = units.alive[group.name].clone(), scores[group.name]
+        most = task.threshold(values[alive], position)
+        for bundles in bundles_of(group, values, units.alive[group.name], 1.0, *limits[group.name]):
+            alive[bundles.units[bundles.values <= most].flatten()] = False
+        kept[group.name] = alive.nonzero().view(-1).tolist()
+    check(kept)
+    return units.keep(kept)
 
 
 def _limits(tasks: Sequence[Task], units: Units) -> dict[str, tuple[int, int]]:
@@ -141,7 +156,9 @@ def choose_weights(
             for name, value in values.items()
         }
         number = round(keep * (1 - fewer)) if fewer else keep
-        if any_sharded(ours.values()):
+        if pruner.threshold is not None:
+            chosen = {name: _above(task, value, ours[name], position) for name, value in open_.items()}
+        elif any_sharded(ours.values()):
             chosen, threshold = select_across(_allocate(pruner, open_, ours), ours, number)
         else:
             ranked = pruner.allocate()(open_, dict.fromkeys(open_, 1.0))
@@ -150,6 +167,11 @@ def choose_weights(
 
     also = {name: scores[name] for name in task.rule.also}
     return task.rule.function(scores[""], masks, select, **also), threshold
+
+
+def _above(task: Task, scores: Tensor, tensor: Tensor, position: int) -> Tensor:
+    """Keep weights of a tensor, or of a shard, whose score lies above the threshold of all of it."""
+    return scores > task.threshold(join(scores, tensor) if task.pruner.relative else scores, position)
 
 
 def _all(masks: Sequence[Tensor]) -> Tensor | None:

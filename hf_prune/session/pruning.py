@@ -20,9 +20,10 @@ from ..sharding import unwrap
 from ..structure import Group
 from ..targets import Target
 from . import checks
-from .budgets import BUDGETS
+from .budgets import make_budget
 from .changing import Chooser
 from .clock import Clock
+from .driving import Driving
 from .guards import Guarding
 from .numbers import Numbers, measure_dense
 from .older import of_today
@@ -108,10 +109,9 @@ class Pruning:
         self.guarding = Guarding(self.live, told.guards)
         self._scorer = Scorer(self.live, self.masking, self.evidence)
         self._seeing = Seeing(self.live, self.masking, self.evidence.values(), hooked=told.data is None)
-        self.budget = (
-            BUDGETS[told.target.budget[0]](self.live, told.target, chosen) if told.target is not None else None
-        )
+        self.budget = make_budget(self.live, told.target, chosen)
         self._chooser = Chooser(told, self.live, self.tasks, self.budget, self.masking, self._scorer, self._seeing)
+        self._driving = Driving(told, self.live, self.tasks, self.masking, self.budget, self.evidence.values())
         self._watch, self._checked = StepWatch(optimizer, self._before_step), False
         self._start()
         self.numbers.count()
@@ -139,14 +139,16 @@ class Pruning:
         taken = self._watch.took()
         self.clock.tick(taken)
         self._count_batches(taken)
+        self._driving.shrink(self.clock.position, taken)
         due = self._due(taken)
         changes = bool(due) and self._allowed()
         if changes:
             self._change(due)
         elif self.masking.anything:
             self.masking.hold_after_step()
-        if taken and self.settings.data is None:
-            for one in self.evidence.values():
+        if taken:
+            self._driving.aim(self.clock.position)
+            for one in self.evidence.values() if self.settings.data is None else ():
                 one.step()
         self._prepare()
         return changes
@@ -288,9 +290,8 @@ class Pruning:
 
     # one step
     def _start(self) -> None:
-        if self.settings.data is None:
-            for one in self.evidence.values():
-                one.start()
+        for one in self.evidence.values() if self.settings.data is None else ():
+            one.start()
         self._prepare()
 
     def _accumulates(self) -> bool:

@@ -37,6 +37,8 @@ def recover(pruning: Pruning, steps: int) -> None:
     strange = {kind for task in pruning.tasks for kind in task.kinds if not KINDS[kind].zeros_tell}
     if strange:
         raise CheckpointError(f"masks of kind {', '.join(sorted(strange))} are more than zeros")
+    if any(task.pruner.threshold is not None for task in pruning.tasks):
+        raise CheckpointError("zeros do not tell which of them a threshold has masked")
     _check_nothing_lost(pruning, steps)
     fresh = pruning.state_dict()
     told = {"alive": _alive(pruning), "weights": _weight_masks(pruning, steps), "unchecked": True}

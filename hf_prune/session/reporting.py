@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..live import LiveModel, Masking
+from ..masks import count_masked
 from ..plan import annotate
 from ..report import Report, count
 from .budgets import Budget
@@ -18,10 +19,14 @@ def report_of(
     shown = [group for group in live.groups if group.kind in kinds]
     dense_numbers = {group.name: live.record.dense_numbers(group) for group in shown}
     kept = {name: [dense[unit] for unit in masking.units.kept[name]] for name, dense in dense_numbers.items()}
+    tensors, masked = live.tensors, dict[str, float]()
+    for name, mask in masking.weights.items():
+        gone, of = count_masked(tensors, {name: mask})
+        masked[name] = round(gone / of, 6)
     if masking.weights:
         sparsity = numbers.zeros.sparsity_weight
         annotate(live.model, weights={"sparsity": sparsity, "parameters": len(masking.weights)})
     units = {group.name: live.record.dense_units(group) for group in shown}
     settings = {**numbers.logs(), **(budget.facts() if budget is not None else {})}
     pruned = count(live.model, live.groups)
-    return Report(kept=kept, units=units, dense=numbers.dense, pruned=pruned, metrics={}, settings=settings)
+    return Report(kept, units, numbers.dense, pruned, settings=settings, masked=masked)

@@ -13,6 +13,7 @@ from ..pruners import Pruner, UnitPruner, as_pruners
 from ..schedules import Schedule
 from ..targets import Target
 from .guards import Guard
+from .regularising import Regularisation
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class PruningSettings:
         guards: Who may hold a change back, or undo the last one.
         shrink_live: Remove units physically at every change.
         seed: For scores that draw numbers.
+        regularisation: What drives weights or units to zero while the model trains.
 
     Raises:
         PruningError: Something is of another kind.
@@ -45,6 +47,7 @@ class PruningSettings:
     guards: Sequence[Guard] = ()
     shrink_live: bool = False
     seed: int = 0
+    regularisation: Regularisation | None = None
 
     def __post_init__(self) -> None:
         """Take one pruner as several; settings are objects, not their names or numbers."""
@@ -55,6 +58,12 @@ class PruningSettings:
         number = f"{self.target:g}" if isinstance(self.target, float) and 0 < self.target <= 1 else "0.5"
         check_given("schedule", self.schedule, (Schedule, type(None)), f"a Schedule, such as Schedule({name})")
         check_given("target", self.target, (Target, type(None)), f"a Target, such as Target(macs={number})")
+        check_given(
+            "regularisation",
+            self.regularisation,
+            (Regularisation, type(None)),
+            "a Regularisation, such as Regularisation('group_lasso', strength=1.0)",
+        )
         if self.data is not None:
             check_data(self.data)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import PruningError
 from ..evidence import EVIDENCE
@@ -98,8 +98,18 @@ class Task:
 
     @property
     def sparsity(self) -> float:
-        """Share that is to leave; 0 where a target decides."""
+        """Share that is to leave; 0 where a target or a threshold decides."""
         return self.pruner.sparsity or 0.0
+
+    def threshold(self, scores: Tensor, position: int) -> float:
+        """Return up to which score units or weights leave at this position, where a threshold decides.
+
+        Args:
+            scores: All of a group, or of a tensor.
+            position: Of the schedule.
+        """
+        largest = float(scores.max()) if self.pruner.relative and scores.numel() else 1.0
+        return (self.pruner.threshold or 0.0) * self.fraction(position) * largest
 
     def due(self, position: int) -> bool:
         """Whether its masks change at this position."""

@@ -7,7 +7,7 @@ import torch
 from hf_prune import Evidence, PruningError, register_evidence, register_score
 
 
-@register_evidence("l0")
+@register_evidence("sure")
 class LearnedGates(Evidence):
     """A gate on each weight, whose gradient goes straight through the mask; each open one costs."""
 
@@ -58,7 +58,7 @@ class LearnedGates(Evidence):
         self.optimizer.load_state_dict(state["adam"])
 
 
-@register_score("l0", needs=("l0",))
-def l0(weight, l0):
+@register_score("sure", needs=("sure",))
+def sure(weight, sure):
     """How sure the run is of a weight."""
-    return l0
+    return sure
