@@ -41,17 +41,29 @@ class PruningArguments:
         default=None,
         metadata={"help": "Share of each sort that is removed, in [0, 1); with --target_macs of weights alone."},
     )
-    prune_begin: float = field(
-        default=0.1, metadata={"help": "First change: up to 1 a fraction of all steps, above 1 a step."}
+    prune_begin: str = field(
+        default="0.1",
+        metadata={"help": "First change: up to 1 a fraction of all steps, above 1 a step; or '2 epochs', '1 steps'."},
     )
-    prune_end: float = field(
-        default=0.7, metadata={"help": "Last change: up to 1 a fraction of all steps, above 1 a step."}
+    prune_end: str = field(
+        default="0.7",
+        metadata={"help": "Last change: up to 1 a fraction of all steps, above 1 a step; or '2 epochs', '1 steps'."},
     )
-    prune_frequency: int | None = field(
+    prune_frequency: str | None = field(
         default=None,
-        metadata={"help": "Optimizer steps between two changes, at least 1; left out, 50, or fewer in a short run."},
+        metadata={
+            "help": "Steps between two changes, at least 1, or '0.5 epochs'; left out, 50, or fewer in short runs."
+        },
     )
-    prune_schedule: str = field(default="cubic", metadata={"help": "cubic, linear, oneshot or a registered schedule."})
+    prune_schedule: str = field(
+        default="cubic",
+        metadata={
+            "help": "cubic, linear, oneshot, polynomial, exponential, cosine, constant or a registered schedule."
+        },
+    )
+    prune_power: float = field(
+        default=3.0, metadata={"help": "Of polynomial schedules the exponent, of exponential ones the rate, above 0."}
+    )
     prune_score: str = field(
         default="taylor", metadata={"help": "A registered score, such as taylor, movement, l1 or random."}
     )
@@ -99,9 +111,15 @@ class PruningArguments:
         begin, end = _moment("prune_begin", self.prune_begin), _moment("prune_end", self.prune_end)
         _named(lambda: SCHEDULES[self.prune_schedule], key="kind")
         made: Schedule = _named(
-            Schedule, kind=self.prune_schedule, begin=begin, end=end, frequency=self.prune_frequency
+            Schedule,
+            kind=self.prune_schedule,
+            begin=begin,
+            end=end,
+            frequency=self.prune_frequency,
+            power=self.prune_power,
         )
-        if type(begin) is type(end) and begin > end:
+        alike = type(begin) is type(end) and not isinstance(begin, str)
+        if alike and float(begin) > float(end):
             raise PruningError(f"prune_begin must not be after prune_end. Received: {begin} and {end}")
         return made
 
@@ -125,11 +143,15 @@ class PruningArguments:
             )
 
 
-def _moment(key: str, value: float) -> float | int:
-    """Return a fraction of all steps as a float, and a step as an int."""
-    if value > 1 and value != int(value):
-        raise PruningError(f"{key} must be a fraction in [0, 1] or a whole step. Received: {value:g}")
-    return int(value) if value > 1 else float(value)
+def _moment(key: str, value: str | float) -> float | int | str:
+    """Return a fraction of all steps as a float, a step as an int, and what has a unit as it is."""
+    try:
+        number = float(value)
+    except ValueError:
+        return str(value)
+    if number > 1 and number != int(number):
+        raise PruningError(f"{key} must be a fraction in [0, 1] or a whole step. Received: {value}")
+    return int(number) if number > 1 else number
 
 
 def _named(make: Callable[..., Any], *, key: str = "", **settings: Any) -> Any:

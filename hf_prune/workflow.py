@@ -134,7 +134,7 @@ def check(job: Job) -> None:
     """Find out now what would otherwise fail after hours: pruners, schedule, metrics, output folder."""
     recipe = job.recipe
     steps = _steps(job, recipe.train)
-    Pruning(job.model, recipe.pruning, total_steps=steps).close()
+    Pruning(job.model, recipe.pruning, total_steps=steps, epoch_steps=steps / recipe.train.epochs).close()
     compute_metrics_for(recipe.metrics, _problem(job.model))
     check_run_folder(job.output)
     job.output.mkdir(parents=True, exist_ok=True)

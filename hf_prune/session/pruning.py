@@ -60,6 +60,7 @@ class Pruning:
             `adopt_torch_masks`: they stay masked, and count towards a WeightPruner's sparsity.
         shrink_live: Remove units physically at every change, which saves time; in one process, without torch.compile.
         seed: For scores that draw numbers.
+        epoch_steps: Optimizer steps of one pass over the data, for schedules in epochs.
 
     Raises:
         PruningError: Settings contradict each other, or nothing could be pruned.
@@ -85,6 +86,7 @@ class Pruning:
         masks: Mapping[str, Tensor] | None = None,
         shrink_live: bool = False,
         seed: int = 0,
+        epoch_steps: float | None = None,
     ) -> None:
         checks.check_kinds(model, total_steps, optimizer)
         told = as_settings(pruners, schedule, target, data, loss, shrink_live=shrink_live, seed=seed)
@@ -94,7 +96,7 @@ class Pruning:
         checks.check_finds_unused(told.pruners, getattr(model, "find_unused_parameters", True))
         self.settings, self._accelerator = told, accelerator
         self.live = LiveModel(bare, optimizer, structured=checks.has_units(told.pruners))
-        self.tasks = make_tasks(told.pruners, self.live, told.schedule or Schedule(), total_steps)
+        self.tasks = make_tasks(told.pruners, self.live, told.schedule or Schedule(), total_steps, epoch_steps)
         checks.check_tasks(self.tasks, self.live, told)
         for schedule in {str(task.schedule): task.schedule for task in self.tasks}.values():
             schedule.warn_of_few(total_steps)

@@ -148,7 +148,13 @@ class Tasks:
         self._tasks = tuple(replace(task, kinds=state["kinds"].get(str(i), {})) for i, task in enumerate(self))
 
 
-def make_tasks(pruners: Sequence[Pruner], live: LiveModel, schedule: Schedule, total_steps: int) -> Tasks:
+def make_tasks(
+    pruners: Sequence[Pruner],
+    live: LiveModel,
+    schedule: Schedule,
+    total_steps: int,
+    epoch_steps: float | None = None,
+) -> Tasks:
     """Ask each pruner what it chooses from on this model.
 
     Where a unit has no gate (an expert, a neuron of stacked experts), all are scored by the weights that they own, as
@@ -165,7 +171,8 @@ def make_tasks(pruners: Sequence[Pruner], live: LiveModel, schedule: Schedule, t
     def make(pruner: Pruner, mine: Kinds) -> Task:
         of = _scored_by(pruner, blind)
         weights = _weights_of(pruner, live.model)
-        return Task(pruner, pruner.schedule or schedule, total_steps, mine, weights, of)
+        when = (pruner.schedule or schedule).in_steps(epoch_steps)
+        return Task(pruner, when, total_steps, mine, weights, of)
 
     return Tasks([make(pruner, mine) for pruner, mine in zip(pruners, kinds)])
 
