@@ -29,7 +29,7 @@ _PUBLIC = {
     **dict.fromkeys(["ChannelPruner", "WeightPruner", "register_pruner"], "pruners"),
     "Target": "targets",
     **dict.fromkeys(["Pruning", "PruningSettings", "prune"], "session"),
-    **dict.fromkeys(["Guard", "register_guard", "register_budget"], "session"),
+    **dict.fromkeys(["AccuracyGuard", "Guard", "register_guard", "register_budget"], "session"),
     **dict.fromkeys(["Sensitivity", "sensitivity"], "layerwise"),
     "PruningCallback": "callback",
     "PruningArguments": "arguments",

@@ -10,7 +10,7 @@ from .callback import PruningCallback
 from .errors import Problem, PruningError, did_you_mean
 from .pruners import PRUNERS, Pruner, UnitPruner, WeightPruner
 from .schedules import SCHEDULES, Schedule
-from .session import PruningSettings
+from .session import AccuracyGuard, PruningSettings
 from .targets import Target
 
 _KEYS = {"kind": "prune_schedule", "macs": "target_macs"}  # of our settings; others have "prune_" before their name
@@ -73,6 +73,13 @@ class PruningArguments:
     )
     prune_multiple_of: int = field(default=1, metadata={"help": "Units that stay are a multiple of this, at least 1."})
     prune_min_kept: int = field(default=1, metadata={"help": "Units that stay in every place at least, 0 or more."})
+    prune_guard: str | None = field(
+        default=None,
+        metadata={"help": "A metric of evaluations, such as accuracy: prune as far as it allows, and no further."},
+    )
+    prune_max_drop: float = field(
+        default=0.01, metadata={"help": "How much worse than the dense model that metric may be, 0 or more."}
+    )
     prune_shrink_at_end: bool = field(default=True, metadata={"help": "Remove units physically when training ends."})
 
     def __post_init__(self) -> None:
@@ -89,7 +96,8 @@ class PruningArguments:
         pruners = [self._pruner(name) for name in self.prune]
         target = None if self.target_macs is None else _named(Target, macs=self.target_macs)
         self._check(pruners)
-        settings = PruningSettings(pruners, self._schedule(), target, data, seed=seed)
+        guards = self._guards()
+        settings = PruningSettings(pruners, self._schedule(), target, data, guards=guards, seed=seed)
         return PruningCallback(settings, shrink_at_end=self.prune_shrink_at_end)
 
     def _pruner(self, name: str) -> Pruner:
@@ -106,6 +114,10 @@ class PruningArguments:
         pruner: Pruner = _named(made, sparsity=sparsity, **common)
         _named(pruner.resolve_score, key="score")
         return pruner
+
+    def _guards(self) -> list[AccuracyGuard]:
+        made = self.prune_guard and _named(AccuracyGuard, metric=self.prune_guard, max_drop=self.prune_max_drop)
+        return [made] if made else []
 
     def _schedule(self) -> Schedule:
         begin, end = _moment("prune_begin", self.prune_begin), _moment("prune_end", self.prune_end)

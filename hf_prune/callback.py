@@ -27,6 +27,7 @@ from .resume import (
 )
 from .schedules import Schedule
 from .session import (
+    Guard,
     Pruning,
     PruningSettings,
     as_settings,
@@ -60,6 +61,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         shrink_at_end: Remove units physically when training ends; ``False`` leaves zeros.
         shrink_during_training: Remove them at every change: faster, in one process and without torch.compile.
         seed: For scores that draw numbers.
+        guard: Who may hold a change back, or undo the last one, such as `AccuracyGuard`: one or several.
 
     Raises:
         PruningError: An argument is of another kind; or, when training begins, settings do not fit the model.
@@ -80,8 +82,11 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         shrink_at_end: bool = True,
         shrink_during_training: bool = False,
         seed: int = 0,
+        guard: Guard | Sequence[Guard] | None = None,
     ) -> None:
-        self.settings = as_settings(pruners, schedule, target, data, shrink_live=shrink_during_training, seed=seed)
+        self.settings = as_settings(
+            pruners, schedule, target, data, None, guard, shrink_live=shrink_during_training, seed=seed
+        )
         self.shrink_at_end = shrink_at_end
         self.pruning: Pruning | None = None
         self.report: Report | None = None
@@ -189,6 +194,12 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
 
     def _check_wrappers(self, args: Any, model: Any) -> None:
         """Refuse what a wrapper around the model, or another attempt of the Trainer, would break."""
+        blind = [guard for guard in self.settings.guards if guard.needs_evaluation]
+        if blind and getattr(args, "eval_strategy", "steps") == "no":
+            raise PruningError(
+                f"{type(blind[0]).__name__} needs evaluations while training runs: eval_strategy='steps', more of them "
+                "than changes. Received: eval_strategy='no'"
+            )
         wrapped = args.world_size > 1 or args.torch_compile
         if self.settings.shrink_live and (wrapped or args.auto_find_batch_size):
             raise PruningError(

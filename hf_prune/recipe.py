@@ -18,7 +18,7 @@ from .files import shipped
 from .pruners import PRUNERS, Pruner
 from .registry import load_entry_points
 from .schedules import Schedule
-from .session import PruningSettings
+from .session import AccuracyGuard, PruningSettings
 from .settings import problems_of, read_yaml
 from .targets import Target
 
@@ -182,6 +182,7 @@ class Recipe(_Settings):
         pruners: What to remove.
         target: How much is to remain over all structured pruners.
         schedule: When to prune.
+        guard: Which metric may drop how far: ``{metric: accuracy, max_drop: 0.01}``; ``null``: none is watched.
         distillation: How to learn from the dense model; ``null``: not at all.
         shrink_during_training: Remove units at every change, which saves time (one process only).
         metrics: Names of metrics; the shipped ones work offline.
@@ -204,6 +205,7 @@ class Recipe(_Settings):
     pruners: PrunerSettings
     target: Target | None = None
     schedule: Schedule = Schedule()
+    guard: AccuracyGuard | None = None
     distillation: Distillation | None = None
     shrink_during_training: bool = False
     metrics: list[str] = ["accuracy"]
@@ -220,7 +222,9 @@ class Recipe(_Settings):
     def pruning(self) -> PruningSettings:
         """What to remove, when and how much."""
         live = self.shrink_during_training
-        return PruningSettings(self.pruners.chosen, self.schedule, self.target, shrink_live=live, seed=self.seed)
+        guards = [self.guard] if self.guard is not None else []
+        told = self.pruners.chosen, self.schedule, self.target
+        return PruningSettings(*told, guards=guards, shrink_live=live, seed=self.seed)
 
     @property
     def exports(self) -> list[ExportSettings]:

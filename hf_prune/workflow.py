@@ -42,6 +42,7 @@ from .run_folder import RUN, check_run_folder
 from .session import Pruning
 
 SAME = 1e-5  # of the largest logit: a reloaded model computes what the saved one did
+_EVALUATIONS = 30  # while a guard watches
 TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "epoch")
 console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
@@ -157,7 +158,7 @@ def prune_and_distil(job: Job) -> None:
     job.pruned = copy.deepcopy(job.model) if job.start is None else saved_model(recipe, job.start)
     say(f"Pruning with {', '.join(type(pruner).__name__ for pruner in recipe.pruning.pruners)}")
     callback = PruningCallback(recipe.pruning)
-    callback.attach(_trainer(job, job.pruned, recipe.train, teacher=job.model)).train()
+    callback.attach(_trainer(job, job.pruned, recipe.train, teacher=job.model, watch=recipe.guard is not None)).train()
     assert callback.report is not None
     job.report = callback.report
 
@@ -312,13 +313,19 @@ def _evaluate_graph(job: Job, graph: Any) -> dict[str, float]:
     return compute(EvalPrediction(torch.cat(logits).numpy(), torch.cat(labels).numpy()))
 
 
-def _trainer(job: Job, model: Any, settings: TrainSettings, teacher: Any = None) -> Any:
-    """Return a Trainer for these settings; with a teacher, and distillation in the recipe, one that distils."""
+def _trainer(job: Job, model: Any, settings: TrainSettings, teacher: Any = None, watch: bool = False) -> Any:
+    """Return a Trainer for these settings; with a teacher, and distillation in the recipe, one that distils.
+
+    A guard that watches sees an evaluation before the first step, and then behind every thirtieth of all.
+    """
     recipe = job.recipe
-    grouping: dict[str, Any] = {}
+    more: dict[str, Any] = {}
+    if watch:
+        every = max(1, _steps(job, settings) // _EVALUATIONS)
+        more |= {"eval_strategy": "steps", "eval_steps": every, "eval_on_start": True}
     if settings.group_by_length:  # renamed in transformers 5
         modern = hasattr(TrainingArguments, "train_sampling_strategy")
-        grouping = {"train_sampling_strategy": "group_by_length"} if modern else {"group_by_length": True}
+        more |= {"train_sampling_strategy": "group_by_length"} if modern else {"group_by_length": True}
     arguments = TrainingArguments(
         output_dir=str(job.output / "checkpoints"),
         num_train_epochs=settings.epochs,
@@ -331,7 +338,7 @@ def _trainer(job: Job, model: Any, settings: TrainSettings, teacher: Any = None)
         save_strategy="no",
         report_to=recipe.report_to,
         seed=recipe.seed,
-        **grouping,
+        **more,
     )
     common: dict[str, Any] = {
         "model": model,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from extensions import learned_gates, two_of_four  # noqa: F401  what they register
-from extensions.accuracy_guard import AccuracyGuard
+from extensions.accuracy_guard import FloorGuard
 from extensions.bottlenecks import BottleneckPruner, Squeeze
 from extensions.drop_and_grow import RigL
 from extensions.entry_budget import EntryTarget
@@ -20,6 +20,7 @@ from test_distributed import TORCHRUN
 from test_examples import run_example
 
 from hf_prune import (
+    AccuracyGuard,
     Guard,
     HeadPruner,
     LayerPruner,
@@ -52,7 +53,8 @@ UNITS = [HeadPruner(sparsity=0.5), NeuronPruner(sparsity=0.5)]
 CASES: dict[str, Callable[..., PruningSettings]] = {
     "evidence": lambda **more: PruningSettings(WeightPruner(sparsity=0.5, score="l0"), EARLY, **more),
     "rule": lambda **more: PruningSettings(RigL(sparsity=0.6, score="l1"), SPARSE, **more),
-    "guard": lambda **more: PruningSettings(UNITS, EARLY, guards=[AccuracyGuard()], **more),
+    "guard": lambda **more: PruningSettings(UNITS, EARLY, guards=[FloorGuard()], **more),
+    "accuracy": lambda **more: PruningSettings(UNITS, EARLY, guards=[AccuracyGuard(dense=0.9, patience=2)], **more),
     "budget": lambda **more: PruningSettings([HeadPruner(), NeuronPruner()], EARLY, EntryTarget(entries=0.7), **more),
     "pattern": lambda **more: PruningSettings(WeightPruner(sparsity=0.5, score="l1", pattern="2:4"), EARLY, **more),
     "kind": lambda **more: PruningSettings(BottleneckPruner(sparsity=0.5), EARLY, **more),
@@ -91,7 +93,7 @@ def start(case: str, seed: int = 0, told: PruningSettings | None = None, wrap: A
     def go(first: int, last: int) -> Iterator[bool]:
         for step in range(first, last):
             yield take_step(call(**batch_of(model, step)).loss, optimizer, pruning)
-            pruning.observe({"eval_accuracy": LOW.get(step, 0.9) if case == "guard" else 1.0})
+            pruning.observe({"eval_accuracy": LOW.get(step, 0.9) if case in ("guard", "accuracy") else 1.0})
 
     return model, optimizer, pruning, lambda first, last: list(go(first, last))
 
@@ -209,7 +211,7 @@ def test_masked_layers_run_again_after_a_resumed_run_went_back(tmp_path):
 
 def test_what_was_kept_to_go_back_to_is_given_back_with_the_last_change():
     weights = WeightPruner(sparsity=0.3, score="movement")
-    told = PruningSettings([*UNITS, weights], EARLY, guards=[AccuracyGuard()])
+    told = PruningSettings([*UNITS, weights], EARLY, guards=[FloorGuard()])
     model, _, pruning, go = start("evidence", told=told)
     go(0, 8)
     assert pruning.masking.remembers
@@ -232,6 +234,20 @@ def test_settings_with_guards_can_be_used_again():
     assert same(runs[0][2], runs[1][2])
 
 
+def test_going_back_twice_restores_the_same_model():
+    told = PruningSettings(UNITS, EARLY, guards=[Scripted({4: "back", 5: "back"})])
+    model, _, pruning, go = start("guard", told=told)
+    held = {}
+    for step in range(8):
+        if step == 4:
+            held = {name: one.clone() for name, one in model.state_dict().items()}  # before the third change
+        go(step, step + 1)
+        if step in (6, 7):  # asked the fourth time, and the fifth
+            assert pruning.clock.position == 4
+            assert pruning.logs()["sparsity_head"] == pytest.approx(0.5 * EARLY.fraction(3, STEPS), abs=0.13)
+    assert held
+
+
 def test_a_learning_rate_does_not_go_back():
     _, optimizer, pruning, go = start("guard")
     go(0, 6)
@@ -243,8 +259,10 @@ def test_a_learning_rate_does_not_go_back():
 
 def test_a_state_of_other_guards_is_refused():
     first = start("guard")[2]
-    told = PruningSettings(UNITS, EARLY, guards=[AccuracyGuard(), AccuracyGuard(floor=0.1)])
-    with pytest.raises(PruningError, match="of these guards, 2. Received: 1"):
+    told = PruningSettings(UNITS, EARLY, guards=[FloorGuard(), FloorGuard(floor=0.1)])
+    with pytest.raises(
+        PruningError, match="of these guards: accuracy_floor, accuracy_floor 2. Received: accuracy_floor"
+    ):
         start("guard", told=told)[2].load_state_dict(first.state_dict())
 
 
@@ -263,7 +281,7 @@ def test_given_masks_follow_a_cut():
 
 
 def test_a_guard_that_says_something_else_is_an_error():
-    class Lost(AccuracyGuard):
+    class Lost(FloorGuard):
         def verdict(self):
             return "stop"
 
@@ -462,7 +480,7 @@ def test_a_budget_keeps_its_contract(name):
 @pytest.mark.parametrize("name", list(GUARDS))
 def test_a_guard_keeps_its_contract(name):
     guard = GUARDS[name]()
-    assert guard.verdict() == "go"
+    assert guard.verdict() in ("go", "wait", "back")
     guard.observe({"eval_accuracy": 0.0, "eval_loss": 9.0})
     assert guard.verdict() in ("go", "wait", "back")
     fresh = GUARDS[name]()

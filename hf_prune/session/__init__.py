@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..sharding import unwrap
+from .accuracy import AccuracyGuard
 from .budgets import BUDGETS, Budget, register_budget
 from .checks import check_finds_unused
 from .guards import GUARDS, Guard, register_guard
@@ -16,6 +17,7 @@ from .time_budget import Time
 __all__ = [
     "BUDGETS",
     "GUARDS",
+    "AccuracyGuard",
     "Budget",
     "Guard",
     "Pruning",

@@ -25,7 +25,14 @@ _TENSOR_BY_TENSOR = ("global", "uniform")  # allocations that look at one tensor
 
 # units
 def choose_together(
-    tasks: Sequence[Task], units: Units, scores: Scores, budget: Budget, share: float, position: int, check: Check
+    tasks: Sequence[Task],
+    units: Units,
+    scores: Scores,
+    budget: Budget,
+    share: float,
+    position: int,
+    check: Check,
+    limit: float = 1.0,
 ) -> Units:
     """One ranking over all tasks, down to a share of the dense model's cost.
 
@@ -37,10 +44,11 @@ def choose_together(
         share: Of the dense model's cost that remains in the end, in (0, 1].
         position: Of the schedule.
         check: Raises where a plan cannot be.
+        limit: How much of the way may be gone then, in [0, 1].
     """
-    goal = (1 - (1 - share) * tasks[0].fraction(position)) * budget.dense
+    goal = (1 - (1 - share) * min(limit, tasks[0].fraction(position))) * budget.dense
     groups = [group for task in tasks for group in units.named(task.groups)]
-    last, limits = all(position >= task.last_change for task in tasks), _limits(tasks, units)
+    last, limits = limit >= 1 and all(position >= task.last_change for task in tasks), _limits(tasks, units)
     kept = budget.choose(units, groups, scores, goal, limits, last) if budget.left(units) > goal or last else None
     if kept is not None:
         check(kept)
@@ -58,15 +66,23 @@ def choose_together(
 
 
 def choose_alone(
-    task: Task, units: Units, scores: Scores, dense_units: Mapping[str, int], position: int, check: Check
+    task: Task,
+    units: Units,
+    scores: Scores,
+    dense_units: Mapping[str, int],
+    position: int,
+    check: Check,
+    limit: float = 1.0,
 ) -> Units:
     """One task's own sparsity, counted in units of the dense model."""
     groups = units.named(task.groups)
     costs = {group.name: 1.0 for group in groups}
     now = sum(int(units.alive[name].sum()) for name in costs)
-    excess = now - (1 - task.sparsity * task.fraction(position)) * sum(dense_units[name] for name in task.groups)
+    excess = now - (1 - task.sparsity * min(limit, task.fraction(position))) * sum(
+        dense_units[name] for name in task.groups
+    )
     values = task.pruner.allocate()({name: scores[name] for name in costs}, costs)
-    last = position >= task.last_change
+    last = limit >= 1 and position >= task.last_change
     return _select(units, groups, values, costs, round(excess), _limits([task], units), last, check)
 
 
@@ -108,6 +124,7 @@ def choose_weights(
     given: Mapping[str, Tensor],
     tensors: Mapping[str, Tensor],
     position: int,
+    limit: float = 1.0,
 ) -> tuple[Masks, int]:
     """Mask the weights that are worth least, over all of a task's tensors.
 
@@ -118,6 +135,7 @@ def choose_weights(
         given: What stays masked whatever the rule.
         tensors: The live tensors by name.
         position: Of the schedule.
+        limit: How much of the way may be gone then, in [0, 1].
 
     Returns:
         The new masks, and a number that is the same in every process, where parts lie in several.
@@ -126,7 +144,7 @@ def choose_weights(
     assert isinstance(pruner, WeightPruner)
     ours = {name: tensors[name] for name in task.weights}
     total = sum(tensor.numel() for tensor in ours.values())
-    keep = total - round(task.sparsity * task.fraction(position) * total)
+    keep = total - round(task.sparsity * min(limit, task.fraction(position)) * total)
 
     def select(values: Scores, among: Mapping[str, Tensor], *, fewer: float = 0.0) -> Masks:
         nonlocal threshold

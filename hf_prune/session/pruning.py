@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from . import checks
 from .budgets import BUDGETS
 from .changing import Chooser
 from .clock import Clock
-from .guards import Guarding
+from .guards import Guard, Guarding
 from .numbers import Numbers, measure_dense
 from .older import of_today
 from .parts import Part, all_or_nothing
@@ -60,6 +61,7 @@ class Pruning:
             `adopt_torch_masks`: they stay masked, and count towards a WeightPruner's sparsity.
         shrink_live: Remove units physically at every change, which saves time; in one process, without torch.compile.
         seed: For scores that draw numbers.
+        guard: Who may hold a change back, or undo the last one: one or several.
         epoch_steps: Optimizer steps of one pass over the data, for schedules in epochs.
 
     Raises:
@@ -86,10 +88,11 @@ class Pruning:
         masks: Mapping[str, Tensor] | None = None,
         shrink_live: bool = False,
         seed: int = 0,
+        guard: Guard | Sequence[Guard] | None = None,
         epoch_steps: float | None = None,
     ) -> None:
         checks.check_kinds(model, total_steps, optimizer)
-        told = as_settings(pruners, schedule, target, data, loss, shrink_live=shrink_live, seed=seed)
+        told = as_settings(pruners, schedule, target, data, loss, guard, shrink_live=shrink_live, seed=seed)
         bare = unwrap(model, accelerator)
         checks.check_settings(told)
         checks.check_shards(bare, told)
@@ -142,7 +145,8 @@ class Pruning:
         self.clock.tick(taken)
         self._count_batches(taken)
         due = self._due(taken)
-        changes = bool(due) and self._allowed()
+        with self._leaving_no_hooks():
+            changes = bool(due) and self._allowed()
         if changes:
             self._change(due)
         elif self.masking.anything:
@@ -159,7 +163,8 @@ class Pruning:
 
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Tell guards what an evaluation has found."""
-        self.guarding.observe(metrics)
+        with self._leaving_no_hooks():
+            self.guarding.observe(metrics)
 
     def finish(self, shrink: bool = True) -> Report:
         """Hold the masks once more, remove the units, write the plan into the config, and report.
@@ -171,10 +176,12 @@ class Pruning:
             shrink: Remove units physically; ``False`` leaves them as zeros, and a sharded model sharded.
         """
         self.close()
+        if self.guarding.ends_badly():
+            self._go_back()
         if not self.finished:
             logger.warning(
                 f"Training ended at step {self.clock.steps}, before the schedule did at {self.last_change}: the model "
-                "is denser than was asked for."
+                f"is denser than was asked for.{self.guarding.told()}"
             )
         else:
             self.numbers.warn_of_missed(self.settings.target, self.budget)
@@ -182,7 +189,7 @@ class Pruning:
         if shrink and self._gather() and self.live.groups:
             self._cut()
             self.numbers.count()
-        return report_of(self.live, self.masking, self.numbers, self.tasks, self.budget)
+        return report_of(self.live, self.masking, self.numbers, self.tasks, self.budget, self.guarding.facts())
 
     def hold(self) -> None:
         """Zero again what is masked; also what an optimizer will put in its place when it evaluates."""
@@ -194,6 +201,15 @@ class Pruning:
         self._watch.stop()
         for one in self.evidence.values():
             one.stop()
+
+    @contextmanager
+    def _leaving_no_hooks(self) -> Iterator[None]:
+        """Give the model back as it came where a guard raises: training ends there."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     # what anyone may ask
     @property
@@ -345,27 +361,37 @@ class Pruning:
 
     def _allowed(self) -> bool:
         """Ask the guards whether the change that is due may be made; undo the last one where they say so."""
-        verdict = self.guarding.verdict()
+        verdict = self.guarding.verdict(self.clock.position)
         if verdict == "go":
+            if self.guarding.is_made(self.clock.position):
+                self._settle()
+                return False
             if self.guarding.goes_back:
-                self.guarding.keep(self._parts_that_go_back(), self.clock.position)
+                self.guarding.keep(self._parts_that_go_back, self.clock.position)
             return True
         if verdict == "back":
-            parts, self.clock.position = self.guarding.back()
-            self._take_up(parts)
-            self._go_on()
+            self._go_back()
         self.clock.wait()
         return False
 
+    def _go_back(self) -> None:
+        parts, self.clock.position = self.guarding.back()
+        self._take_up(parts)
+        self._go_on()
+
     # one change, from scores to zeros
     def _change(self, due: Sequence[Task]) -> None:
-        self.masking.apply(*self._chooser.choose(due, self.clock.position))
+        position = self.clock.position
+        limit, asked = self.guarding.limit(), max(task.fraction(position) for task in due)
+        self.masking.apply(*self._chooser.choose(due, position, limit))
         self.numbers.remember_bytes()
+        told = {"full": limit >= asked, "last": position >= self.last_change}
+        if self.guarding.changed(min(limit, asked), position, **told):
+            self.clock.wait()
         self._settle()
         if self.settings.shrink_live:
             self._cut()
         self.numbers.count()
-        self.guarding.changed()
 
     def _settle(self) -> None:
         """Once nothing changes any more, stop watching and give back what was kept for it."""

@@ -25,7 +25,7 @@ class PruningSettings:
         target: How much is to remain over all structured pruners.
         data: Calibration batches; ``None`` takes scores from the training batches themselves.
         loss: From (model, batch) to the loss on `data`; ``None``: the model's own.
-        guards: Who may hold a change back, or undo the last one.
+        guards: Who may hold a change back, or undo the last one: one or several.
         shrink_live: Remove units physically at every change.
         seed: For scores that draw numbers.
 
@@ -49,12 +49,20 @@ class PruningSettings:
     def __post_init__(self) -> None:
         """Take one pruner as several; settings are objects, not their names or numbers."""
         object.__setattr__(self, "pruners", tuple(as_pruners(self.pruners)))
+        object.__setattr__(self, "guards", _as_guards(self.guards))
         name = f"{self.schedule!r:.40}" if isinstance(self.schedule, str) else "'cubic'"
         number = f"{self.target:g}" if isinstance(self.target, float) and 0 < self.target <= 1 else "0.5"
         check_given("schedule", self.schedule, (Schedule, type(None)), f"a Schedule, such as Schedule({name})")
         check_given("target", self.target, (Target, type(None)), f"a Target, such as Target(macs={number})")
         if self.data is not None:
             check_data(self.data)
+
+
+def _as_guards(given: Any) -> tuple[Guard, ...]:
+    several = () if given is None else (given,) if isinstance(given, (Guard, str, type)) else tuple(given)
+    for one in several:
+        check_given("guards", one, Guard, "guards, such as AccuracyGuard('accuracy', max_drop=0.01)")
+    return several
 
 
 def as_settings(pruners: Any, *others: Any, **named: Any) -> PruningSettings:
