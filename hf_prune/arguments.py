@@ -71,6 +71,10 @@ class PruningArguments:
         default=None,
         metadata={"help": "Whether what was masked may come back, for memory; left out, as the score is registered."},
     )
+    prune_rule: str | None = field(
+        default=None,
+        metadata={"help": "Instead of that, a registered rule: of weights rigl, set or from_zero; final or anew."},
+    )
     prune_multiple_of: int = field(default=1, metadata={"help": "Units that stay are a multiple of this, at least 1."})
     prune_min_kept: int = field(default=1, metadata={"help": "Units that stay in every place at least, 0 or more."})
     prune_guard: str | None = field(
@@ -110,9 +114,16 @@ class PruningArguments:
             {} if made is WeightPruner else {"multiple_of": self.prune_multiple_of, "min_kept": self.prune_min_kept}
         )
         sparsity = self.prune_sparsity if own else None
-        common = {"score": self.prune_score, "reversible": self.prune_reversible, **units, **settings}
+        common = {
+            "score": self.prune_score,
+            "reversible": self.prune_reversible,
+            "rule": self.prune_rule,
+            **units,
+            **settings,
+        }
         pruner: Pruner = _named(made, sparsity=sparsity, **common)
         _named(pruner.resolve_score, key="score")
+        _named(pruner.resolve_rule, key="rule")
         return pruner
 
     def _guards(self) -> list[AccuracyGuard]:

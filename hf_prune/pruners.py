@@ -44,6 +44,8 @@ class Pruner:
         reversible: Whether every change chooses anew, so that what was masked may come back with its last value; heads,
             KV groups, neurons and single weights. It costs memory for these values (`Pruning.logs` says how much).
             ``None``: as the score is registered.
+        rule: What may come back, by the name of a registered rule: of single weights also ``"rigl"``, ``"set"`` and
+            ``"from_zero"``. ``None``: as `reversible` says.
     """
 
     sparsity: float | None = None
@@ -55,6 +57,7 @@ class Pruner:
     multiple_of: int = Field(default=1, ge=1)
     min_kept: int = Field(default=1, ge=0)
     reversible: bool | None = None
+    rule: str | None = None
 
     @field_validator("sparsity")
     @classmethod
@@ -82,7 +85,18 @@ class Pruner:
         return self.resolve_rule().returns
 
     def resolve_rule(self) -> Rule:
-        """Return the rule that says what may come back when masks change."""
+        """Return the rule that says what may come back when masks change.
+
+        Raises:
+            PruningError: `rule` is unknown or stands beside `reversible`.
+        """
+        if self.rule is not None and self.reversible is not None:
+            raise PruningError(
+                f"rule says what may come back, without reversible. Received: rule={self.rule!r} and "
+                f"reversible={self.reversible}"
+            )
+        if self.rule is not None:
+            return RULES[self.rule]
         returns = self.resolve_score().reversible if self.reversible is None else self.reversible
         return RULES["anew" if returns else "final"]
 

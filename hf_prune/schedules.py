@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 import re
@@ -14,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from .errors import PruningError
-from .registry import Registry
+from .registry import Registry, takes
 from .settings import settings
 
 logger = logging.getLogger(__name__)
@@ -244,7 +243,7 @@ class Schedule:
         if step < self.bounds(total_steps)[0]:
             return 0.0
         function = SCHEDULES[self.kind]
-        power = {"power": self.power} if "power" in inspect.signature(function).parameters else {}
+        power = {"power": self.power} if takes(function, "power") else {}
         return self.initial + (1 - self.initial) * function(self.progress(step, total_steps), **power)
 
     def _by_hand(self, total_steps: int) -> list[tuple[int, float]]:

@@ -47,7 +47,8 @@ def register_score(
         name: The name; one function of weights and one of units may share it.
         needs: What is passed beside ``weight`` (scores of weights) by keyword: ``gradient`` (of the loss, same shape),
             ``movement`` (the sum over all steps so far of ``-w * dL/dw``, same shape; of a masked weight, w is its last
-            value and the gradient that at zero), ``noise`` (uniform in [0, 1), same shape or ``(units,)``), ``gate``,
+            value and the gradient that at zero), ``noise`` (uniform in [0, 1), same shape or ``(units,)``), ``chance``
+            (the same, drawn anew at each step), ``gate``,
             ``gate_square`` and ``gate_absolute`` (running mean over samples of the gradient of the loss to a gate on
             the unit, plain, squared or absolute, ``(units,)``).
         paper: Where it comes from.
@@ -117,6 +118,12 @@ def gate_absolute(gate_absolute: Tensor) -> Tensor:
     return gate_absolute
 
 
+@register_score("gradient", needs=("gradient",), paper="Evci et al. 2020, arXiv:1911.11134, of what grows")
+def gradient(weight: Tensor, gradient: Tensor) -> Tensor:
+    """Sensitivity of the loss to the weight: ``|dL/dw|``."""
+    return gradient.abs()
+
+
 @register_score("movement", needs=("movement",), reversible=True, paper="Sanh, Wolf and Rush 2020, arXiv:2005.07683")
 def movement(weight: Tensor, movement: Tensor) -> Tensor:
     """How far training has moved the weight away from zero: what the straight-through gradient to a mask sums up to.
@@ -142,3 +149,9 @@ def random(weight: Tensor, noise: Tensor) -> Tensor:
 def random_unit(noise: Tensor) -> Tensor:
     """Chance, one draw a unit."""
     return noise
+
+
+@register_score("chance", needs=("chance",), paper="Mocanu et al. 2018, arXiv:1707.04780, of what grows")
+def chance(weight: Tensor, chance: Tensor) -> Tensor:
+    """Chance, another at each change."""
+    return chance

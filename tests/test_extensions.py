@@ -48,11 +48,21 @@ STEPS = 10
 EARLY = Schedule("cubic", begin=1, end=9, frequency=2)
 SPARSE = Schedule("linear", begin=1, end=9, frequency=2, initial=0.9)
 LOW = {3: 0.7, 4: 0.7, 5: 0.7, 6: 0.9}  # what evaluations find after these steps; 0.9 elsewhere
+CONSTANT = Schedule("constant", begin=1, end=9, frequency=2)
+PHASES = Schedule(steps=[(2, 1), (4, 0), (6, 1), (7, 0), (9, 1)])
 UNITS = [HeadPruner(sparsity=0.5), NeuronPruner(sparsity=0.5)]
+
+
+def dynamic(rule: str) -> WeightPruner:
+    return WeightPruner(sparsity=0.6, score="l1", rule=rule)
+
 
 CASES: dict[str, Callable[..., PruningSettings]] = {
     "evidence": lambda **more: PruningSettings(WeightPruner(sparsity=0.5, score="l0"), EARLY, **more),
     "rule": lambda **more: PruningSettings(RigL(sparsity=0.6, score="l1"), SPARSE, **more),
+    "rigl": lambda **more: PruningSettings(dynamic("rigl"), CONSTANT, **more),
+    "set": lambda **more: PruningSettings(dynamic("set"), CONSTANT, **more),
+    "phases": lambda **more: PruningSettings(dynamic("from_zero"), PHASES, **more),
     "guard": lambda **more: PruningSettings(UNITS, EARLY, guards=[FloorGuard()], **more),
     "accuracy": lambda **more: PruningSettings(UNITS, EARLY, guards=[AccuracyGuard(dense=0.9, patience=2)], **more),
     "budget": lambda **more: PruningSettings([HeadPruner(), NeuronPruner()], EARLY, EntryTarget(entries=0.7), **more),
@@ -341,6 +351,7 @@ def test_units_of_a_new_kind_leave():
     ("told", "message"),
     [
         (lambda: CASES["rule"](shrink_live=True), "must not be reversible"),
+        (lambda: CASES["rigl"](shrink_live=True), "must not be reversible"),
         (lambda: CASES["guard"](shrink_live=True), "A guard that goes back needs masks.*shrink_live"),
         (lambda: PruningSettings(Returning(sparsity=0.5)), "Rule 'drop_and_grow' chooses single weights"),
         (lambda: PruningSettings(NeuronPruner(sparsity=0.5, score="l0")), "follows single weights: use WeightPruner"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from ..live import Units
 from ..masks import Masks
 from ..patterns import PATTERNS
 from ..pruners import Pruner, WeightPruner
+from ..registry import takes
 from ..sharding import any_sharded, join, part_of, select_across
 from ..structure import Group, Kept
 from .budgets import Budget
@@ -161,7 +163,9 @@ def choose_weights(
             chosen = PATTERNS[pruner.pattern].function(ranked, number)
         return {name: mask if (stay := stays[name]) is None else mask & stay for name, mask in chosen.items()}
 
-    also = {name: scores[name] for name in task.rule.also}
+    also: dict[str, Any] = {name: scores[name] for name in task.rule.also}
+    if takes(task.rule.function, "progress"):
+        also["progress"] = task.schedule.progress(position, task.total_steps)
     return task.rule.function(scores[""], masks, select, **also), threshold
 
 

@@ -107,7 +107,8 @@ class Pruning:
         returning = [name for task in self.tasks if task.rule.returns for name in task.names]
         chosen = [name for task in self.tasks.units for name in task.groups]
         dense = measure_dense(self.live)
-        self.masking = Masking(self.live, masks, chosen, returning)
+        fresh = [name for task in self.tasks if task.rule.from_zero for name in task.names]
+        self.masking = Masking(self.live, masks, chosen, returning, fresh)
         self.evidence = make_evidence(self.tasks, self.live, told.seed)
         self.numbers = Numbers(self.live, self.masking, self.tasks, self.evidence.values(), dense)
         self.guarding = Guarding(self.live, told.guards)
