@@ -30,6 +30,7 @@ _PUBLIC = {
     "Target": "targets",
     **dict.fromkeys(["Pruning", "PruningSettings", "prune"], "session"),
     **dict.fromkeys(["AccuracyGuard", "Guard", "register_guard", "register_budget"], "session"),
+    **dict.fromkeys(["Rewinding", "rewind"], "rewinding"),
     **dict.fromkeys(["Sensitivity", "sensitivity"], "layerwise"),
     "PruningCallback": "callback",
     "PruningArguments": "arguments",

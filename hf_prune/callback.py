@@ -32,6 +32,7 @@ from .session import (
     PruningSettings,
     as_settings,
     check_finds_unused,
+    epoch_steps_of,
     recover,
     steps_of,
     unwrap,
@@ -120,7 +121,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         if args.auto_find_batch_size:
             self._begin_attempt(unwrap(model), kwargs["optimizer"], state.train_batch_size)
         self.report = None
-        epoch = _epoch_steps(args, state, kwargs.get("train_dataloader"))
+        epoch = epoch_steps_of(args, state, kwargs.get("train_dataloader"))
         told: dict[str, Any] = {"total_steps": state.max_steps, "epoch_steps": epoch}
         self.pruning = Pruning(model, self.settings, optimizer=kwargs["optimizer"], **told)
         if state.global_step:
@@ -245,14 +246,6 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
 def _trained(args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
     """Return the arguments and the model of the Trainer that trains; SetFit hands on its own under these names."""
     return kwargs.get("st_args", args), kwargs.get("st_model", kwargs["model"])
-
-
-def _epoch_steps(args: Any, state: Any, batches: Any) -> float | None:
-    """Return the optimizer steps of one pass over the data; ``None``: the data have no length."""
-    try:
-        return max(1.0, float(len(batches) / args.gradient_accumulation_steps))
-    except TypeError:
-        return None if args.max_steps > 0 else float(state.max_steps / args.num_train_epochs)
 
 
 def _prepare_to_resume(args: Any, model: Any) -> None:

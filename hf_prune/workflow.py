@@ -9,7 +9,7 @@ import math
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,13 @@ from .plan import annotate
 from .recipe import Recipe, TrainSettings, load_recipe
 from .recipe_tasks import RECIPE_TASKS, dense_config, dense_model, saved_model
 from .report import Report, environment, measure_pair, random_inputs
+from .rewinding import check_rewinding, rewind
 from .run_folder import RUN, check_run_folder
 from .session import Pruning
 
 SAME = 1e-5  # of the largest logit: a reloaded model computes what the saved one did
 _EVALUATIONS = 30  # while a guard watches
+_CALIBRATION = 16  # batches that a score needs after each round of rewinding
 TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "epoch")
 console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
@@ -136,6 +138,8 @@ def check(job: Job) -> None:
     recipe = job.recipe
     steps = _steps(job, recipe.train)
     Pruning(job.model, recipe.pruning, total_steps=steps, epoch_steps=steps / recipe.train.epochs).close()
+    if recipe.rewinding is not None:
+        check_rewinding(recipe.pruning)
     compute_metrics_for(recipe.metrics, _problem(job.model))
     check_run_folder(job.output)
     job.output.mkdir(parents=True, exist_ok=True)
@@ -157,8 +161,14 @@ def prune_and_distil(job: Job) -> None:
     recipe = job.recipe
     job.pruned = copy.deepcopy(job.model) if job.start is None else saved_model(recipe, job.start)
     say(f"Pruning with {', '.join(type(pruner).__name__ for pruner in recipe.pruning.pruners)}")
+    trainer = _trainer(job, job.pruned, recipe.train, teacher=job.model, watch=recipe.guard is not None)
+    if recipe.rewinding is not None:
+        rows = range(min(len(job.train), _CALIBRATION * recipe.train.batch_size))
+        batches = _batches(job, job.train, rows, recipe.train.batch_size)
+        job.report = rewind(trainer, replace(recipe.pruning, data=batches), recipe.rewinding)
+        return
     callback = PruningCallback(recipe.pruning)
-    callback.attach(_trainer(job, job.pruned, recipe.train, teacher=job.model, watch=recipe.guard is not None)).train()
+    callback.attach(trainer).train()
     assert callback.report is not None
     job.report = callback.report
 

@@ -6,9 +6,10 @@ from ..sharding import unwrap
 from .accuracy import AccuracyGuard
 from .budgets import BUDGETS, Budget, register_budget
 from .checks import check_finds_unused
+from .clock import epoch_steps_of
 from .guards import GUARDS, Guard, register_guard
 from .older import steps_of
-from .oneshot import prune
+from .oneshot import prune, prune_under
 from .pruning import Pruning
 from .recovery import recover
 from .settings import PruningSettings, as_settings
@@ -25,7 +26,9 @@ __all__ = [
     "Time",
     "as_settings",
     "check_finds_unused",
+    "epoch_steps_of",
     "prune",
+    "prune_under",
     "recover",
     "register_budget",
     "register_guard",
