@@ -41,12 +41,12 @@ class PruningArguments:
         default=None,
         metadata={"help": "Share of each sort that is removed, in [0, 1); with --target_macs of weights alone."},
     )
-    prune_begin: str = field(
-        default="0.1",
+    prune_begin: str = field(  # type: ignore[assignment]
+        default=0.1,
         metadata={"help": "First change: up to 1 a fraction of all steps, above 1 a step; or '2 epochs', '1 steps'."},
     )
-    prune_end: str = field(
-        default="0.7",
+    prune_end: str = field(  # type: ignore[assignment]
+        default=0.7,
         metadata={"help": "Last change: up to 1 a fraction of all steps, above 1 a step; or '2 epochs', '1 steps'."},
     )
     prune_frequency: str | None = field(

@@ -164,6 +164,12 @@ class Schedule:
         if self.steps[-1][1] != 1:
             raise ValueError(f"the last of the steps must reach a fraction of 1. Received: {self.steps[-1][1]:g}")
 
+    def __repr__(self) -> str:
+        """Show power and steps where they are not as they would be anyway."""
+        shown = {key: getattr(self, key) for key in ("kind", "begin", "end", "frequency", "initial")}
+        shown |= {key: value for key, value in (("power", self.power), ("steps", self.steps)) if value not in (3.0, ())}
+        return f"Schedule({', '.join(f'{key}={value!r}' for key, value in shown.items())})"
+
     def in_steps(self, epoch: float | None) -> Schedule:
         """Return this schedule with steps in place of epochs.
 

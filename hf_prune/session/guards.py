@@ -158,19 +158,19 @@ class Guarding:
             one.undone()
         return copy.deepcopy(self._good.parts), self._position
 
-    def changed(self, level: float, position: int, *, full: bool, last: bool) -> bool:
+    def changed(self, asked: float, position: int, *, last: bool) -> bool:
         """Tell all that the change was made.
 
         Args:
-            level: How much of the way is gone now.
+            asked: How much of the way is gone by the schedule; a limit may have been below it.
             position: Of the schedule.
-            full: Whether that is as much as the schedule says.
             last: Whether it was the last change.
 
         Returns:
             Whether the schedule stands here until there was more, or until an evaluation has approved it.
         """
-        self.level = level
+        limit = self.limit()
+        self.level, full = min(limit, asked), limit >= asked
         self._tell_levels()
         for one in self._guards.values():
             one.changed()

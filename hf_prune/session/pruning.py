@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,14 +25,12 @@ from .clock import Clock
 from .guards import Guard, Guarding
 from .numbers import Numbers, measure_dense
 from .older import of_today
-from .parts import Part, all_or_nothing
+from .parts import Part, all_or_nothing, or_close
 from .reporting import report_of
 from .scoring import Scorer, make_evidence
 from .seeing import Seeing
 from .settings import PruningSettings, as_settings
 from .tasks import Task, make_tasks
-
-logger = logging.getLogger(__name__)
 
 
 class Pruning:
@@ -104,11 +100,9 @@ class Pruning:
         for schedule in {str(task.schedule): task.schedule for task in self.tasks}.values():
             schedule.warn_of_few(total_steps)
         self.clock = Clock(total_steps)
-        returning = [name for task in self.tasks if task.rule.returns for name in task.names]
         chosen = [name for task in self.tasks.units for name in task.groups]
         dense = measure_dense(self.live)
-        fresh = [name for task in self.tasks if task.rule.from_zero for name in task.names]
-        self.masking = Masking(self.live, masks, chosen, returning, fresh)
+        self.masking = Masking(self.live, masks, chosen, self.tasks.returning, self.tasks.from_zero)
         self.evidence = make_evidence(self.tasks, self.live, told.seed)
         self.numbers = Numbers(self.live, self.masking, self.tasks, self.evidence.values(), dense)
         self.guarding = Guarding(self.live, told.guards)
@@ -145,8 +139,8 @@ class Pruning:
         taken = self._watch.took()
         self.clock.tick(taken)
         self._count_batches(taken)
-        due = self._due(taken)
-        with self._leaving_no_hooks():
+        due = self.tasks.due(self.clock, taken, waits=self.guarding.waits)
+        with or_close(self.close):
             changes = bool(due) and self._allowed()
         if changes:
             self._change(due)
@@ -164,7 +158,7 @@ class Pruning:
 
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Tell guards what an evaluation has found."""
-        with self._leaving_no_hooks():
+        with or_close(self.close):
             self.guarding.observe(metrics)
 
     def finish(self, shrink: bool = True) -> Report:
@@ -180,10 +174,7 @@ class Pruning:
         if self.guarding.ends_badly():
             self._go_back()
         if not self.finished:
-            logger.warning(
-                f"Training ended at step {self.clock.steps}, before the schedule did at {self.last_change}: the model "
-                f"is denser than was asked for.{self.guarding.told()}"
-            )
+            self.numbers.warn_of_early(self.clock.steps, self.guarding.told())
         else:
             self.numbers.warn_of_missed(self.settings.target, self.budget)
         self.masking.hold()
@@ -202,15 +193,6 @@ class Pruning:
         self._watch.stop()
         for one in self.evidence.values():
             one.stop()
-
-    @contextmanager
-    def _leaving_no_hooks(self) -> Iterator[None]:
-        """Give the model back as it came where a guard raises: training ends there."""
-        try:
-            yield
-        except BaseException:
-            self.close()
-            raise
 
     # what anyone may ask
     @property
@@ -346,34 +328,20 @@ class Pruning:
             else:
                 one.discard()
 
-    def _due(self, taken: bool) -> list[Task]:
-        """Return the tasks whose masks change now.
-
-        In the last step all that are not done do: steps that were left out must not leave a run denser than asked.
-        """
-        position = self.clock.position
-        due = [task for task in self.tasks if taken and task.due(position)]
-        late = [task for task in self.tasks if task.last_change > position]
-        blind = not taken and any(task.of_step for task in late)
-        if not late or blind or not self.clock.over or self.guarding.waits:
-            return due
-        self.clock.position = self.last_change
-        return [task for task in self.tasks if task in due or task in late]
-
     def _allowed(self) -> bool:
         """Ask the guards whether the change that is due may be made; undo the last one where they say so."""
-        verdict = self.guarding.verdict(self.clock.position)
-        if verdict == "go":
-            if self.guarding.is_made(self.clock.position):
-                self._settle()
-                return False
-            if self.guarding.goes_back:
-                self.guarding.keep(self._parts_that_go_back, self.clock.position)
-            return True
+        position, verdict = self.clock.position, self.guarding.verdict(self.clock.position)
         if verdict == "back":
             self._go_back()
-        self.clock.wait()
-        return False
+        if verdict != "go":
+            self.clock.wait()
+            return False
+        made = self.guarding.is_made(position)
+        if made:
+            self._settle()
+        elif self.guarding.goes_back:
+            self.guarding.keep(self._parts_that_go_back, position)
+        return not made
 
     def _go_back(self) -> None:
         parts, self.clock.position = self.guarding.back()
@@ -382,12 +350,10 @@ class Pruning:
 
     # one change, from scores to zeros
     def _change(self, due: Sequence[Task]) -> None:
-        position = self.clock.position
-        limit, asked = self.guarding.limit(), max(task.fraction(position) for task in due)
-        self.masking.apply(*self._chooser.choose(due, position, limit))
+        position, asked = self.clock.position, max(task.fraction(self.clock.position) for task in due)
+        self.masking.apply(*self._chooser.choose(due, position, self.guarding.limit()))
         self.numbers.remember_bytes()
-        told = {"full": limit >= asked, "last": position >= self.last_change}
-        if self.guarding.changed(min(limit, asked), position, **told):
+        if self.guarding.changed(asked, position, last=position >= self.last_change):
             self.clock.wait()
         self._settle()
         if self.settings.shrink_live:

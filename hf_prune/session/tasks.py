@@ -17,6 +17,7 @@ from ..rules import Rule
 from ..schedules import Schedule
 from ..scores import SCORES, Score, get_score
 from ..structure import Group
+from .clock import Clock
 
 Kinds = Mapping[str, Sequence[str]]
 
@@ -128,6 +129,35 @@ class Tasks:
     def last_change(self) -> int:
         """The position after which nothing changes any more."""
         return max(task.last_change for task in self)
+
+    @property
+    def returning(self) -> list[str]:
+        """Names of groups and parameters of which something may come back."""
+        return [name for task in self if task.rule.returns for name in task.names]
+
+    @property
+    def from_zero(self) -> list[str]:
+        """Names of parameters of which what comes back begins at zero."""
+        return [name for task in self if task.rule.from_zero for name in task.names]
+
+    def due(self, clock: Clock, taken: bool, *, waits: bool) -> list[Task]:
+        """Return the tasks whose masks change now.
+
+        In the last step all that are not done do: steps that were left out must not leave a run denser than asked.
+
+        Args:
+            clock: Where the run is; in such a last step the schedule is put to its end.
+            taken: Whether the optimizer has taken this step.
+            waits: Whether a guard holds the schedule back.
+        """
+        position = clock.position
+        due = [task for task in self if taken and task.due(position)]
+        late = [task for task in self if task.last_change > position]
+        blind = not taken and any(task.of_step for task in late)
+        if not late or blind or not clock.over or waits:
+            return due
+        clock.position = self.last_change
+        return [task for task in self if task in due or task in late]
 
     def ahead(self, position: int) -> set[str]:
         """Return the names of groups and parameters whose masks will still change."""
