@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from models import build_bert, draw_rows, training_arguments
+from test_distributed import TORCHRUN
+from test_examples import run_example
 from transformers import Trainer, TrainerCallback
 
 from hf_prune import AccuracyGuard, HeadPruner, PruningError, PruningSettings, Rewinding, WeightPruner, rewind
@@ -146,3 +151,24 @@ def test_a_recipe_names_it():
     )
     assert recipe.rewinding == Rewinding(2, "1 epochs")
     assert load_recipe(recipe).yaml() == recipe.yaml()
+
+
+def share(out):
+    """Rewind in two processes; each tells what it ended with."""
+    trainer, _ = make(out / "run")
+    rounds = rewind(trainer, PRUNER, Rewinding(rounds=2, to=2)).settings["rounds"]
+    sums = {name: float(one.double().sum()) for name, one in trainer.model.state_dict().items()}
+    told = [[(one["sparsity"], one["metrics"]["eval_loss"]) for one in rounds], sums]
+    (out / f"{trainer.args.process_index}.json").write_text(json.dumps(told))
+
+
+def test_two_processes_agree(tmp_path):
+    run_example(Path(__file__), tmp_path, launcher=TORCHRUN)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert [sparsity for sparsity, _ in first[0]] == pytest.approx([0, 0.5, 0.75], abs=1e-4)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    share(Path.cwd())

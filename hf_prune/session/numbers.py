@@ -108,8 +108,8 @@ class Numbers:
             guards: What they did, in a sentence.
         """
         logger.warning(
-            f"Training ended at step {steps}, before the schedule did at {self._tasks.last_change}: the model is denser "
-            f"than was asked for.{guards}"
+            f"Training ended at step {steps}, before the schedule did at {self._tasks.last_change}: the model is "
+            f"denser than was asked for.{guards}"
         )
 
     def warn_of_missed(self, target: Target | None, budget: Budget | None) -> None:
