@@ -10,7 +10,7 @@ from .callback import PruningCallback
 from .errors import Problem, PruningError, did_you_mean
 from .pruners import PRUNERS, Pruner, UnitPruner, WeightPruner
 from .schedules import SCHEDULES, Schedule
-from .session import REGULARISERS, PruningSettings, Regularisation
+from .session import REGULARISERS, AccuracyGuard, PruningSettings, Regularisation
 from .targets import Target
 
 _KEYS = {
@@ -65,17 +65,29 @@ class PruningArguments:
     prune_strength: float = field(
         default=1.0, metadata={"help": "Of the regularisation: a step takes the learning rate times this, above 0."}
     )
-    prune_begin: float = field(
-        default=0.1, metadata={"help": "First change: up to 1 a fraction of all steps, above 1 a step."}
+    prune_begin: str = field(  # type: ignore[assignment]
+        default=0.1,
+        metadata={"help": "First change: up to 1 a fraction of all steps, above 1 a step; or '2 epochs', '1 steps'."},
     )
-    prune_end: float = field(
-        default=0.7, metadata={"help": "Last change: up to 1 a fraction of all steps, above 1 a step."}
+    prune_end: str = field(  # type: ignore[assignment]
+        default=0.7,
+        metadata={"help": "Last change: up to 1 a fraction of all steps, above 1 a step; or '2 epochs', '1 steps'."},
     )
-    prune_frequency: int | None = field(
+    prune_frequency: str | None = field(
         default=None,
-        metadata={"help": "Optimizer steps between two changes, at least 1; left out, 50, or fewer in a short run."},
+        metadata={
+            "help": "Steps between two changes, at least 1, or '0.5 epochs'; left out, 50, or fewer in short runs."
+        },
     )
-    prune_schedule: str = field(default="cubic", metadata={"help": "cubic, linear, oneshot or a registered schedule."})
+    prune_schedule: str = field(
+        default="cubic",
+        metadata={
+            "help": "cubic, linear, oneshot, polynomial, exponential, cosine, constant or a registered schedule."
+        },
+    )
+    prune_power: float = field(
+        default=3.0, metadata={"help": "Of polynomial schedules the exponent, of exponential ones the rate, above 0."}
+    )
     prune_score: str = field(
         default="taylor", metadata={"help": "A registered score, such as taylor, movement, l1 or random."}
     )
@@ -83,8 +95,19 @@ class PruningArguments:
         default=None,
         metadata={"help": "Whether what was masked may come back, for memory; left out, as the score is registered."},
     )
+    prune_rule: str | None = field(
+        default=None,
+        metadata={"help": "Instead of that, a registered rule: of weights rigl, set or from_zero; final or anew."},
+    )
     prune_multiple_of: int = field(default=1, metadata={"help": "Units that stay are a multiple of this, at least 1."})
     prune_min_kept: int = field(default=1, metadata={"help": "Units that stay in every place at least, 0 or more."})
+    prune_guard: str | None = field(
+        default=None,
+        metadata={"help": "A metric of evaluations, such as accuracy: prune as far as it allows, and no further."},
+    )
+    prune_max_drop: float = field(
+        default=0.01, metadata={"help": "How much worse than the dense model that metric may be, 0 or more."}
+    )
     prune_shrink_at_end: bool = field(default=True, metadata={"help": "Remove units physically when training ends."})
 
     def __post_init__(self) -> None:
@@ -101,9 +124,8 @@ class PruningArguments:
         pruners = [self._pruner(name) for name in self.prune]
         self._check(pruners)
         target = _named(Target, **self._wanted) if self._wanted else None
-        settings = PruningSettings(
-            pruners, self._schedule(), target, data, seed=seed, regularisation=self._regularisation()
-        )
+        told: dict[str, Any] = {"guards": self._guards(), "seed": seed, "regularisation": self._regularisation()}
+        settings = PruningSettings(pruners, self._schedule(), target, data, **told)
         return PruningCallback(settings, shrink_at_end=self.prune_shrink_at_end)
 
     @property
@@ -126,9 +148,10 @@ class PruningArguments:
             if own
             else {}
         )
-        common = {"score": self.prune_score, "reversible": self.prune_reversible, **units, **settings}
-        pruner: Pruner = _named(made, key="threshold", **amount, **common)
+        how = {"score": self.prune_score, "reversible": self.prune_reversible, "rule": self.prune_rule}
+        pruner: Pruner = _named(made, key="threshold", **amount, **how, **units, **settings)
         _named(pruner.resolve_score, key="score")
+        _named(pruner.resolve_rule, key="rule")
         return pruner
 
     def _regularisation(self) -> Regularisation | None:
@@ -139,13 +162,23 @@ class PruningArguments:
         made: Regularisation = _named(Regularisation, kind=kind, strength=self.prune_strength)
         return made
 
+    def _guards(self) -> list[AccuracyGuard]:
+        made = self.prune_guard and _named(AccuracyGuard, metric=self.prune_guard, max_drop=self.prune_max_drop)
+        return [made] if made else []
+
     def _schedule(self) -> Schedule:
         begin, end = _moment("prune_begin", self.prune_begin), _moment("prune_end", self.prune_end)
         _named(lambda: SCHEDULES[self.prune_schedule], key="kind")
         made: Schedule = _named(
-            Schedule, kind=self.prune_schedule, begin=begin, end=end, frequency=self.prune_frequency
+            Schedule,
+            kind=self.prune_schedule,
+            begin=begin,
+            end=end,
+            frequency=self.prune_frequency,
+            power=self.prune_power,
         )
-        if type(begin) is type(end) and begin > end:
+        alike = type(begin) is type(end) and not isinstance(begin, str)
+        if alike and float(begin) > float(end):
             raise PruningError(f"prune_begin must not be after prune_end. Received: {begin} and {end}")
         return made
 
@@ -171,11 +204,15 @@ class PruningArguments:
                 )
 
 
-def _moment(key: str, value: float) -> float | int:
-    """Return a fraction of all steps as a float, and a step as an int."""
-    if value > 1 and value != int(value):
-        raise PruningError(f"{key} must be a fraction in [0, 1] or a whole step. Received: {value:g}")
-    return int(value) if value > 1 else float(value)
+def _moment(key: str, value: str | float) -> float | int | str:
+    """Return a fraction of all steps as a float, a step as an int, and what has a unit as it is."""
+    try:
+        number = float(value)
+    except ValueError:
+        return str(value)
+    if number > 1 and number != int(number):
+        raise PruningError(f"{key} must be a fraction in [0, 1] or a whole step. Received: {value}")
+    return int(number) if number > 1 else number
 
 
 def _named(make: Callable[..., Any], *, key: str = "", **settings: Any) -> Any:

@@ -27,10 +27,12 @@ from .resume import (
 )
 from .schedules import Schedule
 from .session import (
+    Guard,
     Pruning,
     PruningSettings,
     as_settings,
     check_finds_unused,
+    epoch_steps_of,
     recover,
     steps_of,
     unwrap,
@@ -60,6 +62,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         shrink_at_end: Remove units physically when training ends; ``False`` leaves zeros.
         shrink_during_training: Remove them at every change: faster, in one process and without torch.compile.
         seed: For scores that draw numbers.
+        guard: Who may hold a change back, or undo the last one, such as `AccuracyGuard`: one or several.
 
     Raises:
         PruningError: An argument is of another kind; or, when training begins, settings do not fit the model.
@@ -80,8 +83,11 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         shrink_at_end: bool = True,
         shrink_during_training: bool = False,
         seed: int = 0,
+        guard: Guard | Sequence[Guard] | None = None,
     ) -> None:
-        self.settings = as_settings(pruners, schedule, target, data, shrink_live=shrink_during_training, seed=seed)
+        self.settings = as_settings(
+            pruners, schedule, target, data, None, guard, shrink_live=shrink_during_training, seed=seed
+        )
         self.shrink_at_end = shrink_at_end
         self.pruning: Pruning | None = None
         self.report: Report | None = None
@@ -115,7 +121,9 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         if args.auto_find_batch_size:
             self._begin_attempt(unwrap(model), kwargs["optimizer"], state.train_batch_size)
         self.report = None
-        self.pruning = Pruning(model, self.settings, total_steps=state.max_steps, optimizer=kwargs["optimizer"])
+        epoch = epoch_steps_of(args, state, kwargs.get("train_dataloader"))
+        told: dict[str, Any] = {"total_steps": state.max_steps, "epoch_steps": epoch}
+        self.pruning = Pruning(model, self.settings, optimizer=kwargs["optimizer"], **told)
         if state.global_step:
             self._resume(resumed_folder(args, state.global_step), state.global_step)
         join_checkpoints(state, STATE, lambda folder: self._complete(folder, args))
@@ -187,6 +195,12 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
 
     def _check_wrappers(self, args: Any, model: Any) -> None:
         """Refuse what a wrapper around the model, or another attempt of the Trainer, would break."""
+        blind = [guard for guard in self.settings.guards if guard.needs_evaluation]
+        if blind and getattr(args, "eval_strategy", "steps") == "no":
+            raise PruningError(
+                f"{type(blind[0]).__name__} needs evaluations while training runs: eval_strategy='steps', more of them "
+                "than changes. Received: eval_strategy='no'"
+            )
         wrapped = args.world_size > 1 or args.torch_compile
         if self.settings.shrink_live and (wrapped or args.auto_find_batch_size):
             raise PruningError(

@@ -19,6 +19,7 @@ from .recipe_tasks import RECIPE_TASKS
 from .report import Report
 
 TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "epoch")
+_EVALUATIONS = 30  # while a guard watches
 
 
 @dataclass
@@ -82,16 +83,19 @@ def metrics_of(job: Job, model: Any) -> Callable[[Any], dict[str, float]]:
     return compute_metrics_for(job.recipe.metrics, job.problem, names)
 
 
-def trainer_of(job: Job, model: Any, settings: TrainSettings, teacher: Any = None) -> Any:
-    """Return a Trainer for these settings; with a teacher, and distillation in the recipe, one that distils."""
+def trainer_of(job: Job, model: Any, settings: TrainSettings, teacher: Any = None, watch: bool = False) -> Any:
+    """Return a Trainer for these settings; with a teacher, and distillation in the recipe, one that distils.
+
+    A guard that watches sees an evaluation before the first step, and then behind every thirtieth of all.
+    """
     recipe = job.recipe
-    further: dict[str, Any] = {}
+    further: dict[str, Any] = {"eval_on_start": True} if watch else {}
     if settings.group_by_length:  # renamed in transformers 5
         modern = hasattr(TrainingArguments, "train_sampling_strategy")
-        further = {"train_sampling_strategy": "group_by_length"} if modern else {"group_by_length": True}
-    steps = steps_of(job, settings)
-    if settings.evaluations:
-        further |= {"eval_strategy": "steps", "eval_steps": max(1, steps // settings.evaluations)}
+        further |= {"train_sampling_strategy": "group_by_length"} if modern else {"group_by_length": True}
+    steps, evaluations = steps_of(job, settings), max(settings.evaluations, _EVALUATIONS if watch else 0)
+    if evaluations:
+        further |= {"eval_strategy": "steps", "eval_steps": max(1, steps // evaluations)}
     arguments = TrainingArguments(
         output_dir=str(job.output / "checkpoints"),
         num_train_epochs=settings.epochs,

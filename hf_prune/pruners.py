@@ -49,6 +49,8 @@ class Pruner:
             sparse a model has become. Scores are sums over a unit's weights (``"l1"``: its L1 norm, ``"l2"``: the
             square of its L2 norm), or those of single weights. It rises with the schedule, to all of it at the end.
         relative: Whether the threshold, below 1, is a share of the largest score of the same group or tensor.
+        rule: What may come back, by the name of a registered rule: of single weights also ``"rigl"``, ``"set"`` and
+            ``"from_zero"``. ``None``: as `reversible` says.
     """
 
     sparsity: float | None = None
@@ -60,6 +62,7 @@ class Pruner:
     multiple_of: int = Field(default=1, ge=1)
     min_kept: int = Field(default=1, ge=0)
     reversible: bool | None = None
+    rule: str | None = Field(default=None, kw_only=True)
     threshold: float | None = Field(default=None, ge=0, kw_only=True)
     relative: bool = Field(default=False, kw_only=True)
 
@@ -103,7 +106,18 @@ class Pruner:
         return self.resolve_rule().returns
 
     def resolve_rule(self) -> Rule:
-        """Return the rule that says what may come back when masks change."""
+        """Return the rule that says what may come back when masks change.
+
+        Raises:
+            PruningError: `rule` is unknown or stands beside `reversible`.
+        """
+        if self.rule is not None and self.reversible is not None:
+            raise PruningError(
+                f"rule says what may come back, without reversible. Received: rule={self.rule!r} and "
+                f"reversible={self.reversible}"
+            )
+        if self.rule is not None:
+            return RULES[self.rule]
         returns = self.resolve_score().reversible if self.reversible is None else self.reversible
         return RULES["anew" if returns else "final"]
 

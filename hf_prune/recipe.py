@@ -18,8 +18,9 @@ from .errors import RecipeError, did_you_mean, shown
 from .files import shipped
 from .pruners import PRUNERS, Pruner
 from .registry import load_entry_points
+from .rewinding import Rewinding
 from .schedules import Schedule
-from .session import PruningSettings, Regularisation
+from .session import AccuracyGuard, PruningSettings, Regularisation
 from .settings import problems_of, read_yaml
 from .targets import Target
 
@@ -202,6 +203,9 @@ class Recipe(_Settings):
         target: How much is to remain over all structured pruners.
         schedule: When to prune.
         regularisation: What drives weights or units to zero until the last change; ``null``: nothing.
+        guard: Which metric may drop how far: ``{metric: accuracy, max_drop: 0.01}``; ``null``: none is watched.
+        rewinding: How often to train again from an early moment under the mask, instead of a schedule: one pruner of
+            weights; ``null``: not at all.
         distillation: How to learn from the dense model; ``null``: not at all.
         shrink_during_training: Remove units at every change, which saves time (one process only).
         metrics: Names of metrics; the shipped ones work offline. Left out: the task's.
@@ -225,6 +229,8 @@ class Recipe(_Settings):
     target: Target | None = None
     schedule: Schedule = Schedule()
     regularisation: Regularisation | None = None
+    guard: AccuracyGuard | None = None
+    rewinding: Rewinding | None = None
     distillation: Distillation | None = None
     shrink_during_training: bool = False
     metrics: list[str] = ["accuracy"]
@@ -250,6 +256,7 @@ class Recipe(_Settings):
             self.pruners.chosen,
             self.schedule,
             self.target,
+            guards=[self.guard] if self.guard is not None else [],
             shrink_live=self.shrink_during_training,
             seed=self.seed,
             regularisation=self.regularisation,

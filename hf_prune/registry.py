@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from .errors import PruningError, did_you_mean
 
@@ -51,6 +52,11 @@ class Registry(Generic[T]):
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
+
+
+def takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether a registered function has a parameter of this name, which it is then called with."""
+    return name in inspect.signature(function).parameters
 
 
 _loaded = False

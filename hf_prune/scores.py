@@ -54,8 +54,8 @@ def register_score(
             ``gradient_square`` (its mean square over steps, or over batches of calibration data), ``movement`` (the sum
             over all steps so far of ``-w * dL/dw``; of a masked weight, w is its last value and the gradient that at
             zero), ``input_mean``, ``input_absolute``, ``input_square`` and ``input_norm`` (means over tokens of what
-            the weight is multiplied with, and the root of the squares' mean), ``noise`` (uniform in [0, 1)). Of units,
-            ``(units,)``: ``gate``, ``gate_square`` and ``gate_absolute`` (running mean over samples of the gradient of
+            the weight is multiplied with, and the root of the squares' mean), ``noise`` (uniform in [0, 1)),
+            ``chance`` (the same, drawn anew at each step). Of units, ``(units,)``: ``gate``, ``gate_square`` and ``gate_absolute`` (running mean over samples of the gradient of
             the loss to a gate on the unit, plain, squared or absolute), ``activation_mean``, ``activation``,
             ``activation_square`` (means over tokens of a, |a| and a squared) and ``contribution`` (the squared norm of
             what it adds to the output), ``activation_gradient`` (of |dL/da|), ``input_sensitivity`` (of
@@ -266,3 +266,9 @@ def random(weight: Tensor, noise: Tensor) -> Tensor:
 def random_unit(noise: Tensor) -> Tensor:
     """Chance, one draw a unit."""
     return noise
+
+
+@register_score("chance", needs=("chance",), paper="Mocanu et al. 2018, arXiv:1707.04780, of what grows")
+def chance(weight: Tensor, chance: Tensor) -> Tensor:
+    """Chance, another at each change."""
+    return chance

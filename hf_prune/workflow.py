@@ -8,6 +8,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,12 @@ from .plan import annotate
 from .recipe import Recipe, load_recipe
 from .recipe_tasks import RECIPE_TASKS, dense_config, dense_model, saved_model
 from .report import Report, environment, measure_pair, random_inputs
+from .rewinding import check_rewinding, rewind
 from .run_folder import RUN, check_run_folder
 from .session import Pruning
 
 SAME = 1e-5  # of the largest logit: a reloaded model computes what the saved one did
+_CALIBRATION = 16  # batches that a score needs after each round of rewinding
 console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
@@ -132,7 +135,10 @@ def check(job: Job) -> None:
 
 def check_settings(job: Job) -> None:
     """Check pruners, target, schedule, metrics and output folder against the model; nothing is written."""
-    Pruning(job.model, job.recipe.pruning, total_steps=steps_of(job, job.recipe.train)).close()
+    recipe, steps = job.recipe, steps_of(job, job.recipe.train)
+    Pruning(job.model, recipe.pruning, total_steps=steps, epoch_steps=steps / recipe.train.epochs).close()
+    if recipe.rewinding is not None:
+        check_rewinding(recipe.pruning)
     metrics_of(job, job.model)
     check_run_folder(job.output)
 
@@ -152,8 +158,14 @@ def prune_and_distil(job: Job) -> None:
     recipe = job.recipe
     job.pruned = copy.deepcopy(job.model) if job.start is None else saved_model(recipe, job.start)
     say(f"Pruning with {', '.join(type(pruner).__name__ for pruner in recipe.pruning.pruners)}")
+    trainer = trainer_of(job, job.pruned, recipe.train, teacher=job.model, watch=recipe.guard is not None)
+    if recipe.rewinding is not None:
+        rows = range(min(len(job.train), _CALIBRATION * recipe.train.batch_size))
+        batches = batches_of(job, job.train, rows, recipe.train.batch_size)
+        job.report = rewind(trainer, replace(recipe.pruning, data=batches), recipe.rewinding)
+        return
     callback = PruningCallback(recipe.pruning)
-    callback.attach(trainer_of(job, job.pruned, recipe.train, teacher=job.model)).train()
+    callback.attach(trainer).train()
     assert callback.report is not None
     job.report = callback.report
 

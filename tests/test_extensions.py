@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from extensions import learned_gates, two_of_four  # noqa: F401  what they register
-from extensions.accuracy_guard import AccuracyGuard
+from extensions.accuracy_guard import FloorGuard
 from extensions.bottlenecks import BottleneckPruner, Squeeze
 from extensions.drop_and_grow import RigL
 from extensions.entry_budget import EntryTarget
@@ -21,6 +21,7 @@ from test_distributed import TORCHRUN
 from test_examples import run_example
 
 from hf_prune import (
+    AccuracyGuard,
     Guard,
     HeadPruner,
     LayerPruner,
@@ -50,12 +51,23 @@ EARLY = Schedule("cubic", begin=1, end=9, frequency=2)
 LEARNED = Schedule("cubic", begin=2, end=9, frequency=2)  # a score that is learned has learned nothing before
 SPARSE = Schedule("linear", begin=1, end=9, frequency=2, initial=0.9)
 LOW = {3: 0.7, 4: 0.7, 5: 0.7, 6: 0.9}  # what evaluations find after these steps; 0.9 elsewhere
+CONSTANT = Schedule("constant", begin=1, end=9, frequency=2)
+PHASES = Schedule(steps=[(2, 1), (4, 0), (6, 1), (7, 0), (9, 1)])
 UNITS = [HeadPruner(sparsity=0.5), NeuronPruner(sparsity=0.5)]
+
+
+def dynamic(rule: str) -> WeightPruner:
+    return WeightPruner(sparsity=0.6, score="l1", rule=rule)
+
 
 CASES: dict[str, Callable[..., PruningSettings]] = {
     "evidence": lambda **more: PruningSettings(WeightPruner(sparsity=0.5, score="sure"), EARLY, **more),
     "rule": lambda **more: PruningSettings(RigL(sparsity=0.6, score="l1"), SPARSE, **more),
-    "guard": lambda **more: PruningSettings(UNITS, EARLY, guards=[AccuracyGuard()], **more),
+    "rigl": lambda **more: PruningSettings(dynamic("rigl"), CONSTANT, **more),
+    "set": lambda **more: PruningSettings(dynamic("set"), CONSTANT, **more),
+    "phases": lambda **more: PruningSettings(dynamic("from_zero"), PHASES, **more),
+    "guard": lambda **more: PruningSettings(UNITS, EARLY, guards=[FloorGuard()], **more),
+    "accuracy": lambda **more: PruningSettings(UNITS, EARLY, guards=[AccuracyGuard(dense=0.9, patience=2)], **more),
     "budget": lambda **more: PruningSettings([HeadPruner(), NeuronPruner()], EARLY, EntryTarget(entries=0.7), **more),
     "pattern": lambda **more: PruningSettings(WeightPruner(sparsity=0.5, score="l1", pattern="2:4"), EARLY, **more),
     "kind": lambda **more: PruningSettings(BottleneckPruner(sparsity=0.5), EARLY, **more),
@@ -120,7 +132,7 @@ def start(case: str, seed: int = 0, told: PruningSettings | None = None, wrap: A
     def go(first: int, last: int) -> Iterator[bool]:
         for step in range(first, last):
             yield take_step(call(**batch_of(model, step)).loss, optimizer, pruning)
-            pruning.observe({"eval_accuracy": LOW.get(step, 0.9) if case == "guard" else 1.0})
+            pruning.observe({"eval_accuracy": LOW.get(step, 0.9) if case in ("guard", "accuracy") else 1.0})
 
     return model, optimizer, pruning, lambda first, last: list(go(first, last))
 
@@ -238,7 +250,7 @@ def test_masked_layers_run_again_after_a_resumed_run_went_back(tmp_path):
 
 def test_what_was_kept_to_go_back_to_is_given_back_with_the_last_change():
     weights = WeightPruner(sparsity=0.3, score="movement")
-    told = PruningSettings([*UNITS, weights], EARLY, guards=[AccuracyGuard()])
+    told = PruningSettings([*UNITS, weights], EARLY, guards=[FloorGuard()])
     model, _, pruning, go = start("evidence", told=told)
     go(0, 8)
     assert pruning.masking.remembers
@@ -261,6 +273,20 @@ def test_settings_with_guards_can_be_used_again():
     assert same(runs[0][2], runs[1][2])
 
 
+def test_going_back_twice_restores_the_same_model():
+    told = PruningSettings(UNITS, EARLY, guards=[Scripted({4: "back", 5: "back"})])
+    model, _, pruning, go = start("guard", told=told)
+    held = {}
+    for step in range(8):
+        if step == 4:
+            held = {name: one.clone() for name, one in model.state_dict().items()}  # before the third change
+        go(step, step + 1)
+        if step in (6, 7):  # asked the fourth time, and the fifth
+            assert pruning.clock.position == 4
+            assert pruning.logs()["sparsity_head"] == pytest.approx(0.5 * EARLY.fraction(3, STEPS), abs=0.13)
+    assert held
+
+
 def test_a_learning_rate_does_not_go_back():
     _, optimizer, pruning, go = start("guard")
     go(0, 6)
@@ -272,8 +298,10 @@ def test_a_learning_rate_does_not_go_back():
 
 def test_a_state_of_other_guards_is_refused():
     first = start("guard")[2]
-    told = PruningSettings(UNITS, EARLY, guards=[AccuracyGuard(), AccuracyGuard(floor=0.1)])
-    with pytest.raises(PruningError, match="of these guards, 2. Received: 1"):
+    told = PruningSettings(UNITS, EARLY, guards=[FloorGuard(), FloorGuard(floor=0.1)])
+    with pytest.raises(
+        PruningError, match="of these guards: accuracy_floor, accuracy_floor 2. Received: accuracy_floor"
+    ):
         start("guard", told=told)[2].load_state_dict(first.state_dict())
 
 
@@ -292,7 +320,7 @@ def test_given_masks_follow_a_cut():
 
 
 def test_a_guard_that_says_something_else_is_an_error():
-    class Lost(AccuracyGuard):
+    class Lost(FloorGuard):
         def verdict(self):
             return "stop"
 
@@ -352,6 +380,7 @@ def test_units_of_a_new_kind_leave():
     ("told", "message"),
     [
         (lambda: CASES["rule"](shrink_live=True), "must not be reversible"),
+        (lambda: CASES["rigl"](shrink_live=True), "must not be reversible"),
         (lambda: CASES["guard"](shrink_live=True), "A guard that goes back needs masks.*shrink_live"),
         (lambda: PruningSettings(Returning(sparsity=0.5)), "Rule 'drop_and_grow' chooses single weights"),
         (
@@ -505,7 +534,7 @@ def test_a_budget_keeps_its_contract(name):
 @pytest.mark.parametrize("name", list(GUARDS))
 def test_a_guard_keeps_its_contract(name):
     guard = GUARDS[name]()
-    assert guard.verdict() == "go"
+    assert guard.verdict() in ("go", "wait", "back")
     guard.observe({"eval_accuracy": 0.0, "eval_loss": 9.0})
     assert guard.verdict() in ("go", "wait", "back")
     fresh = GUARDS[name]()

@@ -39,6 +39,7 @@ ROWS = (
     "hub exporting distillation page measuring",
     "timing",
     "session",
+    "rewinding",
     "recipe callback layerwise",
     "recipe_tasks run_folder",
     "job",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -12,16 +13,24 @@ from hf_prune.schedules import SCHEDULES
 
 @pytest.mark.parametrize(
     ("kind", "halfway", "at_a_fifth"),
-    [("linear", 0.5, 0.2), ("cubic", 0.875, 0.488), ("oneshot", 1.0, 1.0)],
+    [
+        ("linear", 0.5, 0.2),
+        ("cubic", 0.875, 0.488),
+        ("polynomial", 0.875, 0.488),
+        ("cosine", 0.5, 0.0954915),
+        ("exponential", 1 / (1 + math.exp(-1.5)), 0.4748287),
+        ("oneshot", 1.0, 1.0),
+        ("constant", 1.0, 1.0),
+    ],
 )
 def test_fraction_by_hand(kind, halfway, at_a_fifth):
-    """Cubic: 1 - (1 - 0.5)^3 = 0.875 and 1 - 0.8^3 = 0.488."""
+    """1 - 0.5^3 = 0.875, 1 - 0.8^3 = 0.488; (1 - e^-1.5)/(1 - e^-3), (1 - e^-0.6)/(1 - e^-3); (1 - cos 36 deg)/2."""
     schedule = Schedule(kind, begin=0.1, end=0.6)
     assert schedule.fraction(35, 100) == pytest.approx(halfway)
     assert schedule.fraction(20, 100) == pytest.approx(at_a_fifth)
 
 
-@pytest.mark.parametrize("kind", ["linear", "cubic"])
+@pytest.mark.parametrize("kind", ["linear", "cubic", "polynomial", "cosine", "exponential"])
 def test_fraction_at_the_edges(kind):
     schedule = Schedule(kind, begin=0.1, end=0.6)
     assert [schedule.fraction(step, 100) for step in (1, 9, 10, 60, 61, 100)] == [0, 0, 0, 1, 1, 1]
@@ -67,6 +76,8 @@ def test_the_last_change_reaches_the_end():
         ({"end": 101}, "schedule.end must be within the 100 steps of this run. Received: 101"),
         ({"begin": 0.8, "end": 0.2}, "schedule.begin must not be after schedule.end. Received: 0.8 and 0.2"),
         ({"begin": 50, "end": 0.2}, "Received: 50 and 0.2"),
+        ({"steps": [(50, 0.5), (0.2, 1)]}, r"schedule.steps must come one after the other. Received: \[50, 20\]"),
+        ({"steps": [(500, 1)]}, "schedule.steps must be within the 100 steps of this run. Received: 500"),
         ({"kind": "cubik"}, "No schedule is named 'cubik'. Did you mean 'cubic'"),
     ],
 )
@@ -79,6 +90,12 @@ def test_what_does_not_fit_the_run(settings, message):
     ("settings", "message"),
     [
         ({"frequency": 0}, "Schedule: frequency: .*greater than or equal to 1. Received: 0"),
+        ({"frequency": "0 steps"}, "Schedule: frequency: .*greater than or equal to 1. Received: 0"),
+        ({"begin": "2.5 steps"}, "Schedule: begin: steps must be whole. Received: '2.5 steps'"),
+        ({"begin": True}, "Schedule: begin: .*'2 epochs'.* Received: True"),
+        ({"power": 0}, "Schedule: power: .*greater than 0. Received: 0"),
+        ({"steps": [(5, 0.5)]}, "the last of the steps must reach a fraction of 1. Received: 0.5"),
+        ({"steps": [(5, 1)], "kind": "linear"}, "steps stand alone: without kind"),
         ({"begin": -0.1}, "Schedule: begin.* Received: -0.1"),
         ({"initial": 1.0}, "Schedule: initial: .*less than 1. Received: 1.0"),
         ({"begins": 0.1}, "unknown key 'begins'. Did you mean 'begin'"),
@@ -108,6 +125,51 @@ def test_own_schedule_is_one_function():
         del SCHEDULES._entries["square_root_of_progress"]
 
 
+def test_an_exponential_schedule_shrinks_what_is_left_by_one_factor():
+    schedule = Schedule("exponential", begin=1, end=4, power=-math.log(1 - 0.875))
+    left = [1 - 0.875 * schedule.fraction(step, 4) for step in (1, 2, 3, 4)]
+    assert left == pytest.approx([1, 0.5, 0.25, 0.125])
+    assert Schedule("polynomial", begin=1, end=101, power=2).fraction(51, 101) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [("30 steps", 30), ("30", 30), ("1 step", 1), ("25 %", 0.25), ("0.25", 0.25), ("2 epochs", "2 epochs")],
+)
+def test_a_moment_can_be_spelled(text, meaning):
+    assert Schedule(begin=text).begin == meaning
+
+
+def test_epochs_become_steps_where_one_knows_how_many():
+    schedule = Schedule("linear", begin="0.5 epochs", end="3 epochs", frequency="1 epoch")
+    assert schedule.in_steps(10) == Schedule("linear", begin=5, end=30, frequency=10)
+    assert schedule.in_steps(10).change_steps(40) == [5, 15, 25, 30]
+    assert Schedule(frequency="0.01 epochs").in_steps(10).frequency == 1
+    assert Schedule(steps=[("1 epochs", 0.5), ("2 epochs", 1)]).in_steps(10).change_steps(40) == [10, 20]
+    with pytest.raises(PruningError, match=r"schedule.begin in epochs needs .*epoch_steps.* Received: '0.5 epochs'"):
+        schedule.change_steps(40)
+
+
+def test_a_frequency_may_be_a_fraction_of_the_run():
+    assert Schedule(begin=0.0, end=0.5, frequency=0.2).change_steps(100) == [1, 21, 41, 50]
+    assert Schedule(begin=10, end=30, frequency=500).change_steps(100) == [10, 30]
+
+
+def test_changes_by_hand():
+    schedule = Schedule(steps=[(10, 0.5), ("40 %", 0.0), (0.6, 1.0)])
+    assert schedule.change_steps(100) == [10, 40, 60]
+    assert [schedule.fraction(step, 100) for step in (9, 10, 39, 40, 59, 60, 100)] == [0, 0.5, 0.5, 0, 0, 1, 1]
+    assert schedule.bounds(100) == (10, 60)
+    assert schedule.progress(35, 100) == 0.5
+
+
+def test_a_constant_schedule_changes_at_the_same_sparsity():
+    schedule = Schedule("constant", begin=10, end=40, frequency=10)
+    assert schedule.change_steps(100) == [10, 20, 30, 40]
+    assert {schedule.fraction(step, 100) for step in (10, 20, 30, 40)} == {1}
+    assert [schedule.progress(step, 100) for step in (5, 10, 25, 40, 90)] == [0, 0, 0.5, 1, 1]
+
+
 @pytest.mark.parametrize("total_steps", [12, 40, 100, 2000])
 def test_a_short_run_has_ten_changes_where_it_can(total_steps):
     steps = Schedule().change_steps(total_steps)
@@ -128,6 +190,8 @@ def test_a_long_run_changes_every_fifty_steps():
         (Schedule(frequency=50), 100, True),
         (Schedule(), 40, False),
         (Schedule("oneshot", begin=1, end=1), 1, False),
+        (Schedule("constant"), 40, False),
+        (Schedule(steps=[(4, 1)]), 40, False),
         (Schedule(begin=1, end=3, frequency=1), 8, True),
     ],
 )

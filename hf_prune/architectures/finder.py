@@ -220,4 +220,8 @@ def _check_names(model: nn.Module, groups: list[Group]) -> None:
     names = [group.name for group in groups]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
-        raise UnsupportedModelError(f"Two places of {type(model).__name__} would both be called '{twice}'. {ONE_FILE}")
+        places = ", ".join(f"'{group.slices[0].parameter}'" for group in groups if group.name == twice and group.slices)
+        raise UnsupportedModelError(
+            f"Names must tell all places of {type(model).__name__} apart, and those of {places} would both be called "
+            f"'{twice}': give each a name of its own. {ONE_FILE}"
+        )

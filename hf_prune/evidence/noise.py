@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..live import Masking
 from ..structure import Group
 from .base import Evidence, register_evidence
 
@@ -28,3 +31,25 @@ class Noise(Evidence):
 
     def _generator(self, name: str) -> torch.Generator:
         return torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {name}".encode()))
+
+
+@register_evidence("chance")
+class Chance(Noise):
+    """Other numbers at each step, the same in every process and after a resume."""
+
+    steps = 0
+
+    def read(self, masking: Masking, ahead: Collection[str]) -> None:
+        """Draw anew."""
+        self.steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how often was drawn."""
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go on drawing from there."""
+        self.steps = state["steps"]
+
+    def _generator(self, name: str) -> torch.Generator:
+        return super()._generator(f"{self.steps} {name}")

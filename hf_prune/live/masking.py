@@ -34,6 +34,7 @@ class Masking:
         given: Masks of single weights that stay (parameter name -> boolean, True = keep).
         chosen: Names of all groups that are chosen from.
         returning: Names of parameters whose masked weights, and of groups whose masked units, may come back.
+        from_zero: Those of them whose weights then begin at zero: their last values are not kept.
 
     Attributes:
         units: Which units are there.
@@ -49,6 +50,7 @@ class Masking:
         given: Mapping[str, Tensor] | None = None,
         chosen: Collection[str] = (),
         returning: Collection[str] = (),
+        from_zero: Collection[str] = (),
     ) -> None:
         self.live = live
         self.units = Units.all_of(live.groups, live.shapes)
@@ -57,7 +59,7 @@ class Masking:
         self.chosen, self.returning = tuple(chosen), tuple(returning)
         self.shown, self._unchecked = False, False
         self.leaking: frozenset[tuple[str, int]] = frozenset()
-        self._shadows = Shadows()
+        self._shadows = Shadows(from_zero)
         self._swapping = live.optimizer if swaps_weights(live.optimizer) else None
         apply_masks(live.tensors, self.weights, live.optimizer)
 

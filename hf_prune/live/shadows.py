@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -14,9 +14,14 @@ from ..sharding import join, local, part_of
 
 
 class Shadows:
-    """The last values of masked entries: of the part that lies here, in the tensor's own type, one after the other."""
+    """The last values of masked entries: of the part that lies here, in the tensor's own type, one after the other.
 
-    def __init__(self) -> None:
+    Args:
+        zeros: Names of parameters of which no values are kept: what comes back begins at zero.
+    """
+
+    def __init__(self, zeros: Collection[str] = ()) -> None:
+        self._zeros = frozenset(zeros)
         self.values: dict[str, Tensor] = {}
         self.keep: dict[str, Tensor] = {}  # what is not masked, of the tensors' shapes
 
@@ -24,6 +29,8 @@ class Shadows:
     def full(self, name: str, tensor: Any) -> Tensor:
         """Return a tensor as it would be with everything back: of the part that lies here."""
         live = local(tensor.detach())
+        if name in self._zeros and name in self.keep:
+            return live.masked_fill(~self.keep[name], 0)
         return live.masked_scatter(~self.keep[name], self.values[name]) if name in self.values else live
 
     @torch.no_grad()
@@ -47,7 +54,9 @@ class Shadows:
                 for moment in moments(optimizer, tensors[name]):
                     local(moment).mul_(self.keep[name])
                 local(tensors[name].detach()).copy_(full)
-            self.keep[name], self.values[name] = now, full[~now]
+            self.keep[name] = now
+            if name not in self._zeros:
+                self.values[name] = full[~now]
 
     def nbytes(self, masks: Mapping[str, Tensor]) -> int:
         """Return the memory in bytes that is used beside these masks."""
@@ -58,6 +67,8 @@ class Shadows:
         """Return the values of whole tensors; under FSDP all processes call it."""
         found = {}
         for name, keep in self.keep.items():
+            if name in self._zeros:
+                continue
             gone = ~join(keep, tensors[name])
             found[name] = join(self.full(name, tensors[name]), tensors[name])[gone].cpu()
         return found
@@ -68,7 +79,7 @@ class Shadows:
         Raises:
             PruningError: There are more values than masked entries, or fewer.
         """
-        self.values, self.keep = {}, {}
+        self.values, self.keep = {}, {name: keep[name] for name in self._zeros if name in keep}
         for name, values in state.items():
             tensor, gone = tensors[name], ~join(keep[name], tensors[name])
             if len(values) != int(gone.sum()):

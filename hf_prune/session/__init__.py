@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from ..sharding import unwrap
+from .accuracy import AccuracyGuard
 from .budgets import BUDGETS, Budget, register_budget
 from .checks import check_finds_unused
+from .clock import epoch_steps_of
 from .guards import GUARDS, Guard, register_guard
 from .older import steps_of
-from .oneshot import prune
+from .oneshot import prune, prune_under
 from .pruning import Pruning
 from .recovery import recover
 from .regularising import REGULARISERS, Regularisation, Regularised, register_regularisation
@@ -18,6 +20,7 @@ __all__ = [
     "BUDGETS",
     "GUARDS",
     "REGULARISERS",
+    "AccuracyGuard",
     "Budget",
     "Guard",
     "Pruning",
@@ -27,7 +30,9 @@ __all__ = [
     "Time",
     "as_settings",
     "check_finds_unused",
+    "epoch_steps_of",
     "prune",
+    "prune_under",
     "recover",
     "register_budget",
     "register_guard",

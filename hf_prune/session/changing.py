@@ -31,34 +31,37 @@ class Chooser:
     scorer: Scorer
     seeing: Seeing
 
-    def choose(self, due: Sequence[Task], position: int) -> tuple[Units, Masks, dict[str, int]]:
+    def choose(self, due: Sequence[Task], position: int, limit: float = 1.0) -> tuple[Units, Masks, dict[str, int]]:
         """Return which units and weights stay, and numbers that all processes must have found alike.
 
         Args:
             due: The tasks whose masks change.
             position: Of the schedule.
+            limit: How much of the way may be gone then.
 
         Raises:
             PruningError: Scores are missing, not finite, or all zero; or the model cannot be without these layers.
         """
         scores = self._unit_scores(due, position)
-        units, weights, facts = self._units(due, scores, position), dict(self.masking.weights), dict[str, int]()
+        units, weights, facts = self._units(due, scores, position, limit), dict(self.masking.weights), dict[str, int]()
         for task in (one for one in due if not one.structured):
             tensors, taken = self.live.tensors, self.scorer.take(task)
-            made, facts[task.weights[0]] = choose_weights(task, taken, weights, self.masking.given, tensors, position)
+            made, facts[task.weights[0]] = choose_weights(
+                task, taken, weights, self.masking.given, tensors, position, limit
+            )
             weights |= made
         return units, weights, facts
 
-    def _units(self, due: Sequence[Task], scores: dict[str, Tensor], position: int) -> Units:
+    def _units(self, due: Sequence[Task], scores: dict[str, Tensor], position: int, limit: float) -> Units:
         structured, target, check = [task for task in due if task.structured], self.told.target, self.live.check
         reopened = [name for task in structured if task.rule.returns for name in task.groups]
         units = self.masking.reopened(reopened) if reopened else self.masking.units
         if structured and target is not None:
             assert self.budget is not None
             share = self.budget.share(target.budget[1])
-            return choose_together(self.tasks.units, units, scores, self.budget, share, position, check)
+            return choose_together(self.tasks.units, units, scores, self.budget, share, position, check, limit)
         for task in structured:
-            units = choose_alone(task, units, scores, self.live.dense_units, position, check)
+            units = choose_alone(task, units, scores, self.live.dense_units, position, check, limit)
         return units
 
     def _unit_scores(self, due: Sequence[Task], position: int) -> dict[str, Tensor]:

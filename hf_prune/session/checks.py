@@ -147,6 +147,7 @@ def check_tasks(tasks: Tasks, live: LiveModel, told: PruningSettings) -> None:
     for task in tasks:
         _check_reversible(task, live, swaps, told.shrink_live)
         _check_at_once(task, told)
+    _check_zeros(tasks, live)
     for task in (one for one in tasks.weights if one.rule.returns):
         others = {name for other in tasks.weights if other is not task for name in other.weights}
         shared = next((name for name in task.weights if name in others), None)
@@ -172,6 +173,20 @@ def _check_at_once(task: Task, told: PruningSettings) -> None:
             raise PruningError(
                 f"Score '{task.score.name}' removes one unit after the other, {key}. Received: {received}"
             )
+
+
+def _check_zeros(tasks: Tasks, live: LiveModel) -> None:
+    """Units that come back have their last values, so that of their tensors no single weight may begin at zero."""
+    returning = {name for task in tasks.units if task.rule.returns for name in task.groups}
+    theirs = {part.parameter for group in live.groups if group.name in returning for part in group.slices}
+    shared = next(
+        (name for task in tasks.weights if task.rule.from_zero for name in task.weights if name in theirs), None
+    )
+    if shared:
+        raise PruningError(
+            "Weights that begin at zero and units that come back with their values need tensors of their own. "
+            f"Received: both of '{shared}'"
+        )
 
 
 def _check_disjoint(chosen: Sequence[Group], target: Target | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from ..live import Units
 from ..masks import Masks
 from ..patterns import PATTERNS
 from ..pruners import Pruner, WeightPruner
+from ..registry import takes
 from ..sharding import any_sharded, join, part_of, select_across
 from ..structure import Group, Kept
 from .budgets import Budget
@@ -25,7 +27,14 @@ _TENSOR_BY_TENSOR = ("global", "uniform")  # allocations that look at one tensor
 
 # units
 def choose_together(
-    tasks: Sequence[Task], units: Units, scores: Scores, budget: Budget, share: float, position: int, check: Check
+    tasks: Sequence[Task],
+    units: Units,
+    scores: Scores,
+    budget: Budget,
+    share: float,
+    position: int,
+    check: Check,
+    limit: float = 1.0,
 ) -> Units:
     """One ranking over all tasks, down to a share of the dense model's cost.
 
@@ -37,10 +46,11 @@ def choose_together(
         share: Of the dense model's cost that remains in the end, in (0, 1].
         position: Of the schedule.
         check: Raises where a plan cannot be.
+        limit: How much of the way may be gone then, in [0, 1].
     """
-    goal = (1 - (1 - share) * tasks[0].fraction(position)) * budget.dense
+    goal = (1 - (1 - share) * min(limit, tasks[0].fraction(position))) * budget.dense
     groups = [group for task in tasks for group in units.named(task.groups)]
-    last, limits = all(position >= task.last_change for task in tasks), _limits(tasks, units)
+    last, limits = limit >= 1 and all(position >= task.last_change for task in tasks), _limits(tasks, units)
     kept = budget.choose(units, groups, scores, goal, limits, last) if budget.left(units) > goal or last else None
     if kept is not None:
         check(kept)
@@ -58,31 +68,38 @@ def choose_together(
 
 
 def choose_alone(
-    task: Task, units: Units, scores: Scores, dense_units: Mapping[str, int], position: int, check: Check
+    task: Task,
+    units: Units,
+    scores: Scores,
+    dense_units: Mapping[str, int],
+    position: int,
+    check: Check,
+    limit: float = 1.0,
 ) -> Units:
     """One task's own sparsity, counted in units of the dense model; or its threshold."""
     groups = units.named(task.groups)
     if task.pruner.threshold is not None:
-        return _choose_above(task, units, scores, position, check)
+        return _choose_above(task, units, scores, position, check, limit)
     costs = {group.name: 1.0 for group in groups}
-    excess = due_to_leave(task, units, dense_units, position)
+    excess = due_to_leave(task, units, dense_units, position, limit)
     values = task.pruner.allocate()({name: scores[name] for name in costs}, costs)
-    last = position >= task.last_change
+    last = limit >= 1 and position >= task.last_change
     return _select(units, groups, values, costs, excess, _limits([task], units), last, check)
 
 
-def due_to_leave(task: Task, units: Units, dense_units: Mapping[str, int], position: int) -> int:
+def due_to_leave(task: Task, units: Units, dense_units: Mapping[str, int], position: int, limit: float = 1.0) -> int:
     """Return how many units must leave for one task's own sparsity, at this position of the schedule."""
     now = sum(int(units.alive[group.name].sum()) for group in units.named(task.groups))
-    return round(now - (1 - task.sparsity * task.fraction(position)) * sum(dense_units[name] for name in task.groups))
+    left = 1 - task.sparsity * min(limit, task.fraction(position))
+    return round(now - left * sum(dense_units[name] for name in task.groups))
 
 
-def _choose_above(task: Task, units: Units, scores: Scores, position: int, check: Check) -> Units:
+def _choose_above(task: Task, units: Units, scores: Scores, position: int, check: Check, limit: float) -> Units:
     """Let units leave whose score is up to a threshold; those that can only leave together by their mean."""
     limits, kept = _limits([task], units), dict[str, list[int]]()
     for group in units.named(task.groups):
         alive, values = units.alive[group.name].clone(), scores[group.name]
-        most = task.threshold(values[alive], position)
+        most = task.threshold(values[alive], position, limit)
         for bundles in bundles_of(group, values, units.alive[group.name], 1.0, *limits[group.name]):
             alive[bundles.units[bundles.values <= most].flatten()] = False
         kept[group.name] = alive.nonzero().view(-1).tolist()
@@ -128,6 +145,7 @@ def choose_weights(
     given: Mapping[str, Tensor],
     tensors: Mapping[str, Tensor],
     position: int,
+    limit: float = 1.0,
 ) -> tuple[Masks, int]:
     """Mask the weights that are worth least, over all of a task's tensors.
 
@@ -138,6 +156,7 @@ def choose_weights(
         given: What stays masked whatever the rule.
         tensors: The live tensors by name.
         position: Of the schedule.
+        limit: How much of the way may be gone then, in [0, 1].
 
     Returns:
         The new masks, and a number that is the same in every process, where parts lie in several.
@@ -146,7 +165,7 @@ def choose_weights(
     assert isinstance(pruner, WeightPruner)
     ours = {name: tensors[name] for name in task.weights}
     total = sum(tensor.numel() for tensor in ours.values())
-    keep = total - round(task.sparsity * task.fraction(position) * total)
+    keep = total - round(task.sparsity * min(limit, task.fraction(position)) * total)
 
     def select(values: Scores, among: Mapping[str, Tensor], *, fewer: float = 0.0) -> Masks:
         nonlocal threshold
@@ -157,7 +176,7 @@ def choose_weights(
         }
         number = round(keep * (1 - fewer)) if fewer else keep
         if pruner.threshold is not None:
-            chosen = {name: _above(task, value, ours[name], position) for name, value in open_.items()}
+            chosen = {name: _above(task, value, ours[name], position, limit) for name, value in open_.items()}
         elif any_sharded(ours.values()):
             chosen, threshold = select_across(_allocate(pruner, open_, ours), ours, number)
         else:
@@ -165,13 +184,15 @@ def choose_weights(
             chosen = PATTERNS[pruner.pattern].function(ranked, number)
         return {name: mask if (stay := stays[name]) is None else mask & stay for name, mask in chosen.items()}
 
-    also = {name: scores[name] for name in task.rule.also}
+    also: dict[str, Any] = {name: scores[name] for name in task.rule.also}
+    if takes(task.rule.function, "progress"):
+        also["progress"] = task.schedule.progress(position, task.total_steps)
     return task.rule.function(scores[""], masks, select, **also), threshold
 
 
-def _above(task: Task, scores: Tensor, tensor: Tensor, position: int) -> Tensor:
+def _above(task: Task, scores: Tensor, tensor: Tensor, position: int, limit: float) -> Tensor:
     """Keep weights of a tensor, or of a shard, whose score lies above the threshold of all of it."""
-    return scores > task.threshold(join(scores, tensor) if task.pruner.relative else scores, position)
+    return scores > task.threshold(join(scores, tensor) if task.pruner.relative else scores, position, limit)
 
 
 def _all(masks: Sequence[Tensor]) -> Tensor | None:

@@ -44,3 +44,17 @@ class Clock:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Be where `state_dict` was taken."""
         self.steps, self.skipped, self.position = state["steps"], state["skipped"], state["position"]
+
+
+def epoch_steps_of(args: Any, state: Any, batches: Any) -> float | None:
+    """Return the optimizer steps of one pass over the data of a Trainer; ``None``: the data have no length.
+
+    Args:
+        args: The Trainer's.
+        state: The Trainer's.
+        batches: Its loader.
+    """
+    try:
+        return max(1.0, float(len(batches) / args.gradient_accumulation_steps))
+    except TypeError:
+        return None if args.max_steps > 0 else float(state.max_steps / args.num_train_epochs)

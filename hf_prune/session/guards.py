@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar, get_args
 
 from ..errors import PruningError
 from ..live import LiveModel, Snapshot, forwards_of
 from ..registry import Registry
+from ..sharding import from_first
 
 Verdict = Literal["go", "wait", "back"]
+Made = TypeVar("Made", bound="type[Guard]")
 
 
 class Guard:
@@ -18,13 +20,23 @@ class Guard:
 
     While one guard says ``"wait"``, the schedule stands still and training goes on. ``"back"`` restores weights,
     moments, masks and the schedule's position from before the last change that was made; steps, and the learning rate,
-    go on. It is asked when a change is due, so that the last one cannot be undone. A session asks a copy of it.
+    go on. Of one moment there is a copy: a second ``"back"`` with no change in between restores the same again, and
+    never something older. A guard is asked when a change is due. A session asks a copy of it; where there are several
+    processes, all go by what the first one's guards have seen.
 
     Attributes:
+        name: What states and reports call it: what it was registered as.
         goes_back: Whether it may say ``"back"``: then a copy of the model is held.
+        needs_evaluation: Whether it does nothing without evaluations: a Trainer must then make some.
+        level: How much of the way to the final sparsity is gone, in [0, 1]: the session says it.
+        kept: The same, of the copy that is held.
     """
 
+    name = ""
     goes_back = False
+    needs_evaluation = False
+    level = 0.0
+    kept = 0.0
 
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Look at what an evaluation has found."""
@@ -33,8 +45,23 @@ class Guard:
         """Say whether the change that is due may be made."""
         return "go"
 
+    def limit(self) -> float:
+        """Return how much of the way may be gone after the change that is due; it is due again where that is less."""
+        return 1.0
+
+    def proven(self) -> bool:
+        """Say whether the model of now is good enough to be gone back to, and for a run that goes back to end with."""
+        return True
+
     def changed(self) -> None:
-        """Take note that the change was made."""
+        """Take note that the change was made; `level` is that of now."""
+
+    def undone(self) -> None:
+        """Take note that the last change was undone; `level` is that of now."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a report should say of it."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
@@ -45,7 +72,24 @@ class Guard:
 
 
 GUARDS: Registry[type[Guard]] = Registry("guard")
-register_guard = GUARDS.register
+
+
+def register_guard(name: str) -> Callable[[Made], Made]:
+    """Register a class of guards under a name, by which a resumed run finds its state again.
+
+    Args:
+        name: The name.
+
+    Raises:
+        PruningError: It is taken.
+    """
+
+    def register(made: Made) -> Made:
+        GUARDS.add(name, made)
+        made.name = name
+        return made
+
+    return register
 
 
 class Guarding:
@@ -58,33 +102,47 @@ class Guarding:
     Attributes:
         goes_back: Whether any may undo a change.
         waits: Whether the last change that was due was not made.
+        level: How much of the way to the final sparsity is gone, in [0, 1].
     """
 
     def __init__(self, live: LiveModel, guards: Sequence[Guard]) -> None:
-        self._live, self._guards = live, [_copy(one) for one in guards]
+        self._live, self._guards = live, _named([_copy(one) for one in guards])
         self._forwards = forwards_of(live.model)  # before anything is masked: skipping is made again from masks
         self._good: Snapshot | None = None
-        self._position = 0
-        self.goes_back, self.waits = any(one.goes_back for one in guards), False
+        self._position, self._made, self._kept = 0, 0, 0.0
+        self.goes_back, self.waits, self.level = any(one.goes_back for one in guards), False, 0.0
 
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Tell all what an evaluation has found."""
-        for one in self._guards:
+        self._tell_levels()
+        for one in self._guards.values():
             one.observe(metrics)
 
-    def verdict(self) -> Verdict:
-        """Return the strictest verdict; there must be something to go back to."""
-        verdicts = {one.verdict() for one in self._guards}
+    def verdict(self, position: int) -> Verdict:
+        """Return the strictest verdict on the change at a position; there must be something to go back to."""
+        self._agree()
+        verdicts = {one.verdict() for one in self._guards.values()}
         strange = verdicts - {*get_args(Verdict)}
         if strange:
             raise PruningError(f"A guard's verdict must be 'go', 'wait' or 'back'. Received: {strange.pop()!r}")
         back = "back" in verdicts and self._good is not None
-        self.waits = bool(verdicts - {"go"})
+        self.waits = bool(verdicts - {"go"}) or (self.is_made(position) and not self._proven)
         return "back" if back else "wait" if self.waits else "go"
 
-    def keep(self, parts: Mapping[str, Any], position: int) -> None:
-        """Remember how everything is before a change."""
-        self._good, self._position = Snapshot(self._live.model, self._live.optimizer, parts), position
+    def is_made(self, position: int) -> bool:
+        """Whether the change at this position was made, and has only waited for an evaluation."""
+        return bool(self._made) and self._made == position
+
+    def limit(self) -> float:
+        """Return how much of the way may be gone after the change that is due."""
+        return min((one.limit() for one in self._guards.values()), default=1.0)
+
+    def keep(self, parts: Callable[[], Mapping[str, Any]], position: int) -> None:
+        """Remember how everything is before a change, where it is worth going back to."""
+        if self._proven or self._good is None:
+            self._good = Snapshot(self._live.model, self._live.optimizer, parts())
+            self._position, self._kept = position, self.level
+            self._tell_levels()
 
     def back(self) -> tuple[dict[str, Any], int]:
         """Let the model and its optimizer be as they were before the last change.
@@ -94,21 +152,61 @@ class Guarding:
         """
         assert self._good is not None
         self._good.restore(self._live.model, self._live.optimizer)
+        self.level, self._made = self._kept, 0
+        self._tell_levels()
+        for one in self._guards.values():
+            one.undone()
         return copy.deepcopy(self._good.parts), self._position
 
-    def changed(self) -> None:
-        """Tell all that the change was made."""
-        for one in self._guards:
+    def changed(self, asked: float, position: int, *, last: bool) -> bool:
+        """Tell all that the change was made.
+
+        Args:
+            asked: How much of the way is gone by the schedule; a limit may have been below it.
+            position: Of the schedule.
+            last: Whether it was the last change.
+
+        Returns:
+            Whether the schedule stands here until there was more, or until an evaluation has approved it.
+        """
+        limit = self.limit()
+        self.level, full = min(limit, asked), limit >= asked
+        self._tell_levels()
+        for one in self._guards.values():
             one.changed()
+        stands = not full or (last and not self._proven)
+        self._made = position if full and stands else 0
+        return stands
+
+    def ends_badly(self) -> bool:
+        """Whether a run ends with a model that no evaluation has approved, and there is one that has been."""
+        self._agree()
+        return self._good is not None and not self._proven and self.level != self._kept
 
     def settle(self) -> None:
         """Give back what was kept to go back to: no change is due any more, and nobody is asked."""
         self._good = None
 
+    def facts(self) -> dict[str, Any]:
+        """Return what a report should say of all guards."""
+        found = {name: one.facts() for name, one in self._guards.items()}
+        return {"guards": told} if (told := {name: facts for name, facts in found.items() if facts}) else {}
+
+    def told(self) -> str:
+        """Say in a sentence what all guards did."""
+        by_name = self.facts().get("guards", {}).items()
+        told = [f"{name} ({', '.join(f'{key} {value}' for key, value in facts.items())})" for name, facts in by_name]
+        return f" Guards: {'; '.join(told)}." if told else ""
+
     def state_dict(self) -> dict[str, Any]:
         """Return what all guards need, and what there is to go back to."""
-        good = None if self._good is None else self._good.state_dict()
-        return {"guards": [one.state_dict() for one in self._guards], "good": good, "position": self._position}
+        return {
+            "guards": {name: one.state_dict() for name, one in self._guards.items()},
+            "good": None if self._good is None else self._good.state_dict(),
+            "position": self._position,
+            "levels": [self.level, self._kept],
+            "made": self._made,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what `state_dict` returned; states of before there were guards tell of none.
@@ -116,16 +214,43 @@ class Guarding:
         Raises:
             PruningError: It is of other guards.
         """
-        if state["guards"] and len(state["guards"]) != len(self._guards):
+        told = state["guards"]
+        if not isinstance(told, Mapping):  # of before guards had names: by their order
+            told = dict(zip(self._guards, told)) if len(told) == len(self._guards) else dict(enumerate(told))
+        if told and set(told) != set(self._guards):
             raise PruningError(
-                f"The pruning state must be of these guards, {len(self._guards)}. Received: {len(state['guards'])}"
+                f"The pruning state must be of these guards: {', '.join(self._guards) or 'none'}. "
+                f"Received: {', '.join(map(str, told))}"
             )
-        for one, told in zip(self._guards, state["guards"]):
-            one.load_state_dict(told)
-        self._good, self._position = None, state["position"]
+        for name, one in told.items():
+            self._guards[name].load_state_dict(one)
+        self._good, self._position, self._made = None, state["position"], state.get("made", 0)
+        self.level, self._kept = state.get("levels", (0.0, 0.0))
+        self._tell_levels()
         if state["good"] is not None:
             self._good = Snapshot(self._live.model, self._live.optimizer)
             self._good.load_state_dict(state["good"], self._forwards)
+
+    @property
+    def _proven(self) -> bool:
+        return all(one.proven() for one in self._guards.values() if one.goes_back)
+
+    def _agree(self) -> None:
+        """Let all processes go by what the guards of the first one have seen."""
+        self._tell_levels()
+        for name, state in from_first(lambda: {n: one.state_dict() for n, one in self._guards.items()}).items():
+            self._guards[name].load_state_dict(state)
+
+    def _tell_levels(self) -> None:
+        for one in self._guards.values():
+            one.level, one.kept = self.level, self._kept
+
+
+def _named(guards: Sequence[Guard]) -> dict[str, Guard]:
+    """Return guards by name; of several of one name the second is called ``"accuracy 2"``."""
+    names = [one.name or type(one).__name__ for one in guards]
+    counts = [names[: i + 1].count(name) for i, name in enumerate(names)]
+    return {f"{name} {n}" if n > 1 else name: one for name, n, one in zip(names, counts, guards)}
 
 
 def _copy(guard: Guard) -> Guard:

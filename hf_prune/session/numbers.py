@@ -100,6 +100,18 @@ class Numbers:
             result["macs_left"] = round(self.macs_left(), 6)
         return result
 
+    def warn_of_early(self, steps: int, guards: str) -> None:
+        """Say that training ended before the schedule did.
+
+        Args:
+            steps: After which it ended.
+            guards: What they did, in a sentence.
+        """
+        logger.warning(
+            f"Training ended at step {steps}, before the schedule did at {self._tasks.last_change}: the model is "
+            f"denser than was asked for.{guards}"
+        )
+
     def warn_of_missed(self, target: Target | None, budget: Budget | None) -> None:
         """Say where a target or a sparsity was not reached, and where there was nothing left to do for it."""
         live, alive = self._live, self._masking.units.alive

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from ..report import Report
 from ..schedules import Schedule
 from ..targets import Target
 from .pruning import Pruning
-from .settings import as_settings
+from .settings import PruningSettings, as_settings
 
 
 def prune(
@@ -49,11 +50,26 @@ def prune(
         >>> prune(model, [HeadPruner(sparsity=0.5, score="l1")])  # doctest: +SKIP
     """
     check_model(model)
-    given = () if data is None else data
-    settings = as_settings(pruners, Schedule("oneshot", begin=1, end=1), target, given, loss, seed=seed)
-    pruning = Pruning(model, settings, total_steps=1)
+    settings = as_settings(pruners, None, target, data, loss, seed=seed)
+    return prune_under(model, settings).finish(shrink)
+
+
+def prune_under(model: nn.Module, settings: PruningSettings, masks: Mapping[str, Tensor] | None = None) -> Pruning:
+    """Prune once, without training, and return the session that holds the masks.
+
+    Args:
+        model: A transformers model; it is changed in place.
+        settings: What to remove, by which data; their schedule is not asked.
+        masks: Of single weights that are gone already, and count.
+
+    Raises:
+        PruningError: A score needs data and there is none, or settings contradict each other.
+    """
+    given = () if settings.data is None else settings.data
+    told = replace(settings, schedule=Schedule("oneshot", begin=1, end=1), data=given)
+    pruning = Pruning(model, told, total_steps=1, masks=masks)
     needs = {need for task in pruning.tasks for need in task.needs if EVIDENCE[need].from_data}
-    if needs and data is None:
+    if needs and settings.data is None:
         raise PruningError(
             f"data must hold batches with labels: the scores need {', '.join(sorted(needs))}. Received: None"
         )
@@ -61,4 +77,4 @@ def prune(
         pruning.step()
     finally:
         pruning.close()  # a score may have failed
-    return pruning.finish(shrink)
+    return pruning

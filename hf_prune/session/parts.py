@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -38,3 +38,13 @@ def all_or_nothing(parts: Mapping[str, Part]) -> Iterator[None]:
         raise PruningError(
             f"The pruning state must be whole, of this version or an older one. Received: {error!r}"
         ) from error
+
+
+@contextmanager
+def or_close(close: Callable[[], None]) -> Iterator[None]:
+    """Give the model back as it came, without hooks, where the block raises: training ends there."""
+    try:
+        yield
+    except BaseException:
+        close()
+        raise

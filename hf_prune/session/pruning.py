@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,17 +23,15 @@ from .budgets import make_budget
 from .changing import Chooser
 from .clock import Clock
 from .driving import Driving
-from .guards import Guarding
+from .guards import Guard, Guarding
 from .numbers import Numbers, measure_dense
 from .older import of_today
-from .parts import Part, all_or_nothing
+from .parts import Part, all_or_nothing, or_close
 from .reporting import report_of
 from .scoring import Scorer, make_evidence
 from .seeing import Seeing
 from .settings import PruningSettings, as_settings
 from .tasks import Task, make_tasks
-
-logger = logging.getLogger(__name__)
 
 
 class Pruning:
@@ -61,6 +58,8 @@ class Pruning:
             `adopt_torch_masks`: they stay masked, and count towards a WeightPruner's sparsity.
         shrink_live: Remove units physically at every change, which saves time; in one process, without torch.compile.
         seed: For scores that draw numbers.
+        guard: Who may hold a change back, or undo the last one: one or several.
+        epoch_steps: Optimizer steps of one pass over the data, for schedules in epochs.
 
     Raises:
         PruningError: Settings contradict each other, or nothing could be pruned.
@@ -86,24 +85,25 @@ class Pruning:
         masks: Mapping[str, Tensor] | None = None,
         shrink_live: bool = False,
         seed: int = 0,
+        guard: Guard | Sequence[Guard] | None = None,
+        epoch_steps: float | None = None,
     ) -> None:
         checks.check_kinds(model, total_steps, optimizer)
-        told = as_settings(pruners, schedule, target, data, loss, shrink_live=shrink_live, seed=seed)
+        told = as_settings(pruners, schedule, target, data, loss, guard, shrink_live=shrink_live, seed=seed)
         bare = unwrap(model, accelerator)
         checks.check_settings(told)
         checks.check_shards(bare, told)
         checks.check_finds_unused(told.pruners, getattr(model, "find_unused_parameters", True))
         self.settings, self._accelerator = told, accelerator
         self.live = LiveModel(bare, optimizer, structured=checks.has_units(told.pruners))
-        self.tasks = make_tasks(told.pruners, self.live, told.schedule or Schedule(), total_steps)
+        self.tasks = make_tasks(told.pruners, self.live, told.schedule or Schedule(), total_steps, epoch_steps)
         checks.check_tasks(self.tasks, self.live, told)
         for schedule in {str(task.schedule): task.schedule for task in self.tasks}.values():
             schedule.warn_of_few(total_steps)
         self.clock = Clock(total_steps)
-        returning = [name for task in self.tasks if task.rule.returns for name in task.names]
         chosen = [name for task in self.tasks.units for name in task.groups]
         dense = measure_dense(self.live)
-        self.masking = Masking(self.live, masks, chosen, returning)
+        self.masking = Masking(self.live, masks, chosen, self.tasks.returning, self.tasks.from_zero)
         self.evidence = make_evidence(self.tasks, self.live, told.seed)
         self.numbers = Numbers(self.live, self.masking, self.tasks, self.evidence.values(), dense)
         self.guarding = Guarding(self.live, told.guards)
@@ -140,8 +140,9 @@ class Pruning:
         self.clock.tick(taken)
         self._count_batches(taken)
         self._driving.shrink(self.clock.position, taken)
-        due = self._due(taken)
-        changes = bool(due) and self._allowed()
+        due = self.tasks.due(self.clock, taken, waits=self.guarding.waits)
+        with or_close(self.close):
+            changes = bool(due) and self._allowed()
         if changes:
             self._change(due)
         elif self.masking.anything:
@@ -159,7 +160,8 @@ class Pruning:
 
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Tell guards what an evaluation has found."""
-        self.guarding.observe(metrics)
+        with or_close(self.close):
+            self.guarding.observe(metrics)
 
     def finish(self, shrink: bool = True) -> Report:
         """Hold the masks once more, remove the units, write the plan into the config, and report.
@@ -171,18 +173,17 @@ class Pruning:
             shrink: Remove units physically; ``False`` leaves them as zeros, and a sharded model sharded.
         """
         self.close()
+        if self.guarding.ends_badly():
+            self._go_back()
         if not self.finished:
-            logger.warning(
-                f"Training ended at step {self.clock.steps}, before the schedule did at {self.last_change}: the model "
-                "is denser than was asked for."
-            )
+            self.numbers.warn_of_early(self.clock.steps, self.guarding.told())
         else:
             self.numbers.warn_of_missed(self.settings.target, self.budget)
         self.masking.hold()
         if shrink and self._gather() and self.live.groups:
             self._cut()
             self.numbers.count()
-        return report_of(self.live, self.masking, self.numbers, self.tasks, self.budget)
+        return report_of(self.live, self.masking, self.numbers, self.tasks, self.budget, self.guarding.facts())
 
     def hold(self) -> None:
         """Zero again what is masked; also what an optimizer will put in its place when it evaluates."""
@@ -329,43 +330,37 @@ class Pruning:
             else:
                 one.discard()
 
-    def _due(self, taken: bool) -> list[Task]:
-        """Return the tasks whose masks change now.
-
-        In the last step all that are not done do: steps that were left out must not leave a run denser than asked.
-        """
-        position = self.clock.position
-        due = [task for task in self.tasks if taken and task.due(position)]
-        late = [task for task in self.tasks if task.last_change > position]
-        blind = not taken and any(task.of_step for task in late)
-        if not late or blind or not self.clock.over or self.guarding.waits:
-            return due
-        self.clock.position = self.last_change
-        return [task for task in self.tasks if task in due or task in late]
-
     def _allowed(self) -> bool:
         """Ask the guards whether the change that is due may be made; undo the last one where they say so."""
-        verdict = self.guarding.verdict()
-        if verdict == "go":
-            if self.guarding.goes_back:
-                self.guarding.keep(self._parts_that_go_back(), self.clock.position)
-            return True
+        position, verdict = self.clock.position, self.guarding.verdict(self.clock.position)
         if verdict == "back":
-            parts, self.clock.position = self.guarding.back()
-            self._take_up(parts)
-            self._go_on()
-        self.clock.wait()
-        return False
+            self._go_back()
+        if verdict != "go":
+            self.clock.wait()
+            return False
+        made = self.guarding.is_made(position)
+        if made:
+            self._settle()
+        elif self.guarding.goes_back:
+            self.guarding.keep(self._parts_that_go_back, position)
+        return not made
+
+    def _go_back(self) -> None:
+        parts, self.clock.position = self.guarding.back()
+        self._take_up(parts)
+        self._go_on()
 
     # one change, from scores to zeros
     def _change(self, due: Sequence[Task]) -> None:
-        self.masking.apply(*self._chooser.choose(due, self.clock.position))
+        position, asked = self.clock.position, max(task.fraction(self.clock.position) for task in due)
+        self.masking.apply(*self._chooser.choose(due, position, self.guarding.limit()))
         self.numbers.remember_bytes()
+        if self.guarding.changed(asked, position, last=position >= self.last_change):
+            self.clock.wait()
         self._settle()
         if self.settings.shrink_live:
             self._cut()
         self.numbers.count()
-        self.guarding.changed()
 
     def _settle(self) -> None:
         """Once nothing changes any more, stop watching and give back what was kept for it."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ..live import LiveModel, Masking
 from ..masks import count_masked
 from ..plan import annotate
@@ -12,7 +15,12 @@ from .tasks import Tasks
 
 
 def report_of(
-    live: LiveModel, masking: Masking, numbers: Numbers, tasks: Tasks, budget: Budget | None = None
+    live: LiveModel,
+    masking: Masking,
+    numbers: Numbers,
+    tasks: Tasks,
+    budget: Budget | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> Report:
     """Return what was kept, in the dense model's numbers, and what the model costs now; note masks of weights."""
     kinds = {"head", "kv_group", "neuron", *(kind for task in tasks for kind in task.kinds)}
@@ -27,6 +35,6 @@ def report_of(
         sparsity = numbers.zeros.sparsity_weight
         annotate(live.model, weights={"sparsity": sparsity, "parameters": len(masking.weights)})
     units = {group.name: live.record.dense_units(group) for group in shown}
-    settings = {**numbers.logs(), **(budget.facts() if budget is not None else {})}
+    settings = {**numbers.logs(), **(budget.facts() if budget is not None else {}), **(facts or {})}
     pruned = count(live.model, live.groups)
     return Report(kept, units, numbers.dense, pruned, settings=settings, masked=masked)

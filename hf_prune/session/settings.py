@@ -26,7 +26,7 @@ class PruningSettings:
         target: How much is to remain over all structured pruners.
         data: Calibration batches; ``None`` takes scores from the training batches themselves.
         loss: From (model, batch) to the loss on `data`; ``None``: the model's own.
-        guards: Who may hold a change back, or undo the last one.
+        guards: Who may hold a change back, or undo the last one: one or several.
         shrink_live: Remove units physically at every change.
         seed: For scores that draw numbers.
         regularisation: What drives weights or units to zero while the model trains.
@@ -54,6 +54,7 @@ class PruningSettings:
         pruners = as_pruners(self.pruners)
         alone = self.target is None or sum(isinstance(one, UnitPruner) for one in pruners) == 1
         object.__setattr__(self, "pruners", tuple(one.settled(alone) for one in pruners))
+        object.__setattr__(self, "guards", _as_guards(self.guards))
         name = f"{self.schedule!r:.40}" if isinstance(self.schedule, str) else "'cubic'"
         number = f"{self.target:g}" if isinstance(self.target, float) and 0 < self.target <= 1 else "0.5"
         check_given("schedule", self.schedule, (Schedule, type(None)), f"a Schedule, such as Schedule({name})")
@@ -66,6 +67,13 @@ class PruningSettings:
         )
         if self.data is not None:
             check_data(self.data)
+
+
+def _as_guards(given: Any) -> tuple[Guard, ...]:
+    several = () if given is None else (given,) if isinstance(given, (Guard, str, type)) else tuple(given)
+    for one in several:
+        check_given("guards", one, Guard, "guards, such as AccuracyGuard('accuracy', max_drop=0.01)")
+    return several
 
 
 def as_settings(pruners: Any, *others: Any, **named: Any) -> PruningSettings:

@@ -17,6 +17,7 @@ from ..rules import Rule
 from ..schedules import Schedule
 from ..scores import SCORES, Score, get_score
 from ..structure import Group
+from .clock import Clock
 
 Kinds = Mapping[str, Sequence[str]]
 
@@ -101,15 +102,16 @@ class Task:
         """Share that is to leave; 0 where a target or a threshold decides."""
         return self.pruner.sparsity or 0.0
 
-    def threshold(self, scores: Tensor, position: int) -> float:
+    def threshold(self, scores: Tensor, position: int, limit: float = 1.0) -> float:
         """Return up to which score units or weights leave at this position, where a threshold decides.
 
         Args:
             scores: All of a group, or of a tensor.
             position: Of the schedule.
+            limit: How much of the way may be gone then, in [0, 1].
         """
         largest = float(scores.max()) if self.pruner.relative and scores.numel() else 1.0
-        return (self.pruner.threshold or 0.0) * self.fraction(position) * largest
+        return (self.pruner.threshold or 0.0) * min(limit, self.fraction(position)) * largest
 
     def due(self, position: int) -> bool:
         """Whether its masks change at this position."""
@@ -144,6 +146,35 @@ class Tasks:
         """The position after which nothing changes any more."""
         return max(task.last_change for task in self)
 
+    @property
+    def returning(self) -> list[str]:
+        """Names of groups and parameters of which something may come back."""
+        return [name for task in self if task.rule.returns for name in task.names]
+
+    @property
+    def from_zero(self) -> list[str]:
+        """Names of parameters of which what comes back begins at zero."""
+        return [name for task in self if task.rule.from_zero for name in task.names]
+
+    def due(self, clock: Clock, taken: bool, *, waits: bool) -> list[Task]:
+        """Return the tasks whose masks change now.
+
+        In the last step all that are not done do: steps that were left out must not leave a run denser than asked.
+
+        Args:
+            clock: Where the run is; in such a last step the schedule is put to its end.
+            taken: Whether the optimizer has taken this step.
+            waits: Whether a guard holds the schedule back.
+        """
+        position = clock.position
+        due = [task for task in self if taken and task.due(position)]
+        late = [task for task in self if task.last_change > position]
+        blind = not taken and any(task.of_step for task in late)
+        if not late or blind or not clock.over or waits:
+            return due
+        clock.position = self.last_change
+        return [task for task in self if task in due or task in late]
+
     def ahead(self, position: int) -> set[str]:
         """Return the names of groups and parameters whose masks will still change."""
         return {name for task in self if position < task.last_change for name in task.names}
@@ -163,7 +194,13 @@ class Tasks:
         self._tasks = tuple(replace(task, kinds=state["kinds"].get(str(i), {})) for i, task in enumerate(self))
 
 
-def make_tasks(pruners: Sequence[Pruner], live: LiveModel, schedule: Schedule, total_steps: int) -> Tasks:
+def make_tasks(
+    pruners: Sequence[Pruner],
+    live: LiveModel,
+    schedule: Schedule,
+    total_steps: int,
+    epoch_steps: float | None = None,
+) -> Tasks:
     """Ask each pruner what it chooses from on this model.
 
     Where a unit has no gate (an expert, a neuron of stacked experts), all are scored by the weights that they own, as
@@ -180,7 +217,8 @@ def make_tasks(pruners: Sequence[Pruner], live: LiveModel, schedule: Schedule, t
     def make(pruner: Pruner, mine: Kinds) -> Task:
         of = _scored_by(pruner, blind)
         weights = _weights_of(pruner, live.model)
-        return Task(pruner, pruner.schedule or schedule, total_steps, mine, weights, of)
+        when = (pruner.schedule or schedule).in_steps(epoch_steps)
+        return Task(pruner, when, total_steps, mine, weights, of)
 
     return Tasks([make(pruner, mine) for pruner, mine in zip(pruners, kinds)])
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hf_prune import Guard, register_guard
 
 
-@register_guard("accuracy")
-class AccuracyGuard(Guard):
+@register_guard("accuracy_floor")
+class FloorGuard(Guard):
     """Wait below a floor, and go back after so many evaluations there."""
 
     goes_back = True
