@@ -54,12 +54,13 @@ def register_score(
             ``gradient_square`` (its mean square over steps, or over batches of calibration data), ``movement`` (the sum
             over all steps so far of ``-w * dL/dw``; of a masked weight, w is its last value and the gradient that at
             zero), ``input_mean``, ``input_absolute``, ``input_square`` and ``input_norm`` (means over tokens of what
-            the weight is multiplied with, and the root of the squares' mean), ``noise`` (uniform in [0, 1)),
-            ``chance`` (the same, drawn anew at each step). Of units, ``(units,)``: ``gate``, ``gate_square`` and ``gate_absolute`` (running mean over samples of the gradient of
-            the loss to a gate on the unit, plain, squared or absolute), ``activation_mean``, ``activation``,
-            ``activation_square`` (means over tokens of a, |a| and a squared) and ``contribution`` (the squared norm of
-            what it adds to the output), ``activation_gradient`` (of |dL/da|), ``input_sensitivity`` (of
-            |da/dx v|, v random), ``block_influence``, ``loss_without``, ``greedy_order``, ``noise``.
+            the weight is multiplied with, and the root of the squares' mean), ``noise`` (uniform in [0, 1)), ``chance``
+            (the same, drawn anew at each step). Of units, ``(units,)``: ``gate``, ``gate_square`` and ``gate_absolute``
+            (running mean over samples of the gradient of the loss to a gate on the unit, plain, squared or absolute),
+            ``activation_mean``, ``activation``, ``activation_square`` (means over tokens of a, |a| and a squared) and
+            ``contribution`` (the squared norm of what it adds to the output), ``activation_gradient`` (of |dL/da|),
+            ``input_sensitivity`` (of |da/dx v|, v random), ``block_influence``, ``loss_without``, ``greedy_order``,
+            ``noise``.
         paper: Where it comes from.
         of: ``"weight"``: ``f(weight, **needs)`` of the weight's shape; ``"unit"``: ``f(**needs)``, ``(units,)``.
         priced: Whether it knows what units cost, so that ``allocation="global"`` does not divide it by that.
