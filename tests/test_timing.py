@@ -97,6 +97,44 @@ def test_a_table_that_was_wrong_is_corrected(by_width, monkeypatch):
     assert numbers["predicted_ms"] != pytest.approx(numbers["measured_ms"], rel=0.05)
 
 
+def test_a_table_that_was_wrong_is_corrected_on_the_way(by_width, monkeypatch):
+    """What it got wrong does not all come due in the last change."""
+    right = table.measured_table
+
+    def wrong(*arguments):
+        found = right(*arguments)
+        times = {name: [t * (1 + 0.2 * (t < ts[-1])) for t in ts] for name, ts in found.times.items()}
+        return LatencyTable(found.blocks, found.widths, times, found.whole)
+
+    monkeypatch.setattr("hf_prune.session.time_budget.measured_table", wrong)
+    model, lefts = build_bert(), []
+    dense = 1 + sum(one.numel() for one in model.parameters() if one.ndim > 1) / 1000
+    schedule = Schedule("linear", begin=1, end=8, frequency=1)
+    pruning = Pruning(
+        model, BOTH, schedule, target=Target(speedup=1.8, **TORCH), total_steps=8, data=[draw_batch(model)],
+        shrink_live=True,
+    )  # fmt: skip
+    for _ in range(8):
+        pruning.step()
+        lefts.append((1 + sum(one.numel() for one in model.parameters() if one.ndim > 1) / 1000) / dense)
+    assert lefts[-1] == pytest.approx(1 / 1.8, rel=0.05)
+    drops = [before - after for before, after in itertools.pairwise(lefts)]
+    assert drops[-1] < 2 * sum(drops) / len(drops)
+
+
+@pytest.mark.parametrize("shrink_live", [True, False])
+def test_a_time_that_cannot_be_met_takes_all_that_may_go(by_width, shrink_live, caplog):
+    model = build_bert()
+    schedule = Schedule("linear", begin=1, end=4, frequency=1)
+    told = {"target": Target(speedup=50, **TORCH), "total_steps": 4, "data": [draw_batch(model)]}
+    pruning = Pruning(model, BOTH, schedule, shrink_live=shrink_live, **told)
+    for _ in range(4):
+        pruning.step()
+    report = pruning.finish()
+    assert not any(report.kept.values())
+    assert "target.speedup=50 was not reached" in caplog.text
+
+
 def test_milliseconds_are_asked_for(by_width):
     model = build_bert()
     dense = 1 + sum(one.numel() for one in model.parameters() if one.ndim > 1) / 1000

@@ -79,4 +79,4 @@ class Chooser:
             self.seeing.hide()
         self.scorer.synchronize()
         ready |= {group.name: self.scorer.units(score, group) for score, group in units if group.name not in ready}
-        return checks.checked_scores({group.name: ready[group.name] for _, group in units})
+        return checks.checked_scores({group.name: ready[group.name] for _, group in units}, self.masking.units.alive)

@@ -209,9 +209,10 @@ def check_parts(state: Mapping[str, Any], parts: Mapping[str, Part]) -> None:
         )
 
 
-def checked_scores(scores: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return scores of which some tell units apart: all zeros say that no gradient has come."""
-    if scores and not any(bool(values.any()) for values in scores.values()):
+def checked_scores(scores: dict[str, Tensor], alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return scores of which some tell units apart: all zeros say that no gradient has come, where units are left."""
+    left = [values for name, values in scores.items() if alive[name].any()]
+    if left and not any(bool(values.any()) for values in left):
         raise PruningError(
             "Scores of units must not all be zero, or chance would choose: the loss has given no gradient (labels that "
             "are all -100, a frozen loss, an optimizer that has taken no step), or a regularisation is too strong. "

@@ -20,6 +20,7 @@ from ..timing import Conditions, LatencyTable, Option, Stopwatch, choose_widths,
 from .budgets import Budget, Limits, register_budget
 
 _CLOSE, _ROUNDS = (0.97, 1.01), 6  # of the time that was asked for, and how often it is measured until it is met
+_OFTEN = 0.85  # a share of the time that was last measured: below it a change on the way is measured, too
 _SECONDS = 1.5  # for which a whole model is timed
 _OPTIONS = 48  # widths that a group is offered
 _ALIGNED = 8  # widths of neurons are multiples, where there are many: what processors take at once
@@ -30,9 +31,10 @@ class Time(Budget):
     """Time of a forward, as a share of the dense model's.
 
     A target's number is a share (`speedup`) or milliseconds (`latency_ms`). The chosen widths lose the least score for
-    the time that they save over the whole model (ZipLM: Kurtic, Frantar and Alistarh 2023, arXiv:2302.04089). Before
-    the last change the model that would come of it is measured; where it misses, the table is corrected, and widths
-    are chosen again.
+    the time that they save over the whole model (ZipLM: Kurtic, Frantar and Alistarh 2023, arXiv:2302.04089). On the
+    way the model is measured several times, and the table corrected: its error grows with what leaves, and must not all
+    come due in the last change. There the model that would come of it is measured, and widths are chosen again until
+    it meets the time.
     """
 
     tolerance = 1.05
@@ -43,6 +45,7 @@ class Time(Budget):
         self._stopwatch: Stopwatch | None = None
         self._since = 1.0  # the time of the model that this session began with, where another began with more
         self._factor, self._measured = 1.0, 0.0  # what the whole model takes, over what the table says
+        self._corrected = 1.0  # the goal at which it was found
         super().__init__(live, target, names or [one.name for one in live.groups if not one.traits.holds_places])
         self._check()
         self.table, self.dense_ms = from_first(self._begin)
@@ -97,7 +100,11 @@ class Time(Budget):
         """Return the units that lose least in this time; see `Budget.choose`."""
         offers = {group.name: _offer(group, scores[group.name], units, limits[group.name]) for group in groups}
         if not last:
-            return self._solve(units, offers, goal)
+            kept = self._solve(units, offers, goal)
+            if goal < _OFTEN * self._corrected:
+                chosen, self._corrected = units.keep(kept), goal
+                self._factor = from_first(partial(self._measure, chosen)) / self.table.predict(_counts(chosen))
+            return kept
         tried = list[tuple[float, float, dict[str, list[int]]]]()  # how far off, the time, what stays
         for _ in range(_ROUNDS):
             kept = self._solve(units, offers, goal)
@@ -123,12 +130,14 @@ class Time(Budget):
     def state_dict(self) -> dict[str, Any]:
         """Return the table, too: another machine would measure another one."""
         told = {"factor": self._factor, "measured": self._measured, "dense_ms": self.dense_ms}
+        told |= {"corrected": self._corrected}
         return {**super().state_dict(), **told, "table": asdict(self.table)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what `state_dict` returned."""
         super().load_state_dict(state)
         self._factor, self._measured, self.dense_ms = state["factor"], state["measured"], state["dense_ms"]
+        self._corrected = state["corrected"]
         self.table = LatencyTable(**state["table"])
         if self._stopwatch is not None and self.live.record != self.live.before:  # units have left since it began
             self._since = self._stopwatch.dense_ms / self.dense_ms
