@@ -86,6 +86,8 @@ class Scorer:
         """Return the scores of a task's weights that were held, or those of now: by score and parameter."""
         wanted = {(name, parameter) for name in task.scores for parameter in task.weights}
         if not self._held.keys() >= wanted:
+            if not task.waits:
+                self.read(task.weights)
             self.hold([task])
         return {
             name: {parameter: self._held.pop((name, parameter)) for parameter in task.weights} for name in task.scores
