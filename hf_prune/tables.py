@@ -12,13 +12,20 @@ from typing import Any
 from .files import write_text
 
 
-def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Return lines of cells as a Markdown table that is aligned for plain text; the first column to the left."""
+def aligned(lines: Sequence[Sequence[str]], *, words: bool = False) -> list[str]:
+    """Return lines of cells as a Markdown table that is aligned for plain text.
+
+    Args:
+        lines: Cells of each line; the first one holds the titles.
+        words: Whether all columns are words, and to the left; else all but the first are numbers.
+    """
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(lines[0]))]
+    left = [words or column == 0 for column in range(len(widths))]
     cells = [
-        [line[0].ljust(widths[0]), *(one.rjust(width) for one, width in zip(line[1:], widths[1:]))] for line in lines
+        [one.ljust(width) if to_left else one.rjust(width) for one, width, to_left in zip(line, widths, left)]
+        for line in lines
     ]
-    rule = ["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]
+    rule = ["-" * (width + 2) if to_left else "-" * (width + 1) + ":" for width, to_left in zip(widths, left)]
     header, *others = (f"| {' | '.join(line)} |" for line in cells)
     return [header, f"|{'|'.join(rule)}|", *others]
 

@@ -75,9 +75,7 @@ class Guess:
 
     def table(self) -> str:
         """Return what was guessed, as a Markdown table that is aligned for plain text."""
-        width = max(len(row[1]) for row in self.reasons)
-        rows = [(key, value.ljust(width), because) for key, value, because in self.reasons]
-        return "\n".join(line.replace(":|", "-|") for line in aligned([("key", "value", "because"), *rows]))
+        return "\n".join(aligned([("key", "value", "because"), *self.reasons], words=True))
 
 
 def guess(wish: Wish, overrides: Sequence[str] = ()) -> Guess:
