@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from models import build_bert, draw_rows, training_arguments
-from test_distributed import TORCHRUN
+from test_distributed import RESUMES, TORCHRUN
 from test_examples import run_example
 from transformers import Trainer, TrainerCallback
 
@@ -162,6 +162,7 @@ def share(out):
     (out / f"{trainer.args.process_index}.json").write_text(json.dumps(told))
 
 
+@pytest.mark.skipif(not RESUMES, reason="Trainer of transformers 4 cannot load optimizers on a CPU in two processes")
 def test_two_processes_agree(tmp_path):
     run_example(Path(__file__), tmp_path, launcher=TORCHRUN)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
