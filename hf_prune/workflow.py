@@ -297,7 +297,7 @@ def publish(job: Job) -> None:
 # what the stages use
 def say(text: str) -> None:
     """Tell the person at the terminal where we are."""
-    console.print(Text.assemble(("hf-prune", "cyan"), " ", visible(text)))
+    console.print(Text.assemble(("hf-prune", "cyan"), " ", visible(text)), soft_wrap=True)
 
 
 def _hub_name(name: str | None) -> str | None:
