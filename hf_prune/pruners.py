@@ -63,7 +63,7 @@ class Pruner:
     min_kept: int = Field(default=1, ge=0)
     reversible: bool | None = None
     rule: str | None = Field(default=None, kw_only=True)
-    threshold: float | None = Field(default=None, ge=0, kw_only=True)
+    threshold: float | None = Field(default=None, ge=0, allow_inf_nan=False, kw_only=True)
     relative: bool = Field(default=False, kw_only=True)
 
     @field_validator("sparsity")

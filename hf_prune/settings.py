@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import yaml
@@ -33,7 +33,7 @@ def settings(*, frozen: bool = False) -> Callable[[type[T]], type[T]]:
             try:
                 checked(self, *args, **kwargs)
             except ValidationError as error:
-                problems = problems_of(error, made.__dataclass_fields__)
+                problems = problems_of(error, made.__dataclass_fields__, places=_in_order(made))
                 refused = PruningError(f"{cls.__name__}: {'; '.join(map(str, problems))}")
                 refused.problems = tuple(problems)
                 raise refused from None
@@ -44,10 +44,15 @@ def settings(*, frozen: bool = False) -> Callable[[type[T]], type[T]]:
     return decorate
 
 
+def _in_order(made: Any) -> list[str]:
+    return [one.name for one in made.__dataclass_fields__.values() if one.init and not one.kw_only]
+
+
 def problems_of(
     error: ValidationError,
     known: Iterable[str] = (),
     known_at: Callable[[tuple[Any, ...]], Iterable[str]] | None = None,
+    places: Sequence[str] = (),
 ) -> list[Problem]:
     """Return every problem of a validation error: key path, and the rule, what was received, what was meant.
 
@@ -55,8 +60,13 @@ def problems_of(
         error: What pydantic raised.
         known: Keys that exist at the top.
         known_at: From the path of a mapping to the keys that exist there, for nested settings.
+        places: Keys that may be given without their names, in order.
     """
     problems = error.errors(include_url=False)
+    for problem in problems:
+        at, *rest = problem["loc"] or ("",)
+        if isinstance(at, int) and at < len(places):
+            problem["loc"] = (places[at], *rest)
     told = [_explain_one(problem, list(known), known_at) for problem in problems[:_PROBLEMS]]
     more = len(problems) - len(told)
     return [*told, *([Problem(None, f"and {more} more")] if more else [])]

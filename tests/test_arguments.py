@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 
 import pytest
 from models import build_bert, draw_rows, training_arguments
 from transformers import HfArgumentParser, Trainer
 
-from hf_prune import HeadPruner, NeuronPruner, PruningArguments, PruningError, Schedule, Target, WeightPruner
+from hf_prune import (
+    AccuracyGuard,
+    HeadPruner,
+    NeuronPruner,
+    PruningArguments,
+    PruningError,
+    Regularisation,
+    Schedule,
+    Target,
+    WeightPruner,
+)
 from hf_prune.architectures import prunable_macs
 
 
@@ -111,3 +122,18 @@ def test_trl_parser(monkeypatch):
     trl = pytest.importorskip("trl")
     (arguments,) = trl.TrlParser(PruningArguments).parse_args_and_config(["--target_macs", "0.5"])
     assert arguments.target_macs == 0.5
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Regularisation("l1", math.inf), "Regularisation: strength: .* Received: inf"),
+        (lambda: Regularisation("l1", -1.0), "Regularisation: strength: .* Received: -1"),
+        (lambda: NeuronPruner(threshold=math.inf), "NeuronPruner: threshold: .* Received: inf"),
+        (lambda: AccuracyGuard("accuracy", dense=math.nan), "AccuracyGuard: dense: .* Received: nan"),
+        (lambda: AccuracyGuard("accuracy", math.inf), "AccuracyGuard: max_drop: .* Received: inf"),
+    ],
+)
+def test_numbers_that_are_none_are_refused_by_the_name_of_their_key(make, words):
+    with pytest.raises(PruningError, match=words):
+        make()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from models import assert_same_weights, build_bert, build_llama, draw_rows, training_arguments
+from safetensors.torch import save_file
 from transformers import TrainerCallback, default_data_collator
 
 from hf_prune import Distillation, DistillationTrainer, PruningError
@@ -145,3 +146,32 @@ def test_what_cannot_be_kept_is_refused(tmp_path):
     with pytest.raises(PruningError, match=r"one row of logits for each row that they read.*Received: \(4, "):
         train(tmp_path / "run", student, teacher, tmp_path / "answers")
     assert not (tmp_path / "answers").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path):
+    student, teacher = pair()
+    (tmp_path / "file").write_text("x")
+    for place in ("file", "file/below"):
+        with pytest.raises(PruningError, match=r"cache must be a folder that can be written. Received: '.*file"):
+            train(tmp_path / "run", student, teacher, tmp_path / place)
+
+
+def test_the_same_weights_under_another_config_are_another_teacher(tmp_path):
+    student, teacher = pair()
+    train(tmp_path / "a", student, teacher, tmp_path / "answers")
+    other = build_bert(hidden_act="relu")
+    other.load_state_dict(teacher.state_dict())
+    counted = Counting(other)
+    train(tmp_path / "b", build_bert(), other, tmp_path / "answers")
+    assert counted.forwards == 2
+
+
+def test_a_file_that_holds_something_else_is_asked_anew(tmp_path):
+    student, teacher = pair()
+    train(tmp_path / "a", student, teacher, tmp_path / "answers")
+    (file,) = (tmp_path / "answers").iterdir()
+    for keys, logits in ((torch.zeros(2, 16, dtype=torch.uint8), torch.zeros(3, 7)), (torch.zeros(2), torch.zeros(()))):
+        save_file({"keys": keys, "logits": logits}, file)
+        counted = Counting(teacher)
+        train(tmp_path / "b", build_bert(), teacher, tmp_path / "answers")
+        assert counted.forwards == 2

@@ -298,3 +298,37 @@ def test_the_page_of_commands_has_every_command_and_every_key():
 
 def test_every_key_is_explained():
     assert [key.path for key in recipe_keys() if not key.meaning] == []
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_a_csv_is_read_by_the_separator_of_its_first_line(tmp_path, separator):
+    model, _ = classes(tmp_path)
+    rows = [f"good, film{separator}{('neg', 'pos')[n % 2]}" for n in range(8)]
+    data = tmp_path / "sheet.csv"
+    data.write_text("\n".join([f"text{separator}label", *rows]))
+    recipe = guess(Wish(model, str(data))).recipe
+    assert (recipe.task, recipe.data.text, recipe.data.label) == (OF_CLASS, "text", "label")
+
+
+def test_what_would_be_guessed_wrong_is_refused(tmp_path):
+    model, data = classes(tmp_path)
+    tuned = save(tmp_path / "tuned", "BertForSequenceClassification")
+    text = write(tmp_path / "text.csv", [{"text": "good film"}] * 8)
+    one = write(tmp_path / "one.csv", [{"text": "good film", "label": "pos"}] * 8)
+    for wish, words in (
+        (Wish(tuned, text), "must name what a task reads"),  # no masked words: its head would be lost
+        (Wish(model, text, text=["text"], label=["text"]), "must be different columns. Received: 'text' twice"),
+        (Wish(model, data, text=["review", "sentiment", "id"]), "must name what a task reads"),
+        (Wish(model, data, image="review"), "must be one for ForImageClassification"),
+        (Wish(model, one), r"two classes or more. Received: \['pos'\]"),
+    ):
+        with pytest.raises(PruningError, match=words):
+            guess(wish)
+    with pytest.raises(PruningError, match="--teacher must be self or none. Received: 'selff'"):
+        Wish(model, data, teacher="selff")
+
+
+def test_a_model_of_regression_gets_its_metrics_for_whole_numbers_too(tmp_path):
+    model = save(tmp_path / "stars", "BertForSequenceClassification", num_labels=1)
+    data = write(tmp_path / "stars.csv", [{"text": "good film", "stars": 1 + n % 5} for n in range(10)])
+    assert guess(Wish(model, data)).recipe.metrics == ["pearsonr", "spearmanr"]

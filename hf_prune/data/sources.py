@@ -51,7 +51,7 @@ def _load_files(files: dict[str, list[str]], key: str) -> Any:
         if not path.is_file():
             raise PruningError(f"{key}: no such file. Received: '{path}'.")
     formats = {_format(path) for path in paths}
-    separators = {"\t" if ".tsv" in path.suffixes else "," for path in paths}
+    separators = {_separator(path) if _format(path) == "csv" else "," for path in paths}
     if len(formats) != 1 or None in formats or len(separators) != 1:
         raise PruningError(f"{key}: files must all be of one type of {', '.join(_FORMATS)}. Received: {files}.")
     expanded = {split: [str(Path(path).expanduser()) for path in several] for split, several in files.items()}
@@ -61,6 +61,17 @@ def _load_files(files: dict[str, list[str]], key: str) -> Any:
     return {
         split: _call_datasets(key, builder, data_files={split: expanded[split]}, **told)[split] for split in expanded
     }
+
+
+def _separator(path: Path) -> str:
+    """Say what stands between a file's columns, by its first line: many a spreadsheet writes ``;`` into a csv."""
+    import fsspec
+
+    if ".tsv" in path.suffixes:
+        return "\t"
+    with fsspec.open(str(path), "rt", encoding="utf-8", errors="replace", compression="infer") as file:
+        head = file.readline()
+    return next((one for one in (",", ";", "\t") if one in head), ",")
 
 
 def _format(path: Path) -> str | None:
@@ -96,8 +107,9 @@ def _call_datasets(key: str, *args: Any, **kwargs: Any) -> Any:
     try:
         return load_dataset(*args, **kwargs)
     except Exception as error:  # offline, unknown name, broken file: datasets raises a dozen types
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise PruningError(f"{key}: cannot be loaded: {reason} Received: {kwargs or args}.") from error
+        cause = error.__cause__ or error  # "An error occurred while generating the dataset" says nothing
+        reason = (str(cause).splitlines() or [type(cause).__name__])[0].rstrip(".")
+        raise PruningError(f"{key}: cannot be loaded: {reason}. Received: {kwargs or args}.") from error
 
 
 def _load_digits() -> dict[str, Any]:

@@ -78,6 +78,8 @@ def _labelled(
     if labels == "list" and not is_listed(splits[0].features[label]):
         raise PruningError(f"data.label: rows must have a list of labels. Received: {splits[0].features[label]}")
     told = class_names(splits[0], label)
+    if labels == "classes" and told is not None and len(told) < 2 and not is_listed(splits[0].features[label]):
+        raise PruningError(f"data.label: column '{label}' must have two classes or more. Received: {told}")
     numbered = [with_classes(one, name, label, told) for one, name in zip(splits, names, strict=True)]
     return numbered if fit is None else renumbered(numbered, label, fit, numbered=told is None)
 
@@ -125,6 +127,9 @@ def _check_columns(dataset: Any, split: str, settings: DataSettings, *, labelled
         ("image", settings.image),
         *(("label", one) for one in label),
     ]
+    named = [column for _, column in columns if column is not None]
+    if twice := [column for column in named if named.count(column) > 1]:
+        raise PruningError(f"data: text, image and label must be different columns. Received: '{twice[0]}' twice")
     for key, column in columns:
         if column is None:
             continue

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from .hearing import flat
 
 logger = logging.getLogger(__name__)
 _KEY = 16  # bytes of a row's digest
+_NO_MATTER = ("transformers_version", "architectures", "id2label", "label2id", "dtype", "torch_dtype", "hf_prune")
 
 
 class Memory:
@@ -32,10 +35,13 @@ class Memory:
         teacher: Whose answers.
         precision: What it computes in beside its own dtype, such as ``"bf16"`` under autocast.
         rank: Number of this process: each writes a file of its own, and reads all.
+
+    Raises:
+        PruningError: The folder cannot be written.
     """
 
     def __init__(self, folder: str | Path, teacher: Any, precision: str = "", rank: int = 0) -> None:
-        self.folder, self.rank = Path(folder).expanduser(), rank
+        self.folder, self.rank = _writable(Path(folder).expanduser()), rank
         self.name = digest_of(teacher, precision)
         self.asked, self.found = 0, 0
         self.new = 0  # rows that were not known, since this was made
@@ -92,12 +98,12 @@ class Memory:
         for path in sorted(self.folder.glob(f"{self.name}-*.safetensors")):
             try:
                 told = load_file(path)
-                keys, logits = told["keys"].contiguous().numpy(), told["logits"]
-            except (OSError, KeyError, SafetensorError) as error:
+                keys, logits = _checked(told["keys"], told["logits"])
+            except (OSError, KeyError, ValueError, SafetensorError) as error:
                 logger.warning("%s cannot be read, and is written anew: %s", path, error)
                 continue
             own = path == self._file
-            for key, row in zip(keys, logits):
+            for key, row in zip(keys.contiguous().numpy(), logits):
                 self.known.setdefault(key.tobytes(), row)
                 if own:
                     self._own.add(key.tobytes())
@@ -117,13 +123,36 @@ class Memory:
         return self.folder / f"{self.name}-{self.rank}.safetensors"
 
 
+def _writable(folder: Path) -> Path:
+    """Return a folder that is there or can be made: an epoch must not end with what cannot be kept."""
+    there = next(one for one in (folder, *folder.parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise PruningError(f"Distillation.cache must be a folder that can be written. Received: '{folder}'")
+    return folder
+
+
+def _checked(keys: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what a file holds, where it is a row of logits for each key."""
+    if keys.dtype != torch.uint8 or keys.shape[1:] != (_KEY,) or logits.ndim != 2 or len(logits) != len(keys):
+        raise ValueError(f"keys of {tuple(keys.shape)} and logits of {tuple(logits.shape)}")
+    return keys, logits
+
+
 def digest_of(teacher: Any, precision: str = "") -> str:
-    """Return what tells a teacher from others, in 32 hexadecimal digits: its class, its weights, its precision."""
-    found = hashlib.sha256(f"{type(teacher).__name__} {precision}".encode())
+    """Return what tells a teacher from others, in 32 hexadecimal digits: class, config, weights, precision."""
+    found = hashlib.sha256(f"{type(teacher).__name__} {precision} {_settings_of(teacher)}".encode())
     for name, tensor in sorted(teacher.state_dict().items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(_bytes(tensor))
     return found.hexdigest()[: 2 * _KEY]
+
+
+def _settings_of(teacher: Any) -> str:
+    """Return what a config says of the computation: the same weights with other heads or activations answer else."""
+    config: Any = getattr(teacher, "config", None)
+    told = config.to_dict() if hasattr(config, "to_dict") else {}
+    told = {name: value for name, value in told.items() if not name.startswith("_") and name not in _NO_MATTER}
+    return json.dumps(told, sort_keys=True, default=str)
 
 
 def row_keys(inputs: Mapping[str, Any]) -> list[bytes]:

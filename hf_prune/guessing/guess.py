@@ -60,6 +60,11 @@ class Wish:
     teacher: Literal["self", "none"] = "self"
     output: Path | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse another teacher: it would be none."""
+        if self.teacher not in ("self", "none"):
+            raise PruningError(f"--teacher must be self or none. Received: '{self.teacher}'")
+
 
 @dataclass(frozen=True)
 class Guess:
@@ -158,7 +163,8 @@ class _Guesser:
 
     def _task(self, rows: Any) -> tuple[str, dict[str, Any]]:
         asked = Asked(rows, self.wish.text, self.wish.image, self.wish.label)
-        found = {name: columns for name in self._candidates() if (columns := FINDERS[name](asked)) is not None}
+        tried = {name: columns for name in self._candidates() if (columns := FINDERS[name](asked)) is not None}
+        found = {name: columns for name, columns in tried.items() if self._fits(columns)}
         if not found:
             there = ", ".join(f"{name} ({_told(kind)})" for name, kind in rows.features.items())
             raise PruningError(
@@ -171,6 +177,14 @@ class _Guesser:
             self.say(f"data.{key}", value, "you say so" if getattr(self.wish, key) else "by its name and type")
         return name, columns
 
+    def _fits(self, columns: Mapping[str, Any]) -> bool:
+        """Whether a task reads what a person has named, and not only something else."""
+        used = {key: {one} if isinstance(one, str) else {*one} for key, one in columns.items()}
+        labels, images = used.get("label", set()), used.get("image", set())
+        texts = used.get("text", set()) | labels  # two texts may be named in turn
+        named = (self.wish.text, texts), (self.wish.label, labels), ([self.wish.image or ""], images | {""})
+        return all(set(said) <= there for said, there in named)
+
     def _candidates(self) -> list[str]:
         """Return the tasks that may be meant, the likeliest first."""
         if self.wish.task is not None:
@@ -181,7 +195,9 @@ class _Guesser:
         own = _own_task(self.config)
         writes = "seq2seq" if getattr(self.config, "is_encoder_decoder", False) else None
         reads = "causal-lm" if own == "causal-lm" else "masked-lm"
-        others = [one for one in FINDERS if one not in ("seq2seq", "causal-lm", "masked-lm") or one in (writes, reads)]
+        language = ("seq2seq", "causal-lm", "masked-lm")
+        likely = (writes, reads) if own in (None, *language) else ()  # a classifier would lose what it has learned
+        others = [one for one in FINDERS if one not in language or one in likely]
         return list(dict.fromkeys([*([own] if own not in (None, "masked-lm") else []), *others]))
 
     def _why(self, name: str) -> str:
@@ -263,13 +279,16 @@ class _Guesser:
             )
         elif is_listed(feature):
             metrics = ["f1", "accuracy"]
-        elif label_count(splits.train, settings.label_column) == 1:
+        elif label_count(splits.train, settings.label_column) == 1 or (self._is_regression(name) and not names):
             metrics = ["pearsonr", "spearmanr"]
         else:
             metrics = ["accuracy"]
         kind = f"{len(names)} classes" if names else _told(feature)
         self.say("metrics", metrics, f"labels are {kind}{', several a row' if is_listed(feature) else ''}")
         return {"metrics": metrics}
+
+    def _is_regression(self, name: str) -> bool:
+        return _own_task(self.config) == name and self.config.num_labels == 1
 
     def _outputs(self, data: Mapping[str, Any]) -> dict[str, Any]:
         measure = {"length": data["max_length"]} if "max_length" in data else {}

@@ -45,8 +45,8 @@ class AccuracyGuard(Guard):
     """
 
     metric: str = "accuracy"
-    max_drop: float = Field(default=0.01, ge=0)
-    dense: float | None = None
+    max_drop: float = Field(default=0.01, ge=0, allow_inf_nan=False)
+    dense: float | None = Field(default=None, allow_inf_nan=False)
     greater_is_better: bool | None = None
     patience: int = Field(default=3, ge=1)
     smallest: float = Field(default=0.02, gt=0, le=1)

@@ -113,7 +113,8 @@ def check_shards(model: nn.Module, told: PruningSettings) -> None:
         raise PruningError("shrink_live needs whole parameters. Received: a model sharded by FSDP")
     if goes_back and (told.shrink_live or sharded):
         raise PruningError(
-            "A guard that goes back needs masks of whole parameters. Received: "
+            "A guard that goes back needs masks of whole parameters: undo=False waits only; or no live shrinking "
+            "(shrink_live, in a recipe shrink_during_training). Received: "
             f"{'shrink_live' if told.shrink_live else 'a model sharded by FSDP'}"
         )
     patterns = [PATTERNS[pruner.pattern] for pruner in told.pruners if isinstance(pruner, WeightPruner)]

@@ -48,7 +48,7 @@ class Regularisation:
     """
 
     kind: str = "l1"
-    strength: float = Field(default=1.0, gt=0)
+    strength: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     by_cost: bool = True
 
 
