@@ -262,8 +262,9 @@ def test_a_column_missing_in_one_split_only(folder):
 
 
 def test_a_text_column_that_holds_numbers(folder):
-    with pytest.raises(PruningError, match=r"data\.text: column 'label' .* must hold text\. Received: int64"):
-        load_split(settings_for(folder, text="label"))
+    pd.DataFrame({"sentence": [3, 4], "label": [1, 0]}).to_parquet(folder / "train.parquet")
+    with pytest.raises(PruningError, match=r"data\.text: column 'sentence' .* must hold text\. Received: int64"):
+        load_split(settings_for(folder))
 
 
 def test_empty_cells(folder):
