@@ -31,11 +31,11 @@ ON_V5_ALONE = (
 # Most of the time goes into these: processes that import transformers, groups of processes, exports, model zoos.
 IN_TURNS = (
     "architectures", "attack", "branches", "callback", "card", "checkpoint", "depth", "distillation",
-    "distillation_terms", "distillation_trainers", "distributed", "examples", "experts", "export", "export_formats",
-    "export_seq2seq", "fsdp", "hub", "hub_failures", "never_wrong", "odd_families", "optimizer_steps", "parts", "peft",
-    "plain_saving", "removal", "report", "report_grid", "report_page", "resume", "reversible", "search", "sensitivity",
-    "session", "slips",
-    "standalone", "stock", "strangers", "train_again", "trainer_features", "workflow",
+    "distillation_terms", "distillation_trainers", "distributed", "dynamic", "every_score", "evidence", "examples",
+    "experts", "export", "export_formats", "export_seq2seq", "fsdp", "guards", "guessing", "hub", "hub_failures",
+    "learned", "never_wrong", "odd_families", "optimizer_steps", "parts", "peft", "plain_saving", "regularising",
+    "removal", "report", "report_grid", "report_page", "resume", "reversible", "rewinding", "search", "sensitivity",
+    "session", "slips", "standalone", "stock", "strangers", "train_again", "trainer_features", "workflow",
 )  # fmt: skip
 
 
