@@ -188,6 +188,9 @@ def _layer_axis(ax: Any, layers: Sequence[tuple[int, ...]], place: str) -> None:
 # --- training --------------------------------------------------------------------------------------------------------
 
 
+_LOSSES = {"loss": "in training", "eval_loss": "in evaluation"}
+
+
 def training_picture(log: Sequence[dict[str, float]]) -> Picture | None:
     """Draw sparsity, loss and metrics over the steps; ``None`` where nothing of it was logged."""
     columns = list(dict.fromkeys(name for row in log for name in row))
@@ -221,7 +224,8 @@ def _is_score(name: str) -> bool:
 def _draw_lines(ax: Any, log: Sequence[dict[str, float]], names: Sequence[str]) -> None:
     for number, name in enumerate(names):
         points = [(row["step"], row[name]) for row in log if name in row]
-        told = {"color": COLOURS[SERIES[number % len(SERIES)]], "label": name.removeprefix("eval_").replace("_", " ")}
+        label = _LOSSES.get(name) or name.removeprefix("eval_").replace("_", " ")
+        told = {"color": COLOURS[SERIES[number % len(SERIES)]], "label": label}
         ax.plot(*zip(*points, strict=True), marker="o", markersize=2.5, linewidth=1.5, **told)
     ax.grid(visible=True)
     ax.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.97), ncols=4, fontsize=8, columnspacing=1.2)
