@@ -49,8 +49,8 @@ _NEEDED = (*_CONFIGS[:1], "tokenizer_config.json")  # without which what goes up
 _TEXT = (".json", ".txt", ".md", ".rst", ".yaml", ".py", ".jinja", ".codes", "")
 # the keys of a recipe; `tests/test_hub.py` compares them with `Recipe`'s
 _RECIPE = (
-    "name task model data dense train pruners target schedule distillation shrink_during_training metrics measure onnx "
-    "export card push output report_to seed"
+    "name task model data dense train pruners target schedule regularisation guard rewinding distillation "
+    "shrink_during_training metrics measure onnx export card push output report_to seed"
 )
 
 
