@@ -58,6 +58,7 @@ def test_a_table_reads_between_its_widths():
     assert times.of("a", 6) == pytest.approx(0.2)
     assert times.predict({"a": 8, "b": 8}) == 1
     assert times.predict({"a": 4}) == pytest.approx(1 - 0.2 - 0.3)
+    assert LatencyTable({"a": "x"}, {"x": [0, 8]}, {"x": [0.0, 1.2]}, whole=1.0).predict({}) > 0
 
 
 @pytest.mark.parametrize("speedup", [1.2, 1.5, 2])

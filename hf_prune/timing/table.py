@@ -22,6 +22,7 @@ from .stopwatch import Conditions, Stopwatch
 
 _SHARES = (0, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)  # of the dense width
 _MOST = 42  # measured models, over all kinds of blocks
+_LEAST = 1e-3  # of the dense time: where clocks have said that blocks take more than all of it
 CACHE = Path(HF_HOME) / "hf_prune" / "latency"
 
 
@@ -48,9 +49,8 @@ class LatencyTable:
 
     def predict(self, units: Mapping[str, int]) -> float:
         """Return the time of a model, as a share of the dense one's; of groups that are not in the model: 0 units."""
-        return self.whole - sum(
-            self.of(name, self._dense(name)) - self.of(name, units.get(name, 0)) for name in self.blocks
-        )
+        saved = sum(self.of(name, self._dense(name)) - self.of(name, units.get(name, 0)) for name in self.blocks)
+        return max(_LEAST, self.whole - saved)
 
     def _dense(self, group: str) -> int:
         return self.widths[self.blocks[group]][-1]
