@@ -39,10 +39,9 @@ EVEN = ["pruners.heads={allocation: uniform}", "pruners.neurons={allocation: uni
 
 
 @torch.inference_mode()
-def logits(folder: Path, data: Path) -> tuple[torch.Tensor, torch.Tensor]:
+def logits(model: torch.nn.Module, tokenizer: Any, data: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Return logits and labels of validation and test together."""
     rows = pandas.concat([pandas.read_parquet(data / f"{split}.parquet") for split in ("validation", "test")])
-    model, tokenizer = load_pruned(folder).eval(), AutoTokenizer.from_pretrained(folder)
     texts, found = rows["sentence"].tolist(), []
     for start in range(0, len(texts), 64):
         batch = tokenizer(texts[start : start + 64], padding=True, truncation=True, max_length=64, return_tensors="pt")
@@ -50,8 +49,9 @@ def logits(folder: Path, data: Path) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(found).double(), torch.tensor(rows["label"].tolist())
 
 
-def quality(folder: Path, dense: Path, data: Path) -> dict[str, float]:
-    (ours, labels), (theirs, _) = logits(folder, data), logits(dense, data)
+def quality(model: torch.nn.Module, dense: Path, data: Path) -> dict[str, float]:
+    tokenizer = AutoTokenizer.from_pretrained(dense)
+    (ours, labels), (theirs, _) = (logits(one.eval(), tokenizer, data) for one in (model, load_pruned(dense)))
     ours, theirs = log_softmax(ours, -1), log_softmax(theirs, -1)
     accuracy = (ours.argmax(-1) == labels).double().mean()
     told = {"accuracy": accuracy, "cross_entropy": cross_entropy(ours, labels)}
@@ -104,8 +104,9 @@ def compare(options: argparse.Namespace, dense: Path, ratio: Fraction, seed: int
             else:
                 settings = [*EVEN, f"target.macs={even_macs(dense, share, float(ratio))}"]
             record = {**note, "settings": settings, **train(options, dense, seed, output, settings)}
-            model = output / "model"
-            record |= {"speedup": round(1 / share_of_time(model, dense), 3), **quality(model, dense, options.data)}
+            folder = output / "model"
+            record |= {"speedup": round(1 / share_of_time(folder, dense), 3)}
+            record |= quality(load_pruned(folder), dense, options.data)
             add_record(NAME, record, key=KEY)
         if method == "macs":
             share = 1 / record["speedup"]

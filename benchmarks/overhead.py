@@ -30,7 +30,7 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 from hf_prune import HeadPruner, NeuronPruner, PruningCallback, Schedule, Target, WeightPruner
 
 LENGTH, WARM = 64, 5
-WHOLE = Schedule("cubic", begin=0.0, end=1.0)  # active from the first step to the last
+WHOLE = Schedule("cubic", begin=0.0, end=1.0, frequency=50)  # active from the first step to the last
 PRUNING = {
     "units": lambda: PruningCallback([HeadPruner(), NeuronPruner()], WHOLE, target=Target(macs=0.5)),
     "weights": lambda: PruningCallback(WeightPruner(sparsity=0.5, score="l1"), WHOLE),
