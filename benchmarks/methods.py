@@ -91,7 +91,6 @@ TRAINING: dict[str, list[str]] = {
         "schedule={kind: constant, begin: 10, end: 0.75, frequency: 30}",
     ),
     "weights, AC/DC": weights("sparsity: 0.8, score: l1, rule: from_zero", PHASES),
-    "weights, 2:4, l1": weights("pattern: '2:4', score: l1"),
 }
 
 

@@ -136,7 +136,7 @@ def folders(tmp_path_factory):
     """Work in one process, and in two."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     work(one)
-    run_example(Path(__file__), two, launcher=TORCHRUN)
+    run_example(Path(__file__), two, processes=2)
     return one, two
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from models import assert_same_outputs, build_bert, draw_batch, take_step
-from test_distributed import TORCHRUN
 from test_examples import run_example
 from test_extensions import LEARNED, STEPS, same, start
 
@@ -149,7 +148,7 @@ def share(out: Path) -> None:
 
 def test_two_processes_hold_and_choose_the_same_by_each_score(tmp_path):
     """Masks are compared by the library itself, which raises where processes have chosen differently."""
-    run_example(Path(__file__), tmp_path, launcher=TORCHRUN)
+    run_example(Path(__file__), tmp_path, processes=2)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert len(first) == len(ALL)
     assert first == second

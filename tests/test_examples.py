@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import runpy
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from zygote import run_forked
 
 from hf_prune import find_groups, load_pruned
 from hf_prune.architectures import prunable_macs
@@ -37,13 +39,40 @@ TRAINERS = {
 }
 
 
-def run_example(path: Path, folder: Path, *arguments: str, launcher: tuple[str, ...] = ()) -> str:
-    """Run an example in a process of its own and return what it prints."""
+def run_example(path: Path, folder: Path, *arguments: str, launcher: tuple[str, ...] = (), processes: int = 1) -> str:
+    """Run an example in a process of its own and return what it prints.
+
+    Args:
+        path: The example.
+        folder: Where it runs.
+        arguments: What it is told.
+        launcher: Of several processes: Python's arguments. Without one, processes are forks that have imported torch
+            and transformers already.
+        processes: How many forks, each with the environment that torchrun gives a rank.
+    """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, *launcher, str(path), *arguments]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=300)
+    if launcher:
+        command = [sys.executable, *launcher, str(path), *arguments]
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=300)
+    else:
+        code = f"import sys; sys.path[0:1] = [{str(path.parent)!r}, {str(ROOT)!r}]; sys.argv[0] = {str(path)!r}\n"
+        code += f"import runpy; runpy.run_path({str(path)!r}, run_name='__main__')"
+        told = {"kind": "training", "ranks": ranks_of(processes)}
+        result = run_forked(code, arguments, environment, folder, **told)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
+
+
+def ranks_of(processes: int) -> list[dict[str, str]]:
+    """Return what torchrun adds to the environment of each process; nothing to that of one alone."""
+    if processes == 1:
+        return [{}]
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = str(listener.getsockname()[1])
+    common = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1"}
+    common |= {"LOCAL_WORLD_SIZE": str(processes)}
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
 def test_all_examples_are_tested():

@@ -17,7 +17,6 @@ from extensions.bottlenecks import BottleneckPruner, Squeeze
 from extensions.drop_and_grow import RigL
 from extensions.entry_budget import EntryTarget
 from models import build_bert, draw_batch, take_step
-from test_distributed import TORCHRUN
 from test_examples import run_example
 
 from hf_prune import (
@@ -433,7 +432,7 @@ def share(out: Path) -> None:
 
 
 def test_two_processes_agree_and_sharded_models_are_refused_where_parts_cannot_tell(tmp_path):
-    run_example(Path(__file__), tmp_path, launcher=TORCHRUN)
+    run_example(Path(__file__), tmp_path, processes=2)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     for case in CASES:

@@ -269,7 +269,7 @@ def work(folder: Path) -> None:
 def folder(tmp_path_factory):
     """Work in two processes."""
     folder = tmp_path_factory.mktemp("two")
-    run_example(Path(__file__), folder, launcher=TORCHRUN)
+    run_example(Path(__file__), folder, processes=2)
     return folder
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from models import build_bert, draw_rows, training_arguments
-from test_distributed import RESUMES, TORCHRUN
+from test_distributed import RESUMES
 from test_examples import run_example
 from transformers import Trainer, TrainerCallback
 
@@ -164,7 +164,7 @@ def share(out):
 
 @pytest.mark.skipif(not RESUMES, reason="Trainer of transformers 4 cannot load optimizers on a CPU in two processes")
 def test_two_processes_agree(tmp_path):
-    run_example(Path(__file__), tmp_path, launcher=TORCHRUN)
+    run_example(Path(__file__), tmp_path, processes=2)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     assert [sparsity for sparsity, _ in first[0]] == pytest.approx([0, 0.5, 0.75], abs=1e-4)

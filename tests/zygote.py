@@ -1,6 +1,7 @@
 """Processes of their own without the seconds that torch takes to import: forks of one that has imported it already.
 
-For clients whose settings are read when `huggingface_hub` is imported: the zygote imports what needs none of them.
+One zygote is for clients whose settings are read when `huggingface_hub` is imported: it imports what needs none of
+them. The other has imported all that a training needs: for examples, and for the ranks of tests with several processes.
 """
 
 from __future__ import annotations
@@ -27,42 +28,66 @@ PRELOADED = (
     "httpx",
     "matplotlib.pyplot",
 )
-_zygote: list[subprocess.Popen[str]] = []
+TRAINING = ("transformers.trainer", "transformers.models.bert.modeling_bert", "accelerate", "datasets", "onnxruntime")
+_zygotes: dict[str, subprocess.Popen[str]] = {}
 
 
 def run_forked(
-    code: str, arguments: Sequence[str], environment: Mapping[str, str], cwd: Path, timeout: float = 300
+    code: str,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    cwd: Path,
+    timeout: float = 300,
+    *,
+    kind: str = "client",
+    ranks: Sequence[Mapping[str, str]] = ({},),
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python code in a fresh process, as ``python -c code arguments`` would."""
-    if not _zygote or _zygote[0].poll() is not None:
-        _zygote[:] = [_start()]
+    """Run Python code in a fresh process, as ``python -c code arguments`` would.
+
+    Args:
+        code: Of ``__main__``.
+        arguments: Of ``sys.argv``.
+        environment: The process', nothing beside it.
+        cwd: Where it runs.
+        timeout: Seconds, after which it is killed.
+        kind: ``"client"``, or ``"training"``: with transformers imported already.
+        ranks: What each process adds to the environment: so many run at once; the first that fails ends all.
+    """
+    if kind not in _zygotes or _zygotes[kind].poll() is not None:
+        _zygotes[kind] = _start(kind)
+    zygote = _zygotes[kind]
     with tempfile.TemporaryDirectory() as folder:
         asked = {"code": code, "arguments": list(arguments), "environment": dict(environment), "cwd": str(cwd)}
-        _zygote[0].stdin.write(json.dumps({**asked, "folder": folder, "timeout": timeout}) + "\n")
-        _zygote[0].stdin.flush()
-        status = int(_zygote[0].stdout.readline())
-        out, err = (Path(folder, name).read_text(encoding="utf-8", errors="replace") for name in ("out", "err"))
+        asked |= {"ranks": [dict(one) for one in ranks]}
+        zygote.stdin.write(json.dumps({**asked, "folder": folder, "timeout": timeout}) + "\n")
+        zygote.stdin.flush()
+        status = int(zygote.stdout.readline())
+        out, err = (
+            "".join(one.read_text(encoding="utf-8", errors="replace") for one in sorted(Path(folder).glob(f"{name}-*")))
+            for name in ("out", "err")
+        )
     if status == -9:
         raise subprocess.TimeoutExpired("a forked process", timeout, out, err)
     return subprocess.CompletedProcess([code, *arguments], status, out, err)
 
 
-def _start() -> subprocess.Popen[str]:
+def _start(kind: str) -> subprocess.Popen[str]:
     plain = {key: value for key, value in os.environ.items() if not key.upper().startswith(("HF_", "HUGGING"))}
+    environment = plain if kind == "client" else {**os.environ}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen([sys.executable, __file__], env=plain, text=True, **pipes)
+    process = subprocess.Popen([sys.executable, __file__, kind], env=environment, text=True, **pipes)
     atexit.register(process.kill)
     return process
 
 
-def _become(asked: dict) -> None:
+def _become(asked: dict, rank: int) -> None:
     """Be the process that was asked for; never returns."""
     os.setsid()
     os.chdir(asked["cwd"])
     os.environ.clear()
-    os.environ.update(asked["environment"])
+    os.environ.update(asked["environment"] | asked["ranks"][rank])
     for number, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(Path(asked["folder"], name), os.O_WRONLY | os.O_CREAT, 0o600), number)
+        os.dup2(os.open(Path(asked["folder"], f"{name}-{rank}"), os.O_WRONLY | os.O_CREAT, 0o600), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.stdin, sys.stdout, sys.stderr = (os.fdopen(i, mode, closefd=False) for i, mode in enumerate("rww"))
     sys.argv = ["-c", *asked["arguments"]]
@@ -83,27 +108,39 @@ def _become(asked: dict) -> None:
     os._exit(status)
 
 
-def _serve() -> None:
-    for name in PRELOADED:
+def _serve(kind: str) -> None:
+    for name in PRELOADED if kind == "client" else (*PRELOADED, *TRAINING):
         with contextlib.suppress(ImportError):  # not every lane has all of them
             __import__(name)
-    assert not any(name.startswith("huggingface_hub") for name in sys.modules)
+    assert kind != "client" or not any(name.startswith("huggingface_hub") for name in sys.modules)
     for line in sys.stdin:
         asked = json.loads(line)
-        child = os.fork()
-        if not child:
-            _become(asked)
-        until, status = time.monotonic() + asked["timeout"], None
-        while status is None:
+        children = []
+        for rank in range(len(asked["ranks"])):
+            children.append(os.fork())
+            if not children[-1]:
+                _become(asked, rank)
+        print(_wait(children, asked["timeout"]), flush=True)
+
+
+def _wait(children: list[int], timeout: float) -> int:
+    """Wait for all, or until one fails or the time is over, when the others are killed; return the status."""
+    until, status, left = time.monotonic() + timeout, 0, set(children)
+    while left:
+        for child in list(left):
             done, code = os.waitpid(child, os.WNOHANG)
             if done:
-                status = os.waitstatus_to_exitcode(code)
-            elif time.monotonic() > until:
-                os.kill(child, 9)
-            else:
-                time.sleep(0.02)
-        print(status, flush=True)
+                left.remove(child)
+                status = status or os.waitstatus_to_exitcode(code)
+        if left and (status or time.monotonic() > until):
+            status = status or -9
+            for child in left:
+                os.killpg(child, 9)
+                os.waitpid(child, 0)
+            break
+        time.sleep(0.02)
+    return status
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve(sys.argv[1])
