@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,8 +13,8 @@ import pytest
 import transformers
 import typer
 import yaml
-from models import SIZES
 from test_guessing import images, language, save, sentence, write
+from test_report_page import browser
 
 import hf_prune
 from hf_prune import cli
@@ -87,6 +88,15 @@ def test_generated_pages_hold_what_they_promise(site):
         assert "<!-- " not in html
 
 
+def test_the_search_works_in_a_file_without_a_network(site, tmp_path):
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--dump-dom"]
+    options += ["--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=8000"]
+    address = f"{(site / 'index.html').as_uri()}?q=rigl"
+    done = subprocess.run([browser(), *options, address], capture_output=True, text=True, timeout=120)
+    assert re.search(r"[1-9]\d* matching document", done.stdout)
+    assert "ERR_NAME_NOT_RESOLVED" not in done.stderr
+
+
 # what stands in it
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
@@ -114,7 +124,7 @@ def runnable(text: str) -> list[str]:
 def test_python_runs(page, bench, tmp_path, monkeypatch):
     shutil.copytree(bench, tmp_path / "bench")
     monkeypatch.chdir(tmp_path / "bench")
-    shown: dict = {"__name__": "page", "SIZES": SIZES}
+    shown: dict = {"__name__": "page"}
     blocks = runnable(TEXTS[page])
     assert len([one for one in blocks if one]) >= TEXTS[page].count("```python")
     for block in blocks:

@@ -40,8 +40,10 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Write what is generated, and mend what GitHub reads in another way."""
+    if "\n## " not in markdown:
+        page.meta["hide"] = ["toc"]  # its place is the page's
     markdown = re.sub(r"<!-- setup\n.*?-->\n*", "", markdown, flags=re.DOTALL)
-    markdown = re.sub(r"^<!-- (list|api|papers|filter)(?:: (.+?))? -->$", _generated, markdown, flags=re.MULTILINE)
+    markdown = re.sub(r"^<!-- (list|api|papers)(?:: (.+?))? -->$", _generated, markdown, flags=re.MULTILINE)
     markdown = re.sub(r"^\|.*$", lambda row: _without_escapes(row[0]), markdown, flags=re.MULTILINE)
     return _with_links_inside(markdown, page.file.src_uri)
 
@@ -98,11 +100,7 @@ def _papers_of_sources() -> Iterator[tuple[str, str, str]]:
                 yield who, number, f"`{path.relative_to(ROOT).as_posix()}`"
 
 
-def _filter(label: str) -> str:
-    return f'<input type="search" data-filter placeholder="{label}" aria-label="{label}">'
-
-
-MAKERS: dict[str, Callable[[str], str]] = {"list": _list, "api": _api, "papers": _papers, "filter": _filter}
+MAKERS: dict[str, Callable[[str], str]] = {"list": _list, "api": _api, "papers": _papers}
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> str:
