@@ -77,8 +77,8 @@ def ranks_of(processes: int) -> list[dict[str, str]]:
 
 def test_all_examples_are_tested():
     assert [path.stem for path in EXAMPLES] == sorted(
-        [*TRANSFORMERS, *MODULES, *TRAINERS, "fsdp2"]
-    )  # that one in test_fsdp.py
+        [*TRANSFORMERS, *MODULES, *TRAINERS, "fsdp2", "lightning_callback"]
+    )  # these two in test_fsdp.py and test_other_loops.py
 
 
 @pytest.mark.parametrize("path", [one for one in EXAMPLES if one.stem in TRANSFORMERS], ids=lambda path: path.stem)
