@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LANES = {"optimum": "optimum,openvino,test", "v5": "onnx,test,dev"}  # lane -> extras
-EXTRAS = ("", "[optimum]", "[onnx]", "[openvino]", "[executorch]", "[search]", "[test]", "[dev]")
+EXTRAS = ("", "[optimum]", "[onnx]", "[openvino]", "[executorch]", "[audio]", "[search]", "[test]", "[dev]")
 WORKERS = 2
 # These ask nothing that differs between the lanes but torch's own modules and ours: once is enough.
 ON_V5_ALONE = (
