@@ -227,8 +227,6 @@ def label_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def losses_of(problem: Problem) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
     """Return what to give to Trainer as ``preprocess_logits_for_metrics``; ``None``: logits are what metrics read."""
-    if problem == "ctc":
-        return lambda logits, labels: (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
     if problem not in LANGUAGE:
         return None
     return token_losses if problem == "causal_lm" else label_losses

@@ -45,12 +45,12 @@ from .data import (
     prepare_texts,
     prepare_tokens,
 )
-from .errors import CheckpointError, RecipeError
+from .errors import CheckpointError, PruningError, RecipeError, shown
 from .evidence import Loss
 from .metrics import Problem, Texts
 from .recipe import Recipe
 from .similarity import Sentences, SimilarityTrainer, cosines, modules_folder, similarity_loss
-from .speech import Listener, load_extractor, load_processor, set_language, texts_of
+from .speech import FrameTrainer, Listener, load_extractor, load_processor, set_language, texts_of
 
 
 class RecipeTask(NamedTuple):
@@ -257,6 +257,7 @@ RECIPE_TASKS = {
         "free",
         hears=True,
         options={"ctc_loss_reduction": "mean", "ctc_zero_infinity": True},
+        trainer=FrameTrainer,
         texts=lambda processor: texts_of(processor, ctc=True),
     ),
     "sentence-similarity": RecipeTask(
@@ -305,6 +306,13 @@ def dense_model(recipe: Recipe, auto_class: Any, labels: Mapping[str, Any]) -> A
         except OSError as error:
             raise RecipeError(
                 f"model.name must be a Hub name or a local folder. Received: '{settings.name}' ({error})"
+            ) from error
+        except ValueError as error:
+            if isinstance(error, PruningError):
+                raise
+            raise RecipeError(
+                f"model.name must be a model that can be one for {recipe.task}. Received: '{settings.name}' "
+                f"({shown(str(error).splitlines()[0], 120)})"
             ) from error
     config = dict(settings.config or {})
     if "model_type" not in config:

@@ -9,25 +9,24 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import AutoFeatureExtractor, AutoProcessor, Trainer
 
+from .distillation.outputs import positions
 from .errors import RecipeError
 from .metrics import Texts
 from .recipe import Recipe
+from .sharding import unwrap
 
 _IGNORED = -100
 
 
 def load_extractor(recipe: Recipe) -> Any:
     """Return the model's feature extractor."""
-    from transformers import AutoFeatureExtractor
-
     return _load(recipe, AutoFeatureExtractor.from_pretrained)
 
 
 def load_processor(recipe: Recipe) -> Any:
     """Return the model's processor, with an extractor and a tokenizer, which writes in the recipe's language."""
-    from transformers import AutoProcessor
-
     processor = _load(recipe, AutoProcessor.from_pretrained)
     if not (hasattr(processor, "feature_extractor") and hasattr(processor, "tokenizer")):
         raise RecipeError(
@@ -109,6 +108,19 @@ class Listener:
         return shifted.masked_fill(shifted == _IGNORED, self.config.pad_token_id)
 
 
+class FrameTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer of models that name each frame's letter: it predicts letters, and nothing where a sound has ended."""
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> tuple[Any, Any, Any]:
+        """Return the loss, the best letter of each frame, -100 in the padding, and the labels."""
+        loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
+        if logits is None:
+            return loss, logits, labels
+        best = (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
+        real = positions(unwrap(model), inputs, "", best.shape)
+        return loss, best if real is None else best.masked_fill(~real.to(best.device), _IGNORED), labels
+
+
 def texts_of(processor: Any, *, ctc: bool) -> Texts:
     """Return what makes texts of predicted tokens and of labels.
 
@@ -117,10 +129,11 @@ def texts_of(processor: Any, *, ctc: bool) -> Texts:
         ctc: Whether tokens are those of frames, of which equal neighbours are one.
     """
     tokenizer = processor.tokenizer
-    plain = {"group_tokens": False} if ctc else {}
+    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    found, right = ({}, {"group_tokens": False}) if ctc else ({"skip_special_tokens": True},) * 2  # CTC's blank is one
 
-    def read(tokens: Any, **how: Any) -> list[str]:
-        whole = np.where(np.asarray(tokens) == _IGNORED, tokenizer.pad_token_id, tokens)
-        return [text.strip() for text in tokenizer.batch_decode(whole, skip_special_tokens=True, **how)]
+    def read(tokens: Any, how: dict[str, Any]) -> list[str]:
+        whole = np.where(np.asarray(tokens) == _IGNORED, padding, tokens)
+        return [text.strip() for text in tokenizer.batch_decode(whole, **how)]
 
-    return lambda predictions, labels: (read(predictions), read(labels, **plain))
+    return lambda predictions, labels: (read(predictions, found), read(labels, right))

@@ -57,7 +57,9 @@ def save_wav2vec2(folder: Path, made: str = "Wav2Vec2Model", **settings: Any) ->
     words = {"vocab_size": 8, "pad_token_id": 0, "classifier_proj_size": 16}
     config = transformers.Wav2Vec2Config(**{**sizes, **ears, **still, **words, **settings})
     getattr(transformers, made)(config).save_pretrained(folder)
-    (Path(folder) / "vocab.json").write_text(json.dumps({t: n for n, t in enumerate(["<pad>", "<unk>", "|", *"ABCDE"])}))
+    (Path(folder) / "vocab.json").write_text(
+        json.dumps({t: n for n, t in enumerate(["<pad>", "<unk>", "|", *"ABCDE"])})
+    )
     tokenizer = transformers.Wav2Vec2CTCTokenizer(str(Path(folder) / "vocab.json"), bos_token=None, eos_token=None)
     extractor = transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True)
     transformers.Wav2Vec2Processor(extractor, tokenizer).save_pretrained(folder)
@@ -73,16 +75,35 @@ def save_whisper(folder: Path, **settings: Any) -> str:
     vocabulary = {one: number for number, one in enumerate([*bytes_to_unicode().values(), *special])}
     (Path(folder) / "vocab.json").write_text(json.dumps(vocabulary))
     (Path(folder) / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = transformers.WhisperTokenizer(str(Path(folder) / "vocab.json"), str(Path(folder) / "merges.txt"))
+    tokenizer = transformers.WhisperTokenizer(
+        str(Path(folder) / "vocab.json"), str(Path(folder) / "merges.txt"), pad_token=special[0]
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": special[1:]})
     extractor = transformers.WhisperFeatureExtractor(feature_size=8, chunk_length=1)
     ids = {"pad_token_id": 256, "eos_token_id": 256, "bos_token_id": 257, "decoder_start_token_id": 257}
     layers = {f"{side}_layers": 1 for side in ("encoder", "decoder")}
-    widths = {f"{side}_{part}": size for side in ("encoder", "decoder") for part, size in (("attention_heads", 4), ("ffn_dim", 24))}
+    widths = {
+        f"{side}_{part}": size
+        for side in ("encoder", "decoder")
+        for part, size in (("attention_heads", 4), ("ffn_dim", 24))
+    }
     config = transformers.WhisperConfig(
-        **{**ids, **layers, **widths, "vocab_size": len(vocabulary), "d_model": 16, "num_mel_bins": 8,
-           "max_source_positions": 50, "max_target_positions": 32, "suppress_tokens": None, "begin_suppress_tokens": None, **settings}
+        **{
+            **ids,
+            **layers,
+            **widths,
+            "vocab_size": len(vocabulary),
+            "d_model": 16,
+            "num_mel_bins": 8,
+            "max_source_positions": 50,
+            "max_target_positions": 32,
+            "suppress_tokens": None,
+            "begin_suppress_tokens": None,
+            **settings,
+        }
     )
     model = transformers.WhisperForConditionalGeneration(config)
+    model.generation_config._from_model_config = False  # or what further it says is dropped when it is read
     model.generation_config.no_timestamps_token_id = 259
     model.save_pretrained(folder)
     transformers.WhisperProcessor(extractor, tokenizer).save_pretrained(folder)

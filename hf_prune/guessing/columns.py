@@ -155,7 +155,7 @@ def _audio_and_label(asked: Asked) -> Columns | None:
 
 def _audio_and_text(asked: Asked) -> Columns | None:
     audio = _audio(asked)
-    spoken = asked.of(_is_text)
+    spoken = [one for one in asked.of(_is_text) if one in asked.label or one.lower() not in _LABELS]
     text = asked.label[0] if asked.label else asked.named(_SPOKEN, spoken) or next(iter(spoken), None)
     return None if audio is None or text not in spoken else {"audio": audio, "label": text}
 
