@@ -130,6 +130,10 @@ def _images(split: Any, processor: Any, recipe: Recipe, model: Any) -> Any:
     return prepare_images(split, recipe.data, processor, num_labels=model.config.num_labels)
 
 
+def _sounds(split: Any, extractor: Any, recipe: Recipe, model: Any) -> Any:
+    return prepare_sounds(split, extractor, recipe.data, num_labels=model.config.num_labels)
+
+
 def _texts(split: Any, tokenizer: Any, recipe: Recipe, model: Any) -> Any:
     return prepare_text(split, tokenizer, recipe.data, num_labels=model.config.num_labels)
 
@@ -230,7 +234,7 @@ RECIPE_TASKS = {
         "audio: sounds, such as a folder of wav files for each class; label: a class",
         AutoModelForAudioClassification,
         load_extractor,
-        lambda split, extractor, recipe, model: prepare_sounds(split, extractor, recipe.data),
+        _sounds,
         lambda extractor, model: Listener(extractor),
         _class_problem,
         hears=True,

@@ -221,12 +221,12 @@ def export_both(job: Job) -> None:
 def measure_both(job: Job) -> None:
     """Count and time both models, in turn."""
     say("Measuring latency, dense and pruned in turn")
-    models = (model.cpu().eval() for model in (job.model, job.pruned))
+    dense, pruned = (model.cpu().eval() for model in (job.model, job.pruned))
     settings = job.recipe.measure
     halves = job.problem in ("seq2seq", "speech")  # an encoder's and a decoder's files are not timed
     heard = job.task.inputs(job.collator([job.evaluation[0]] * settings.batch)) if job.task.hears else None
     told: dict[str, Any] = {**settings.model_dump(), "onnx": None if halves else job.onnx}
-    job.report.dense, job.report.pruned = measure_pair(*models, inputs=heard, **told)
+    job.report.dense, job.report.pruned = measure_pair(dense, pruned, heard, **told)
     if job.exported and not halves:
         inputs = random_inputs(job.pruned, settings.batch, settings.length) if heard is None else heard
         how = {"threads": settings.threads, "repeats": settings.repeats}

@@ -57,9 +57,8 @@ def save_wav2vec2(folder: Path, made: str = "Wav2Vec2Model", **settings: Any) ->
     words = {"vocab_size": 8, "pad_token_id": 0, "classifier_proj_size": 16}
     config = transformers.Wav2Vec2Config(**{**sizes, **ears, **still, **words, **settings})
     getattr(transformers, made)(config).save_pretrained(folder)
-    (Path(folder) / "vocab.json").write_text(
-        json.dumps({t: n for n, t in enumerate(["<pad>", "<unk>", "|", *"ABCDE"])})
-    )
+    vocabulary = {letter: number for number, letter in enumerate(["<pad>", "<unk>", "|", *"ABCDE"])}
+    (Path(folder) / "vocab.json").write_text(json.dumps(vocabulary))
     tokenizer = transformers.Wav2Vec2CTCTokenizer(str(Path(folder) / "vocab.json"), bos_token=None, eos_token=None)
     extractor = transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True)
     transformers.Wav2Vec2Processor(extractor, tokenizer).save_pretrained(folder)
@@ -67,44 +66,33 @@ def save_wav2vec2(folder: Path, made: str = "Wav2Vec2Model", **settings: Any) ->
 
 
 def save_whisper(folder: Path, **settings: Any) -> str:
-    """Write a tiny Whisper that hears half a second, with a tokenizer of single bytes."""
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
+    """Write a tiny Whisper that hears a second, with a tokenizer of single bytes."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    special = ["<|endoftext|>", "<|startoftranscript|>", "<|transcribe|>", "<|notimestamps|>"]
-    vocabulary = {one: number for number, one in enumerate([*bytes_to_unicode().values(), *special])}
-    (Path(folder) / "vocab.json").write_text(json.dumps(vocabulary))
-    (Path(folder) / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = transformers.WhisperTokenizer(
-        str(Path(folder) / "vocab.json"), str(Path(folder) / "merges.txt"), pad_token=special[0]
-    )
-    tokenizer.add_special_tokens({"additional_special_tokens": special[1:]})
+    tokenizer = byte_tokenizer(Path(folder))
     extractor = transformers.WhisperFeatureExtractor(feature_size=8, chunk_length=1)
     ids = {"pad_token_id": 256, "eos_token_id": 256, "bos_token_id": 257, "decoder_start_token_id": 257}
-    layers = {f"{side}_layers": 1 for side in ("encoder", "decoder")}
-    widths = {
-        f"{side}_{part}": size
-        for side in ("encoder", "decoder")
-        for part, size in (("attention_heads", 4), ("ffn_dim", 24))
-    }
-    config = transformers.WhisperConfig(
-        **{
-            **ids,
-            **layers,
-            **widths,
-            "vocab_size": len(vocabulary),
-            "d_model": 16,
-            "num_mel_bins": 8,
-            "max_source_positions": 50,
-            "max_target_positions": 32,
-            "suppress_tokens": None,
-            "begin_suppress_tokens": None,
-            **settings,
-        }
-    )
+    sizes = {"layers": 1, "attention_heads": 4, "ffn_dim": 24}
+    both = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in sizes.items()}
+    ends = {"max_source_positions": 50, "max_target_positions": 32, "num_mel_bins": 8, "vocab_size": 260}
+    free = {"suppress_tokens": None, "begin_suppress_tokens": None}
+    config = transformers.WhisperConfig(**{**ids, **both, **ends, **free, "d_model": 16, **settings})
     model = transformers.WhisperForConditionalGeneration(config)
     model.generation_config._from_model_config = False  # or what further it says is dropped when it is read
     model.generation_config.no_timestamps_token_id = 259
     model.save_pretrained(folder)
     transformers.WhisperProcessor(extractor, tokenizer).save_pretrained(folder)
     return str(folder)
+
+
+def byte_tokenizer(folder: Path) -> Any:
+    """Return Whisper's tokenizer with 256 bytes, and its special tokens behind them."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    special = ["<|endoftext|>", "<|startoftranscript|>", "<|transcribe|>", "<|notimestamps|>"]
+    vocabulary = {one: number for number, one in enumerate([*bytes_to_unicode().values(), *special])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    files = str(folder / "vocab.json"), str(folder / "merges.txt")
+    tokenizer = transformers.WhisperTokenizer(*files, pad_token=special[0])
+    tokenizer.add_special_tokens({"additional_special_tokens": special[1:]})
+    return tokenizer

@@ -27,7 +27,7 @@ def prepare_text(dataset: Any, tokenizer: Any, settings: DataSettings, *, num_la
         A dataset with the columns of ``tokenizer.model_input_names`` that the tokenizer makes, and ``labels``.
     """
     columns, label = _text_columns(settings), settings.label_column
-    convert = _label_converter(dataset.features[label], num_labels)
+    convert = label_converter(dataset.features[label], num_labels)
 
     def tokenise(batch: dict[str, list[Any]]) -> dict[str, Any]:
         encoded = tokenizer(*(batch[one] for one in columns), truncation=True, max_length=settings.max_length)
@@ -211,7 +211,7 @@ def prepare_images(
     column, label = settings.image, settings.label_column
     if column is None:
         raise PruningError("data.image must name the column with the images. Received: None.")
-    convert = _label_converter(dataset.features[label], num_labels)
+    convert = label_converter(dataset.features[label], num_labels)
     if holds_images(dataset, column):
         return dataset.with_transform(_reader(processor, column, label, convert))
 
@@ -276,7 +276,7 @@ def _tokenised(dataset: Any, encode: Callable[[dict[str, list[Any]]], dict[str, 
     return prepared.select_columns([name for name in wanted if name in prepared.features])
 
 
-def _label_converter(feature: Any, num_labels: int | None) -> Callable[[Any], Any]:
+def label_converter(feature: Any, num_labels: int | None) -> Callable[[Any], Any]:
     """Return what makes a number of a label, or 0 and 1 for each of several classes of a list."""
     if is_listed(feature):
         return lambda numbers: [float(number in numbers) for number in range(num_labels or 0)]

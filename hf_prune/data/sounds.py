@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import PruningError
 from ..files import is_inside
+from .rows import label_converter
 from .settings import DataSettings
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -159,19 +160,21 @@ def _resampled(sound: Sound, own: int, wanted: int) -> Sound:
 
 
 # rows
-def prepare_sounds(dataset: Any, extractor: Any, settings: DataSettings) -> Any:
+def prepare_sounds(dataset: Any, extractor: Any, settings: DataSettings, *, num_labels: int | None = None) -> Any:
     """Make ``sound`` and ``labels`` of sounds with a class, as they are asked for: no second copy of them is stored.
 
     Args:
         dataset: Rows from `load_split`.
         extractor: The model's own; it says at which rate the model hears.
         settings: Names the columns; sounds are cut to `max_seconds`.
+        num_labels: Of the model, where rows have several classes.
     """
     column, label, rate = _audio_column(settings), settings.label_column, extractor.sampling_rate
-    most = round(settings.max_seconds * rate)
+    most, convert = round(settings.max_seconds * rate), label_converter(dataset.features[label], num_labels)
 
     def read(batch: dict[str, list[Any]]) -> dict[str, Any]:
-        return {"sound": [read_sound(one, rate)[:most] for one in batch[column]], "labels": batch[label]}
+        sounds = [read_sound(one, rate)[:most] for one in batch[column]]
+        return {"sound": sounds, "labels": [convert(one) for one in batch[label]]}
 
     return dataset.with_transform(read)
 
