@@ -32,8 +32,15 @@ def load_processor(recipe: Recipe) -> Any:
         raise RecipeError(
             f"model.name must have a feature extractor and a tokenizer. Received: {type(processor).__name__}"
         )
-    if recipe.data.language is not None and hasattr(processor.tokenizer, "set_prefix_tokens"):
-        processor.tokenizer.set_prefix_tokens(language=recipe.data.language, task="transcribe")
+    language = recipe.data.language
+    if language is not None and hasattr(processor.tokenizer, "set_prefix_tokens"):
+        try:
+            processor.tokenizer.set_prefix_tokens(language=language, task="transcribe")
+        except ValueError as error:
+            reason = str(error).splitlines()[0][:120]
+            raise RecipeError(
+                f"data.language must be one that the model knows, such as english. Received: '{language}' ({reason})"
+            ) from None
     return processor
 
 

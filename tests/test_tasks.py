@@ -14,8 +14,9 @@ from hearing import RATE, of_classes, save_wav2vec2, save_whisper, tones, with_t
 from scipy.io import wavfile
 from test_guessing import classes, pairs, write
 from test_sentence_transformers import TEXTS, build
+from typer.testing import CliRunner
 
-from hf_prune import PruningError, workflow
+from hf_prune import PruningError, cli, workflow
 from hf_prune.card import model_card
 from hf_prune.data import DataSettings, load_split, prepare_pairs, prepare_speech
 from hf_prune.data.sounds import read_sound
@@ -110,6 +111,8 @@ def test_a_model_of_many_languages_is_told_which(home, tmp_path):
     assert "a guess: data.language=german says another" in guessed.table()
     with pytest.raises(RecipeError, match="data.language must say what is spoken"):
         workflow.validate(guessed.recipe, ["data.language=null", f"output={tmp_path / 'run'}"])
+    with pytest.raises(RecipeError, match="data.language must be one that the model knows.* Received: 'klingon'"):
+        workflow.validate(guessed.recipe, ["data.language=klingon", f"output={tmp_path / 'run'}"])
 
 
 # sounds
@@ -302,6 +305,9 @@ def test_a_run_on_a_model_of_sentence_transformers_can_be_loaded_by_them(home, t
     found = torch.nn.functional.cosine_similarity(first, second).numpy()
     expected = load_metric("spearmanr").compute(predictions=found, references=rows["score"][:])["spearmanr"]
     assert job.report.metrics["spearmanr"]["pruned"] == pytest.approx(expected, abs=1e-3)
+    shown = CliRunner().invoke(cli.app, ["inspect", str(tmp_path / "run" / "model")])
+    assert shown.exit_code == 0
+    assert "layers.0.attention.heads" in shown.output
     # a file that was exported is scored by the same rule
     inputs = ("input_ids", "attention_mask")
     graph = Graph(inputs, torch.no_grad()(lambda batch: dict(job.pruned(**batch))))
