@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,13 +20,16 @@ from .structure import live_shapes, unit_cost
 
 
 def load(model: str) -> Any:
-    """Load a model in float32 as the class it was saved as.
+    """Load a model in float32 as the class it was saved as; of sentence-transformers' folders the encoder in it.
 
     Raises:
         PruningError: There is none.
     """
+    from transformers import AutoModel
+
     try:
-        return load_pruned(model, dtype=torch.float32)
+        part = AutoModel if (Path(model) / "modules.json").is_file() else None
+        return load_pruned(model, model_class=part, dtype=torch.float32)
     except OSError as error:
         raise PruningError(f"MODEL must be a folder or a name on the Hub. Received: '{model}' ({error})") from error
 

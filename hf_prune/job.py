@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers import EvalPrediction, Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import nested_concat
 
 from .exporting import Exported, feed
 from .metrics import Problem, compute_metrics_for, losses_of
 from .recipe import Recipe, TrainSettings
-from .recipe_tasks import RECIPE_TASKS
+from .recipe_tasks import RECIPE_TASKS, RecipeTask
 from .report import Report
 
 TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "epoch")
@@ -39,9 +39,14 @@ class Job:
     exported: list[Exported] = field(default_factory=list)  # files of the pruned model
 
     @property
+    def task(self) -> RecipeTask:
+        """What the recipe's task means."""
+        return RECIPE_TASKS[self.recipe.task]
+
+    @property
     def problem(self) -> Problem:
         """What its metrics are computed for."""
-        return RECIPE_TASKS[self.recipe.task].problem(self.model)
+        return self.task.problem(self.model)
 
     @property
     def output(self) -> Path:
@@ -65,11 +70,12 @@ def batches_of(job: Job, data: Any, rows: Sequence[int], size: int) -> list[dict
 
 def evaluate_graph(job: Job, graph: Any) -> dict[str, float]:
     """Return the recipe's metrics of an exported file."""
-    task, reduce = RECIPE_TASKS[job.recipe.task], losses_of(job.problem)
+    task, reduce = job.task, losses_of(job.problem)
     gathered: Any = None
     for batch in batches_of(job, job.evaluation, range(len(job.evaluation)), 64):
         found = graph.run(feed(batch, graph.inputs))
         outputs, labels = [found[name] for name in task.outputs], [batch[name] for name in task.answers]
+        outputs = outputs if task.predict is None else [task.predict(found, batch)]
         both = outputs if reduce is None else [reduce(outputs[0], labels[0])], labels
         gathered = both if gathered is None else nested_concat(gathered, both)
     sides = [tuple(one.numpy() for one in side) for side in gathered]
@@ -80,7 +86,8 @@ def evaluate_graph(job: Job, graph: Any) -> dict[str, float]:
 def metrics_of(job: Job, model: Any) -> Callable[[Any], dict[str, float]]:
     """Return what computes the recipe's metrics for a model."""
     names = [model.config.id2label[number] for number in range(model.config.num_labels)]
-    return compute_metrics_for(job.recipe.metrics, job.problem, names)
+    texts = job.task.texts(job.processor) if job.task.texts is not None else None
+    return compute_metrics_for(job.recipe.metrics, job.problem, names, texts)
 
 
 def trainer_of(job: Job, model: Any, settings: TrainSettings, teacher: Any = None, watch: bool = False) -> Any:
@@ -96,11 +103,13 @@ def trainer_of(job: Job, model: Any, settings: TrainSettings, teacher: Any = Non
     steps, evaluations = steps_of(job, settings), max(settings.evaluations, _EVALUATIONS if watch else 0)
     if evaluations:
         further |= {"eval_strategy": "steps", "eval_steps": max(1, steps // evaluations)}
-    arguments = TrainingArguments(
+    writes = issubclass(job.task.trainer, Seq2SeqTrainer)
+    further |= {"predict_with_generate": True, "generation_max_length": recipe.data.max_length} if writes else {}
+    arguments = (Seq2SeqTrainingArguments if writes else TrainingArguments)(
         output_dir=str(job.output / "checkpoints"),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=64,
+        per_device_eval_batch_size=settings.batch_size if job.task.hears else 64,
         learning_rate=settings.learning_rate,
         warmup_steps=round(settings.warmup * steps),
         weight_decay=settings.weight_decay,
@@ -109,6 +118,7 @@ def trainer_of(job: Job, model: Any, settings: TrainSettings, teacher: Any = Non
         report_to=recipe.report_to,
         seed=recipe.seed,
         remove_unused_columns=job.train.format["type"] != "custom",  # images are read from a column of another name
+        label_names=[*job.task.answers],
         **further,
     )
     common: dict[str, Any] = {
@@ -121,10 +131,12 @@ def trainer_of(job: Job, model: Any, settings: TrainSettings, teacher: Any = Non
         "preprocess_logits_for_metrics": losses_of(job.problem),
     }
     if teacher is None or recipe.distillation is None:
-        return Trainer(**common)
-    from .distillation import DistillationTrainer
+        return job.task.trainer(**common)
+    from .distillation import DistillationMixin, DistillationTrainer
 
-    return DistillationTrainer(teacher=teacher, distillation=recipe.distillation, **common)
+    own: Any = job.task.trainer
+    made = DistillationTrainer if own is Trainer else type(f"Distillation{own.__name__}", (DistillationMixin, own), {})
+    return made(teacher=teacher, distillation=recipe.distillation, **common)
 
 
 def steps_of(job: Job, settings: TrainSettings) -> int:

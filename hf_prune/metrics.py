@@ -13,9 +13,20 @@ import torch
 from .errors import PruningError, did_you_mean
 
 Problem = Literal[
-    "classification", "regression", "multi_label", "tokens", "answers", "causal_lm", "masked_lm", "seq2seq"
+    "classification",
+    "regression",
+    "multi_label",
+    "tokens",
+    "answers",
+    "causal_lm",
+    "masked_lm",
+    "seq2seq",
+    "speech",
+    "ctc",
 ]
 LANGUAGE: tuple[Problem, ...] = ("causal_lm", "masked_lm", "seq2seq")  # whose metric is what each token costs
+SPOKEN: tuple[Problem, ...] = ("speech", "ctc")  # whose metric is how many words are wrong
+Texts: TypeAlias = Callable[[Any, Any], tuple[list[str], list[str]]]
 Numbers: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 _LONGEST = 2**20  # tokens: a span's first and last one are written as one number
 IGNORED = -100  # the label that losses and metrics skip: padding, and tokens that are not asked for
@@ -64,6 +75,29 @@ def _perplexity(predictions: Numbers, references: Numbers) -> float:
     return math.exp(float(predictions[references != IGNORED].mean()))
 
 
+def _word_errors(predictions: Numbers, references: Numbers) -> float:
+    return _errors([(found.split(), wanted.split()) for found, wanted in zip(predictions, references)])
+
+
+def _letter_errors(predictions: Numbers, references: Numbers) -> float:
+    return _errors([*zip(predictions, references)])
+
+
+def _errors(pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> float:
+    """Return how many words must be put in, taken out or exchanged, for each that was said."""
+    return sum(_edits(*pair) for pair in pairs) / max(1, sum(len(wanted) for _, wanted in pairs))
+
+
+def _edits(found: Sequence[str], wanted: Sequence[str]) -> int:
+    """Return Levenshtein's distance."""
+    row = list(range(len(wanted) + 1))
+    for at, one in enumerate(found, 1):
+        before, row = row, [at]
+        for there, other in enumerate(wanted, 1):
+            row.append(min(before[there] + 1, row[-1] + 1, before[there - 1] + (one != other)))
+    return row[-1]
+
+
 # name in `evaluate` -> (function of flat predictions and references, type of predictions, of references)
 _SHIPPED: dict[str, tuple[Callable[..., float], str, str]] = {
     "accuracy": (_accuracy, "int64", "int64"),
@@ -75,6 +109,8 @@ _SHIPPED: dict[str, tuple[Callable[..., float], str, str]] = {
     "perplexity": (_perplexity, "float64", "int64"),
     "span_exact": (_accuracy, "int64", "int64"),
     "span_f1": (_span_f1, "int64", "int64"),
+    "wer": (_word_errors, "string", "string"),
+    "cer": (_letter_errors, "string", "string"),
 }
 _ENTITIES = "entity_f1"  # of rows as a whole, not of single tokens
 SHIPPED = tuple(_SHIPPED)
@@ -88,6 +124,8 @@ METRICS = {  # that recipes can name, offline
     "perplexity": "of language models and texts to write; smaller is better",
     "span_exact": "share of answers whose first and last token are right",
     "span_f1": "how much the tokens of answers overlap",
+    "wer": "word error rate of texts that were said; smaller is better",
+    "cer": "the same of single letters; smaller is better",
     _ENTITIES: "of whole entities, as CoNLL counts them",
 }
 
@@ -122,8 +160,9 @@ def load_metric(name: str, **kwargs: Any) -> Any:
     Args:
         name: ``accuracy``, ``f1``, ``matthews_correlation``, ``pearsonr``, ``spearmanr`` (the definitions and result
             keys of the Hub's metrics), or ``perplexity``: predictions are losses per token in nats, references the
-            labels, where -100 is skipped. Also ``f1_macro``, and ``span_exact`` and ``span_f1`` of answers, which
-            `compute_metrics_for` hands spans of tokens. Any other name goes to `evaluate.load`.
+            labels, where -100 is skipped. Also ``f1_macro``; ``wer`` and ``cer`` of texts; ``span_exact`` and
+            ``span_f1`` of answers, which `compute_metrics_for` hands spans of tokens. Any other name goes to
+            `evaluate.load`.
         kwargs: For a shipped metric what its `compute` takes (``average="macro"`` for f1, which is ``"binary"`` by
             default); for others whatever `evaluate.load` takes.
 
@@ -197,6 +236,7 @@ def compute_metrics_for(
     names: Iterable[str] | Mapping[str, Mapping[str, Any]],
     problem: Problem = "classification",
     classes: Sequence[str] = (),
+    texts: Texts | None = None,
 ) -> Callable[[Any], dict[str, float]]:
     """Return the `compute_metrics` that a Trainer takes; the metrics are loaded now, so that a bad name fails first.
 
@@ -204,8 +244,10 @@ def compute_metrics_for(
         names: Names for `load_metric`, or names with their options: ``{"f1": {"average": "macro"}}``.
         problem: ``classification`` takes the best class (of a row, or of a token where the label is not -100),
             ``tokens`` the same, ``regression`` the single output, ``multi_label`` each class by itself, ``answers`` the
-            likeliest span, ``causal_lm``, ``masked_lm`` and ``seq2seq`` the loss of each token.
+            likeliest span, ``causal_lm``, ``masked_lm`` and ``seq2seq`` the loss of each token, ``speech`` and ``ctc``
+            the `texts`.
         classes: Names by number, of ``tokens``: ``entity_f1`` reads them (B-PER, I-PER, O).
+        texts: Of ``speech`` and ``ctc``: makes texts of predicted and right tokens.
 
     Raises:
         PruningError: A metric cannot be loaded, or does not go with the problem.
@@ -216,7 +258,9 @@ def compute_metrics_for(
     metrics = [load_metric(name, **keywords) for name, keywords in options.items() if name != _ENTITIES]
 
     def compute_metrics(evaluation: Any) -> dict[str, float]:
-        predictions, references = _flatten(evaluation, problem)
+        predictions, references = (
+            _flatten(evaluation, problem) if texts is None else texts(evaluation.predictions, evaluation.label_ids)
+        )
         results: dict[str, float] = {}
         for metric in metrics:
             results.update(metric.compute(predictions=predictions, references=references))
@@ -233,8 +277,10 @@ def _check_problem(name: str, problem: Problem) -> None:
         _ENTITIES: ("tokens",),
         "span_exact": ("answers",),
         "span_f1": ("answers",),
+        "wer": SPOKEN,
+        "cer": SPOKEN,
     }
-    own = [one for one in wanted if problem in wanted[one]] if problem in (*LANGUAGE, "answers") else []
+    own = [one for one in wanted if problem in wanted[one]] if problem in (*LANGUAGE, *SPOKEN, "answers") else []
     if problem not in wanted.get(name, (problem,)) or (own and name not in own):
         rule = f"{problem} has {', '.join(own)}" if own else f"{name} goes with {', '.join(wanted[name])}"
         raise PruningError(f"metrics: {rule}, others don't. Received: '{name}', {problem}.")

@@ -32,6 +32,10 @@ Task = Literal[
     "causal-lm",
     "masked-lm",
     "seq2seq",
+    "audio-classification",
+    "speech-recognition",
+    "speech-recognition-ctc",
+    "sentence-similarity",
 ]
 METRICS_OF = {  # what a recipe has where it names none; else accuracy
     "token-classification": ["accuracy", "f1_macro"],
@@ -39,6 +43,9 @@ METRICS_OF = {  # what a recipe has where it names none; else accuracy
     "causal-lm": ["perplexity"],
     "masked-lm": ["perplexity"],
     "seq2seq": ["perplexity"],
+    "speech-recognition": ["wer"],
+    "speech-recognition-ctc": ["wer"],
+    "sentence-similarity": ["spearmanr", "pearsonr"],
 }
 _LONGEST = 2**20  # characters; `read_yaml` refuses fewer
 

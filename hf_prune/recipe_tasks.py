@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,18 +11,24 @@ import transformers
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
+    AutoModel,
+    AutoModelForAudioClassification,
     AutoModelForCausalLM,
+    AutoModelForCTC,
     AutoModelForImageClassification,
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForSpeechSeq2Seq,
     AutoModelForTokenClassification,
     AutoTokenizer,
     DataCollatorForLanguageModeling,
     DataCollatorForSeq2Seq,
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
+    Seq2SeqTrainer,
+    Trainer,
     default_data_collator,
 )
 
@@ -31,14 +37,20 @@ from .data import (
     prepare_answers,
     prepare_images,
     prepare_language,
+    prepare_pairs,
     prepare_seq2seq,
+    prepare_sounds,
+    prepare_speech,
     prepare_text,
     prepare_texts,
     prepare_tokens,
 )
-from .errors import CheckpointError, RecipeError
-from .metrics import Problem
+from .errors import CheckpointError, PruningError, RecipeError, shown
+from .evidence import Loss
+from .metrics import Problem, Texts
 from .recipe import Recipe
+from .similarity import Sentences, SimilarityTrainer, cosines, modules_folder, similarity_loss
+from .speech import FrameTrainer, Listener, load_extractor, load_processor, set_language, texts_of
 
 
 class RecipeTask(NamedTuple):
@@ -53,6 +65,13 @@ class RecipeTask(NamedTuple):
     labels: Labels = "classes"
     outputs: tuple[str, ...] = ("logits",)  # of the model, which metrics read
     answers: tuple[str, ...] = ("labels",)  # of a batch, which they are compared with
+    beside: tuple[str, ...] = ()  # of a batch, which the model does not read
+    hears: bool = False  # its sounds cannot be made up, to time a model on
+    options: Mapping[str, Any] = {}  # of the model's config
+    trainer: Any = Trainer
+    loss: Loss | None = None  # where it is not the model's own
+    predict: Callable[[Mapping[str, Any], Mapping[str, Any]], torch.Tensor] | None = None  # from outputs and a batch
+    texts: Callable[[Any], Texts] | None = None  # from the processor, where metrics are of texts
 
     @property
     def has_classes(self) -> bool:
@@ -63,6 +82,10 @@ class RecipeTask(NamedTuple):
     def head(self) -> str:
         """How the names of its models' classes end."""
         return str(self.auto_class.__name__).removeprefix("AutoModel")
+
+    def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what of a batch the model reads."""
+        return {name: value for name, value in batch.items() if name not in (*self.answers, *self.beside)}
 
 
 def _tokenizer(recipe: Recipe) -> Any:
@@ -107,8 +130,21 @@ def _images(split: Any, processor: Any, recipe: Recipe, model: Any) -> Any:
     return prepare_images(split, recipe.data, processor, num_labels=model.config.num_labels)
 
 
+def _sounds(split: Any, extractor: Any, recipe: Recipe, model: Any) -> Any:
+    return prepare_sounds(split, extractor, recipe.data, num_labels=model.config.num_labels)
+
+
 def _texts(split: Any, tokenizer: Any, recipe: Recipe, model: Any) -> Any:
     return prepare_text(split, tokenizer, recipe.data, num_labels=model.config.num_labels)
+
+
+def _sentences(recipe: Recipe) -> Sentences:
+    return Sentences(_tokenizer(recipe), modules_folder(str(recipe.model.name), recipe.model.revision))
+
+
+def _spoken(split: Any, processor: Any, recipe: Recipe, model: Any) -> Any:
+    set_language(model, recipe)
+    return prepare_speech(split, processor, recipe.data, recipe.data.max_length)
 
 
 def _same_masks(tokenizer: Any, model: Any) -> Any:
@@ -194,6 +230,54 @@ RECIPE_TASKS = {
         lambda model: "seq2seq",
         "free",
     ),
+    "audio-classification": RecipeTask(
+        "audio: sounds, such as a folder of wav files for each class; label: a class",
+        AutoModelForAudioClassification,
+        load_extractor,
+        _sounds,
+        lambda extractor, model: Listener(extractor),
+        _class_problem,
+        hears=True,
+    ),
+    "speech-recognition": RecipeTask(
+        "audio: sounds; label: what was said, such as wav files with a metadata.csv; models that write, as Whisper",
+        AutoModelForSpeechSeq2Seq,
+        load_processor,
+        _spoken,
+        lambda processor, model: Listener(processor.feature_extractor, processor.tokenizer, model),
+        lambda model: "speech",
+        "free",
+        hears=True,
+        trainer=Seq2SeqTrainer,
+        texts=lambda processor: texts_of(processor, ctc=False),
+    ),
+    "speech-recognition-ctc": RecipeTask(
+        "the same, for models that name each frame's letter, as wav2vec 2",
+        AutoModelForCTC,
+        load_processor,
+        lambda split, processor, recipe, model: prepare_speech(split, processor, recipe.data),
+        lambda processor, model: Listener(processor.feature_extractor, processor.tokenizer),
+        lambda model: "ctc",
+        "free",
+        hears=True,
+        options={"ctc_loss_reduction": "mean", "ctc_zero_infinity": True},
+        trainer=FrameTrainer,
+        texts=lambda processor: texts_of(processor, ctc=True),
+    ),
+    "sentence-similarity": RecipeTask(
+        "text: [first, second]; label: a score; the model is a plain encoder, or one of sentence-transformers",
+        AutoModel,
+        _sentences,
+        lambda split, sentences, recipe, model: prepare_pairs(split, sentences.tokenizer, recipe.data),
+        lambda sentences, model: sentences.collate,
+        lambda model: "regression",
+        "free",
+        ("last_hidden_state",),
+        beside=("pooling",),
+        trainer=SimilarityTrainer,
+        loss=similarity_loss,
+        predict=cosines,
+    ),
 }
 
 
@@ -208,7 +292,7 @@ def dense_config(recipe: Recipe) -> Any:
         return None  # `dense_model` says what is wrong
 
 
-def dense_model(recipe: Recipe, auto_class: Any, labels: dict[str, Any]) -> Any:
+def dense_model(recipe: Recipe, auto_class: Any, labels: Mapping[str, Any]) -> Any:
     """Load the dense model, or make a new one from the recipe's config.
 
     Args:
@@ -226,6 +310,13 @@ def dense_model(recipe: Recipe, auto_class: Any, labels: dict[str, Any]) -> Any:
         except OSError as error:
             raise RecipeError(
                 f"model.name must be a Hub name or a local folder. Received: '{settings.name}' ({error})"
+            ) from error
+        except ValueError as error:
+            if isinstance(error, PruningError):
+                raise
+            raise RecipeError(
+                f"model.name must be a model that can be one for {recipe.task}. Received: '{settings.name}' "
+                f"({shown(str(error).splitlines()[0], 120)})"
             ) from error
     config = dict(settings.config or {})
     if "model_type" not in config:

@@ -23,7 +23,7 @@ from .card import RECIPE, REPORT, inherited_license, write_card
 from .checkpoint import load_pruned, save_pruned
 from .data import DIGITS, Splits, data_revision, is_listed, label_count, label_names, load_split
 from .errors import CheckpointError, PruningError, visible
-from .exporting import export, export_onnx, measure_exports, open_exported
+from .exporting import check_exportable, export, export_onnx, measure_exports, open_exported
 from .files import write_text
 from .hub import push_pruned
 from .job import Job, batches_of, evaluate, evaluate_graph, metrics_of, steps_of, trainer_of
@@ -110,7 +110,7 @@ def prepare(recipe: Recipe) -> Job:
     task = RECIPE_TASKS[recipe.task]
     fit = partial(fit_classes, dense_config(recipe), head=task.head, retrain=recipe.dense is not None)
     splits = load_split(recipe.data, fit if task.has_classes else None, task.labels)
-    options = _class_options(recipe, splits, fit) if task.has_classes else {}
+    options = _class_options(recipe, splits, fit) if task.has_classes else task.options
     model = dense_model(recipe, task.auto_class, options)
     processor = task.processor(recipe)
     train, evaluation = (task.rows(split, processor, recipe, model) for split in splits)
@@ -140,6 +140,8 @@ def check_settings(job: Job) -> None:
     if recipe.rewinding is not None:
         check_rewinding(recipe.pruning)
     metrics_of(job, job.model)
+    if recipe.exports:
+        check_exportable(job.model)
     check_run_folder(job.output)
 
 
@@ -162,7 +164,7 @@ def prune_and_distil(job: Job) -> None:
     if recipe.rewinding is not None:
         rows = range(min(len(job.train), _CALIBRATION * recipe.train.batch_size))
         batches = batches_of(job, job.train, rows, recipe.train.batch_size)
-        job.report = rewind(trainer, replace(recipe.pruning, data=batches), recipe.rewinding)
+        job.report = rewind(trainer, replace(recipe.pruning, data=batches, loss=job.task.loss), recipe.rewinding)
         return
     callback = PruningCallback(recipe.pruning)
     callback.attach(trainer).train()
@@ -189,13 +191,10 @@ def save_and_compare(job: Job) -> None:
     annotate(job.pruned, recipe=job.recipe.name, base_model=_hub_name(job.recipe.model.name))
     folder = save_pruned(job.pruned, job.output / "model", tokenizer=job.processor)
     batch = job.collator([job.evaluation[i] for i in range(min(8, len(job.evaluation)))])
-    task = RECIPE_TASKS[job.recipe.task]
-    for name in task.answers:
-        batch.pop(name, None)
-    reloaded = load_pruned(folder, dtype=torch.float32)
+    reloaded = load_pruned(folder, model_class=type(job.pruned), dtype=torch.float32)
     with torch.no_grad():
-        outputs = [model.cpu().eval()(**batch) for model in (job.pruned, reloaded)]
-    before, after = (torch.stack([one[name] for name in task.outputs]) for one in outputs)
+        outputs = [model.cpu().eval()(**job.task.inputs(batch)) for model in (job.pruned, reloaded)]
+    before, after = (torch.stack([one[name] for name in job.task.outputs]) for one in outputs)
     difference = float((before - after).abs().max())
     say(f"Saved and reloaded: largest difference of the logits {difference:.1e}")
     if difference > SAME * max(1.0, float(before.abs().max())):
@@ -222,12 +221,14 @@ def export_both(job: Job) -> None:
 def measure_both(job: Job) -> None:
     """Count and time both models, in turn."""
     say("Measuring latency, dense and pruned in turn")
-    models = (model.cpu().eval() for model in (job.model, job.pruned))
+    dense, pruned = (model.cpu().eval() for model in (job.model, job.pruned))
     settings = job.recipe.measure
-    onnx = None if job.problem == "seq2seq" else job.onnx  # an encoder's and a decoder's are not timed
-    job.report.dense, job.report.pruned = measure_pair(*models, onnx=onnx, **settings.model_dump())
-    if job.exported and job.problem != "seq2seq":
-        inputs = random_inputs(job.pruned, settings.batch, settings.length)
+    halves = job.problem in ("seq2seq", "speech")  # an encoder's and a decoder's files are not timed
+    heard = job.task.inputs(job.collator([job.evaluation[0]] * settings.batch)) if job.task.hears else None
+    told: dict[str, Any] = {**settings.model_dump(), "onnx": None if halves else job.onnx}
+    job.report.dense, job.report.pruned = measure_pair(dense, pruned, heard, **told)
+    if job.exported and not halves:
+        inputs = random_inputs(job.pruned, settings.batch, settings.length) if heard is None else heard
         how = {"threads": settings.threads, "repeats": settings.repeats}
         job.report.exports = measure_exports(job.pruned, job.exported, inputs, **how)
 

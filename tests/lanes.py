@@ -21,7 +21,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LANES = {"optimum": "optimum,openvino,test", "v5": "onnx,test,dev"}  # lane -> extras
-EXTRAS = ("", "[optimum]", "[onnx]", "[openvino]", "[executorch]", "[search]", "[docs]", "[test]", "[dev]")
+EXTRAS = (
+    "", "[optimum]", "[onnx]", "[openvino]", "[executorch]", "[audio]", "[search]", "[docs]", "[test]", "[dev]",
+)  # fmt: skip
 WORKERS = 2
 # These ask nothing that differs between the lanes but torch's own modules and ours: once is enough.
 ON_V5_ALONE = (
@@ -33,9 +35,10 @@ IN_TURNS = (
     "architectures", "attack", "branches", "callback", "card", "checkpoint", "depth", "distillation",
     "distillation_terms", "distillation_trainers", "distributed", "dynamic", "every_score", "evidence", "examples",
     "experts", "export", "export_formats", "export_seq2seq", "fsdp", "guards", "guessing", "hub", "hub_failures",
-    "learned", "never_wrong", "odd_families", "optimizer_steps", "parts", "peft", "plain_saving", "regularising",
-    "removal", "report", "report_grid", "report_page", "resume", "reversible", "rewinding", "search", "sensitivity",
-    "session", "slips", "standalone", "stock", "strangers", "train_again", "trainer_features", "workflow",
+    "learned", "never_wrong", "odd_families", "optimizer_steps", "parts", "peft", "plain_saving", "recipes",
+    "regularising", "removal", "report", "report_grid", "report_page", "resume", "reversible", "rewinding",
+    "search", "sensitivity", "session", "slips", "standalone", "stock", "strangers", "tasks", "train_again",
+    "trainer_features", "workflow",
 )  # fmt: skip
 
 

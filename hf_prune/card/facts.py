@@ -41,6 +41,13 @@ HUB_TASKS = {
     "AudioClassification": "audio-classification",
     "CTC": "automatic-speech-recognition",
 }
+_HUB_NAMES = {  # of recipes' tasks that the Hub calls otherwise
+    "causal-lm": "text-generation",
+    "masked-lm": "fill-mask",
+    "seq2seq": "text2text-generation",
+    "speech-recognition": "automatic-speech-recognition",
+    "speech-recognition-ctc": "automatic-speech-recognition",
+}
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,7 @@ class Known:
         """The Hub's pipeline tag."""
         stated = self.said.task or self.settings.get("task")
         known = isinstance(stated, str) and re.fullmatch(r"[a-z0-9-]{1,60}", stated)
-        return stated if known else HUB_TASKS.get(head_of(self.architecture))
+        return _HUB_NAMES.get(str(stated), stated) if known else HUB_TASKS.get(head_of(self.architecture))
 
     @property
     def base_model(self) -> str | None:

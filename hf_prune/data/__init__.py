@@ -6,12 +6,14 @@ from .rows import (
     prepare_answers,
     prepare_images,
     prepare_language,
+    prepare_pairs,
     prepare_seq2seq,
     prepare_text,
     prepare_texts,
     prepare_tokens,
 )
 from .settings import DataSettings
+from .sounds import is_audio, prepare_sounds, prepare_speech
 from .sources import DIGITS, SPLITS, load_source
 from .splits import Splits, data_revision, load_rows, load_split
 
@@ -24,6 +26,7 @@ __all__ = [
     "data_revision",
     "element",
     "holds_images",
+    "is_audio",
     "is_listed",
     "label_count",
     "label_names",
@@ -33,7 +36,10 @@ __all__ = [
     "prepare_answers",
     "prepare_images",
     "prepare_language",
+    "prepare_pairs",
     "prepare_seq2seq",
+    "prepare_sounds",
+    "prepare_speech",
     "prepare_text",
     "prepare_texts",
     "prepare_tokens",

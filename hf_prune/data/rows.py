@@ -27,7 +27,7 @@ def prepare_text(dataset: Any, tokenizer: Any, settings: DataSettings, *, num_la
         A dataset with the columns of ``tokenizer.model_input_names`` that the tokenizer makes, and ``labels``.
     """
     columns, label = _text_columns(settings), settings.label_column
-    convert = _label_converter(dataset.features[label], num_labels)
+    convert = label_converter(dataset.features[label], num_labels)
 
     def tokenise(batch: dict[str, list[Any]]) -> dict[str, Any]:
         encoded = tokenizer(*(batch[one] for one in columns), truncation=True, max_length=settings.max_length)
@@ -123,6 +123,35 @@ def prepare_seq2seq(dataset: Any, tokenizer: Any, settings: DataSettings) -> Any
     return _tokenised(dataset, tokenise, tokenizer)
 
 
+def prepare_pairs(dataset: Any, tokenizer: Any, settings: DataSettings) -> Any:
+    """Tokenise two sentences, each by itself; ``labels`` is what their cosine is to be.
+
+    Args:
+        dataset: Rows with two texts and a score.
+        tokenizer: Of the model.
+        settings: Names the columns and the longest row, and says which score is a cosine of 1.
+
+    Returns:
+        A dataset in which each input of the model is a pair.
+    """
+    columns, label, full = _text_columns(settings, 2), settings.label_column, settings.full_score
+    if not any(kind in getattr(dataset.features[label], "dtype", "") for kind in ("int", "float")):
+        raise PruningError(f"data.label: column '{label}' must hold scores. Received: {dataset.features[label]}")
+    largest = max(map(abs, dataset[label][:]), default=0)
+    if largest > full:
+        raise PruningError(
+            "data.full_score must be the score of two sentences that mean the same, as 5 in STS-B. "
+            f"Received: {full:g}, and a score of {largest:g} in '{label}'"
+        )
+
+    def tokenise(batch: dict[str, list[Any]]) -> dict[str, Any]:
+        told = [tokenizer(batch[one], truncation=True, max_length=settings.max_length) for one in columns]
+        pairs = {name: list(map(list, zip(*(one[name] for one in told)))) for name in told[0]}
+        return {**pairs, "labels": [score / full for score in batch[label]]}
+
+    return _tokenised(dataset, tokenise, tokenizer)
+
+
 def prepare_answers(dataset: Any, tokenizer: Any, settings: DataSettings) -> Any:
     """Tokenise questions with their contexts, and find the tokens that each first answer begins and ends with.
 
@@ -182,7 +211,7 @@ def prepare_images(
     column, label = settings.image, settings.label_column
     if column is None:
         raise PruningError("data.image must name the column with the images. Received: None.")
-    convert = _label_converter(dataset.features[label], num_labels)
+    convert = label_converter(dataset.features[label], num_labels)
     if holds_images(dataset, column):
         return dataset.with_transform(_reader(processor, column, label, convert))
 
@@ -247,7 +276,7 @@ def _tokenised(dataset: Any, encode: Callable[[dict[str, list[Any]]], dict[str, 
     return prepared.select_columns([name for name in wanted if name in prepared.features])
 
 
-def _label_converter(feature: Any, num_labels: int | None) -> Callable[[Any], Any]:
+def label_converter(feature: Any, num_labels: int | None) -> Callable[[Any], Any]:
     """Return what makes a number of a label, or 0 and 1 for each of several classes of a list."""
     if is_listed(feature):
         return lambda numbers: [float(number in numbers) for number in range(num_labels or 0)]

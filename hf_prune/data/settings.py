@@ -12,8 +12,9 @@ class DataSettings(BaseModel):
 
     Args:
         name: A data set on the Hub, a local folder (``train.parquet``, ``validation.parquet`` …; also csv, tsv, json,
-            jsonl, txt; or a folder of images for each class), a local file, or ``"digits"`` (splits train and test,
-            columns image and label; no downloads).
+            jsonl, txt; or a folder of images or sounds for each class; or sounds with a ``metadata.csv`` that has
+            ``file_name`` and ``text``), a local file, or ``"digits"`` (splits train and test, columns image and label;
+            no downloads).
         config: Configuration on the Hub (``"sst2"`` of ``nyu-mll/glue``).
         files: Instead of `name`: split -> one or several local files.
         train: The split to train on.
@@ -23,10 +24,15 @@ class DataSettings(BaseModel):
         text: The column with the text, or two columns for pairs (question and context, for question answering); for
             token classification the column with the list of words.
         image: The column with images, or with arrays in [0, 1].
+        audio: The column with sounds: wav files, or what soundfile reads (extra ``audio``).
         label: The column with the label: a class (number or string), or a float for regression; a list of them for
             tokens, and where a row has several classes, for which also several columns of 0 and 1 may be named; a text
-            to write, for seq2seq; answers as in SQuAD. Language models need none.
+            to write, for seq2seq, or that was said; answers as in SQuAD. Language models need none.
+        full_score: For sentence-similarity: the score of two sentences that mean the same, 5 in STS-B; cosines learn
+            score / full_score.
+        language: For speech-recognition by a model of many languages, such as Whisper: what is spoken (``"english"``).
         max_length: Tokens per row at most.
+        max_seconds: Of a sound at most: longer ones are cut, and where their text is learned left out.
         train_limit: Train on so many rows at most, drawn at random.
         train_seed: Seed of that draw.
     """
@@ -41,8 +47,12 @@ class DataSettings(BaseModel):
     test_size: float | None = Field(default=None, gt=0, lt=1)
     text: str | list[str] | None = None
     image: str | None = None
+    audio: str | None = None
     label: str | list[str] = "label"
+    full_score: float = Field(default=1.0, gt=0)
+    language: str | None = None
     max_length: int = Field(default=128, ge=1)
+    max_seconds: float = Field(default=30.0, gt=0)
     train_limit: int | None = Field(default=None, ge=1)
     train_seed: int = Field(default=0, ge=0)
 

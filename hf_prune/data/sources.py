@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import PruningError, did_you_mean
 from .settings import DataSettings
+from .sounds import METADATA, find_sounds, rows_of_sounds, with_metadata, without_decoding
 
 DIGITS = "digits"  # the data set inside scikit-learn: 1797 images of 8 x 8
 _FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".txt": "text"}
@@ -19,6 +20,10 @@ _HELD_OUT_SEED = 0  # what is held out is the same in every run, whatever the se
 
 def load_source(settings: DataSettings, wanted: list[str] | None = None) -> Any:
     """Return split name -> dataset; it may hold fewer or more than what is wanted (``None``: whatever there is)."""
+    return without_decoding(_load_any(settings, wanted))
+
+
+def _load_any(settings: DataSettings, wanted: list[str] | None) -> Any:
     if settings.files is not None:
         return _load_files({split: _as_list(paths) for split, paths in settings.files.items()}, "data.files")
     name = str(settings.name)
@@ -88,11 +93,31 @@ def _load_folder(folder: Path, wanted: list[str] | None) -> Any:
     by_split = {path.name.split(".")[0]: path for path in sorted(folder.iterdir()) if _format(path) and path.is_file()}
     wanted = [name for name in by_split if name in SPLITS] if wanted is None else wanted
     if not set(wanted) & set(by_split):
-        return _call_datasets("data.name", str(folder))
+        return _load_sounds(folder) or _call_datasets("data.name", str(folder))
     for split in wanted:
         if split not in by_split:
             raise missing(f"data.name: folder '{folder}' has no file for split '{split}'", split, by_split)
     return _load_files({split: [str(by_split[split])] for split in wanted}, "data.name")
+
+
+def _load_sounds(folder: Path) -> dict[str, Any]:
+    """Read a folder of sounds, or one for each split: by their ``metadata``, else by the folders that they lie in.
+
+    `datasets` wants torchcodec for such folders, only to note their names.
+    """
+    places = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and path.name in SPLITS}
+    found = {split: _sounds_of(place) for split, place in (places or {"train": folder}).items()}
+    return {split: rows for split, rows in found.items() if rows is not None}
+
+
+def _sounds_of(folder: Path) -> Any:
+    files = find_sounds(folder)
+    told = next((folder / name for name in METADATA if (folder / name).is_file()), None)
+    if not files:
+        return None
+    if told is None:
+        return rows_of_sounds(files, folder)
+    return with_metadata(_load_files({"train": [str(told)]}, "data.name")["train"], told)
 
 
 def _load_hub(name: str, config: str | None) -> Any:

@@ -125,11 +125,12 @@ def _check_columns(dataset: Any, split: str, settings: DataSettings, *, labelled
     columns = [
         *(("text", one) for one in settings.texts),
         ("image", settings.image),
+        ("audio", settings.audio),
         *(("label", one) for one in label),
     ]
     named = [column for _, column in columns if column is not None]
     if twice := [column for column in named if named.count(column) > 1]:
-        raise PruningError(f"data: text, image and label must be different columns. Received: '{twice[0]}' twice")
+        raise PruningError(f"data: text, image, audio, label must be different columns. Received: '{twice[0]}' twice")
     for key, column in columns:
         if column is None:
             continue
@@ -141,11 +142,13 @@ def _check_columns(dataset: Any, split: str, settings: DataSettings, *, labelled
         dtype = getattr(element(dataset.features[column]), "dtype", "")
         if key == "text" and "string" not in dtype:
             raise PruningError(f"data.text: column '{column}' of split '{split}' must hold text. Received: {dtype}.")
+        if key == "audio" and type(dataset.features[column]).__name__ != "Audio":
+            raise PruningError(f"data.audio: column '{column}' of split '{split}' must hold sounds. Received: {dtype}.")
 
 
 def _used(dataset: Any, settings: DataSettings, *, labelled: bool) -> Any:
     """Return the columns that the settings name; all of them for one who prepares the inputs himself."""
-    inputs = [*settings.texts, *([settings.image] if settings.image else [])]
+    inputs = [*settings.texts, *(one for one in (settings.image, settings.audio) if one)]
     return dataset.select_columns([*inputs, *(settings.label_columns if labelled else [])]) if inputs else dataset
 
 

@@ -5,7 +5,7 @@ from .formats import FORMATS
 from .lanes import quiet
 from .measuring import measure_exports, open_exported
 from .parity import onnx_session
-from .parts import TASKS
+from .parts import TASKS, check_exportable
 from .precision import to_int8
 from .verb import Exported, OnnxExport, export, export_onnx
 
@@ -14,6 +14,7 @@ __all__ = [
     "TASKS",
     "Exported",
     "OnnxExport",
+    "check_exportable",
     "export",
     "export_onnx",
     "feed",

@@ -132,6 +132,18 @@ def choose_task(model: Any, task: str) -> str:
     return task
 
 
+def check_exportable(model: Any) -> None:
+    """Check that a model's own task can be exported, before anybody trains it for that.
+
+    Raises:
+        UnsupportedModelError: It cannot.
+    """
+    try:
+        choose_task(model, "auto")
+    except PruningError as error:
+        raise UnsupportedModelError(f"A recipe of this model needs onnx=false, and no export. {error}") from None
+
+
 def split(model: Any, task: str) -> list[Part]:
     """Return the graphs that an export for a task has."""
     if task not in SEQ2SEQ:

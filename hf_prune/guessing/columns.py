@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from ..data import element, is_listed
+from ..data import element, is_audio, is_listed
 
 Columns = dict[str, Any]  # keys of DataSettings
 _SAMPLE = 200  # rows that are looked at
@@ -29,6 +29,7 @@ _WRITTEN = (
 )
 _TEXTS = ("text", "sentence", "content", "review", "document", "body", "comment", "message", "title", "question")
 _LABELS = ("label", "labels", "target", "class", "category", "score", "sentiment", "rating", "stars", "y")
+_SPOKEN = ("text", "transcription", "transcript", "sentence", "normalized_text")
 _WORDS, _TAGS = ("tokens", "words"), ("ner_tags", "tags", "ner", "pos_tags", "labels", "label")
 
 
@@ -40,12 +41,18 @@ class Asked:
         text: The column or columns with the text; empty: to be found.
         image: The column with images.
         label: The column or columns with the label.
+        audio: The column with sounds.
     """
 
     def __init__(
-        self, rows: Any, text: Sequence[str] = (), image: str | None = None, label: Sequence[str] = ()
+        self,
+        rows: Any,
+        text: Sequence[str] = (),
+        image: str | None = None,
+        label: Sequence[str] = (),
+        audio: str | None = None,
     ) -> None:
-        self.rows, self.text, self.image, self.label = rows, list(text), image, list(label)
+        self.rows, self.text, self.image, self.label, self.audio = rows, list(text), image, list(label), audio
 
     def of(self, wanted: Callable[[Any], bool]) -> list[str]:
         """Return the columns of a type, in their order."""
@@ -74,6 +81,10 @@ def _is_number(feature: Any) -> bool:
     return not is_listed(feature) and any(kind in getattr(feature, "dtype", "") for kind in ("int", "float", "bool"))
 
 
+def _is_fraction(feature: Any) -> bool:
+    return not is_listed(feature) and "float" in getattr(feature, "dtype", "")
+
+
 def _is_image(feature: Any) -> bool:
     return type(feature).__name__ in ("Image", "Array3D")
 
@@ -98,7 +109,7 @@ def _label(asked: Asked, but: Sequence[str] = ()) -> str | list[str] | None:
     """Return the column of the label; several where each says 0 or 1."""
     if asked.label:
         return asked.label[0] if len(asked.label) == 1 else asked.label
-    among = [one for one in asked.of(lambda kind: not _is_image(kind)) if one not in but]
+    among = [one for one in asked.of(lambda kind: not (_is_image(kind) or is_audio(kind))) if one not in but]
     named = asked.named(_LABELS, among)
     classes = [one for one in among if getattr(element(asked.rows.features[one]), "names", None)]
     flags = [one for one in asked.of(_is_number) if one not in but and set(asked.rows.unique(one)) == {0, 1}]
@@ -136,6 +147,30 @@ def _image_and_label(asked: Asked) -> Columns | None:
     return None if image is None or label is None else {"image": image, "label": label}
 
 
+def _audio_and_label(asked: Asked) -> Columns | None:
+    audio = _audio(asked)
+    label = _label(asked, [audio or ""])
+    return None if audio is None or label is None else {"audio": audio, "label": label}
+
+
+def _audio_and_text(asked: Asked) -> Columns | None:
+    audio = _audio(asked)
+    spoken = [one for one in asked.of(_is_text) if one in asked.label or one.lower() not in _LABELS]
+    text = asked.label[0] if asked.label else asked.named(_SPOKEN, spoken) or next(iter(spoken), None)
+    return None if audio is None or text not in spoken else {"audio": audio, "label": text}
+
+
+def _audio(asked: Asked) -> str | None:
+    return asked.audio or next(iter(asked.of(is_audio)), None)
+
+
+def _pair_and_score(asked: Asked) -> Columns | None:
+    pair = asked.text or asked.pair(_PAIRS)
+    scores = asked.of(_is_fraction)
+    label = asked.label[0] if asked.label else asked.named(_LABELS, scores) or next(iter(scores), None)
+    return None if pair is None or len(pair) != 2 or label is None else {"text": pair, "label": label}
+
+
 def _words_and_tags(asked: Asked) -> Columns | None:
     words = asked.text[0] if asked.text else asked.named(_WORDS, asked.of(_is_words))
     words = words or next(iter(asked.of(_is_words)), None)
@@ -164,10 +199,14 @@ def _one_text(asked: Asked) -> Columns | None:
 
 # what each task reads; the first that fits is meant where neither a person nor the model says it
 FINDERS: dict[str, Callable[[Asked], Columns | None]] = {
+    "audio-classification": _audio_and_label,
+    "speech-recognition": _audio_and_text,
+    "speech-recognition-ctc": _audio_and_text,
     "image-classification": _image_and_label,
     "token-classification": _words_and_tags,
     "question-answering": _question_and_answers,
     "text-classification": _text_and_label,
+    "sentence-similarity": _pair_and_score,
     "seq2seq": _two_texts,
     "causal-lm": _one_text,
     "masked-lm": _one_text,

@@ -11,23 +11,27 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, GenerationConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES
 
 from ..architectures import find_groups
 from ..data import SPLITS, DataSettings, element, is_listed, label_count, label_names, load_source, load_split
 from ..errors import PruningError, RecipeError, UnsupportedModelError, did_you_mean, shown
 from ..labels import fit_classes
 from ..pruners import PRUNERS, UnitPruner
-from ..recipe import Recipe, recipe_of
+from ..recipe import METRICS_OF, Recipe, recipe_of
 from ..recipe_tasks import RECIPE_TASKS, RecipeTask
+from ..similarity import modules_folder
 from ..tables import aligned
 from .columns import FINDERS, Asked
 
 _HELD_OUT = 0.2
 _STEPS, _FEWEST, _MOST = 600, 2, 20  # optimizer steps that pruning wants; epochs at least and at most
 _BATCH = 16
-_LENGTHS = {"question-answering": 384, "causal-lm": 256}
+_LENGTHS = {"question-answering": 384, "causal-lm": 256, "speech-recognition": 225}  # else 128
+_NO_TOKENS = ("image-classification", "audio-classification", "speech-recognition-ctc")
 _PRUNED = ("heads", "neurons", "channels")  # what is removed where a model has it
 _FINE = 256  # neurons of a layer from which on widths that are a multiple of 8 cost nothing
 
@@ -44,6 +48,7 @@ class Wish:
         text: Columns with the text.
         image: The column with images.
         label: Columns with the label.
+        audio: The column with sounds.
         target: As in `Target`: ``{"macs": 0.5}``.
         teacher: ``"self"``: the dense model teaches; ``"none"``: nobody does.
         output: Folder of the run.
@@ -56,6 +61,7 @@ class Wish:
     text: Sequence[str] = ()
     image: str | None = None
     label: Sequence[str] = ()
+    audio: str | None = None
     target: Mapping[str, float] = field(default_factory=lambda: {"macs": 0.5})
     teacher: Literal["self", "none"] = "self"
     output: Path | None = None
@@ -109,6 +115,7 @@ class _Guesser:
         self.wish = wish
         self.reasons: list[tuple[str, str, str]] = []
         self.config = _config_of(wish.model)
+        self.own = _own_task(self.config, wish.model)
         self.splits = load_source(DataSettings(name=wish.data, config=wish.config))
 
     def say(self, key: str, value: Any, because: str) -> None:
@@ -120,7 +127,7 @@ class _Guesser:
         splits = self._splits()
         name, columns = self._task(self.splits[splits["train"]])
         task = RECIPE_TASKS[name]
-        data = {"name": wish.data, "config": wish.config, **splits, **columns, **self._length(name)}
+        data = {"name": wish.data, "config": wish.config, **splits, **columns, **self._limits(name, splits, columns)}
         data = {key: value for key, value in data.items() if value is not None}
         settings = DataSettings(**data)
         dense, train_rows = self._dense(name, task, settings)
@@ -137,7 +144,7 @@ class _Guesser:
             **({"distillation": {}} if wish.teacher == "self" else {}),
             "shrink_during_training": True,
             **self._metrics(name, settings),
-            **self._outputs(data),
+            **self._outputs(name, data),
             "output": str(wish.output or Path("runs") / _name_of(wish)),
         }
         return Guess(recipe_of(plain, overrides, source=_name_of(wish)), self.reasons)
@@ -162,7 +169,7 @@ class _Guesser:
         return all(min(rows.unique(one), default=0) >= 0 for one in numbers)
 
     def _task(self, rows: Any) -> tuple[str, dict[str, Any]]:
-        asked = Asked(rows, self.wish.text, self.wish.image, self.wish.label)
+        asked = Asked(rows, self.wish.text, self.wish.image, self.wish.label, self.wish.audio)
         tried = {name: columns for name in self._candidates() if (columns := FINDERS[name](asked)) is not None}
         found = {name: columns for name, columns in tried.items() if self._fits(columns)}
         if not found:
@@ -192,30 +199,38 @@ class _Guesser:
                 hint = did_you_mean(self.wish.task, RECIPE_TASKS)
                 raise PruningError(f"task must be one of {', '.join(RECIPE_TASKS)}.{hint} Received: '{self.wish.task}'")
             return [self.wish.task]
-        own = _own_task(self.config)
-        writes = "seq2seq" if getattr(self.config, "is_encoder_decoder", False) else None
+        own, writes = self.own, "seq2seq" if getattr(self.config, "is_encoder_decoder", False) else None
         reads = "causal-lm" if own == "causal-lm" else "masked-lm"
         language = ("seq2seq", "causal-lm", "masked-lm")
         likely = (writes, reads) if own in (None, *language) else ()  # a classifier would lose what it has learned
-        others = [one for one in FINDERS if one not in language or one in likely]
+        strange = "speech-recognition-ctc" if writes else "speech-recognition"
+        others = [one for one in FINDERS if one != strange and (one not in language or one in likely)]
         return list(dict.fromkeys([*([own] if own not in (None, "masked-lm") else []), *others]))
 
     def _why(self, name: str) -> str:
         if self.wish.task:
             return "you say so"
-        return "what the model was made for" if _own_task(self.config) == name else "by the columns"
+        return "what the model was made for" if self.own == name else "by the columns"
 
-    def _length(self, name: str) -> dict[str, Any]:
-        if RECIPE_TASKS[name].auto_class is RECIPE_TASKS["image-classification"].auto_class:
-            return {}
-        return {"max_length": min(_LENGTHS.get(name, 128), _longest(self.config))}
+    def _limits(self, name: str, splits: Mapping[str, Any], columns: Mapping[str, Any]) -> dict[str, Any]:
+        """Return keys of the data that are no columns."""
+        limits: dict[str, Any] = {}
+        if name == "sentence-similarity":
+            limits["full_score"] = max(1.0, float(np.max(self.splits[splits["train"]][columns["label"]][:])))
+            self.say("data.full_score", limits["full_score"], "the largest score, which is a cosine of 1")
+        if name == "speech-recognition" and _knows_languages(self.wish.model):
+            limits["language"] = "english"
+            self.say("data.language", "english", "a guess: data.language=german says another")
+        if name not in _NO_TOKENS:
+            limits["max_length"] = min(_LENGTHS.get(name, 128), _longest(self.config))
+        return limits
 
     # model
     def _dense(self, name: str, task: RecipeTask, settings: DataSettings) -> tuple[bool, int]:
         """Return whether the model must be trained first, and how many rows there are to train on."""
         splits = load_split(settings, labels=task.labels)
         made = ", ".join(self.config.architectures or ["a config alone"])
-        if _own_task(self.config) != name:
+        if self.own != name:
             self.say("dense", "trained first", f"{name} is new to the model, which is {made}")
             return True, len(splits.train)
         if task.has_classes:
@@ -269,6 +284,7 @@ class _Guesser:
     def _metrics(self, name: str, settings: DataSettings) -> dict[str, Any]:
         """Return metrics, where they are not those that the task has anyway."""
         if not RECIPE_TASKS[name].has_classes:
+            self.say("metrics", METRICS_OF[name], f"usual for {name}")
             return {}
         splits = load_split(settings, labels=RECIPE_TASKS[name].labels)
         names = label_names(splits.train, settings.label_column) or []
@@ -288,10 +304,14 @@ class _Guesser:
         return {"metrics": metrics}
 
     def _is_regression(self, name: str) -> bool:
-        return _own_task(self.config) == name and self.config.num_labels == 1
+        return self.own == name and self.config.num_labels == 1
 
-    def _outputs(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        measure = {"length": data["max_length"]} if "max_length" in data else {}
+    def _outputs(self, name: str, data: Mapping[str, Any]) -> dict[str, Any]:
+        task = RECIPE_TASKS[name]
+        measure = {"length": data["max_length"]} if "max_length" in data and not task.hears else {}
+        if task.hears and name != "speech-recognition":
+            self.say("onnx", False, "of models that hear, only Whisper is exported so far")
+            return {"measure": measure, "onnx": False}
         if find_spec("onnxruntime") is None:
             self.say("onnx", False, "ONNX Runtime is not installed: pip install 'hf_prune[onnx]'")
             return {"measure": measure, "onnx": False}
@@ -307,19 +327,32 @@ def _config_of(model: str) -> Any:
         ) from error
 
 
-def _own_task(config: Any) -> str | None:
+def _own_task(config: Any, model: str) -> str | None:
     """Return the task that the model's class is for."""
     made = [str(one) for one in config.architectures or ()]
-    heads: dict[str, tuple[str, ...]] = {name: (task.head,) for name, task in RECIPE_TASKS.items()}
+    if {*made} & {*MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES.values()}:
+        return "speech-recognition"
+    if any(one.endswith("Model") for one in made) and modules_folder(model) is not None:
+        return "sentence-similarity"
+    heads: dict[str, tuple[str, ...]] = {name: (task.head,) for name, task in RECIPE_TASKS.items() if task.head}
     heads |= {"causal-lm": ("ForCausalLM", "LMHeadModel"), "seq2seq": ("ForConditionalGeneration",)}
     return next((name for name, ends in heads.items() if any(one.endswith(ends) for one in made)), None)
 
 
 def _longest(config: Any) -> int:
     """Return how many tokens a model reads at most."""
-    positions = getattr(config, "max_position_embeddings", None) or 512
+    names = ("max_position_embeddings", "max_target_positions")
+    positions = next((found for name in names if (found := getattr(config, name, None))), 512)
     padded = str(config.model_type) in ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer")
     return int(positions) - (2 if padded else 0)  # these count positions from behind the padding
+
+
+def _knows_languages(model: str) -> bool:
+    """Whether a model that writes what it hears must be told the language."""
+    try:
+        return bool(getattr(GenerationConfig.from_pretrained(model), "is_multilingual", False))
+    except (OSError, ValueError):
+        return False
 
 
 def _told(feature: Any) -> str:

@@ -21,7 +21,7 @@ from ..workflow import check, make_small, prepare, say, train_dense
 from .aims import TIMES, Aim, aim_of
 from .result import Candidate, SearchResult
 
-_LOWER = ("loss", "perplexity")  # of these, less is better
+_LOWER = ("loss", "perplexity", "wer", "cer")  # of these, less is better
 _ROUNDING = 1e-9
 
 
