@@ -33,6 +33,7 @@ from .session import (
     as_settings,
     check_finds_unused,
     epoch_steps_of,
+    or_close,
     recover,
     steps_of,
     unwrap,
@@ -125,7 +126,8 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         told: dict[str, Any] = {"total_steps": state.max_steps, "epoch_steps": epoch}
         self.pruning = Pruning(model, self.settings, optimizer=kwargs["optimizer"], **told)
         if state.global_step:
-            self._resume(resumed_folder(args, state.global_step), state.global_step)
+            with or_close(self.pruning.close):
+                self._resume(resumed_folder(args, state.global_step), state.global_step)
         join_checkpoints(state, STATE, lambda folder: self._complete(folder, args))
         self._log = TrainingLog(Path(args.output_dir) / FILE) if state.is_world_process_zero else None
         if self._log is not None:
@@ -182,7 +184,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
     @property
     def _session(self) -> Pruning:
         if self.pruning is None:
-            raise PruningError("PruningCallback has no session: training has not begun.")
+            raise PruningError("PruningCallback has a session while a Trainer trains. Received: none, or before that")
         return self.pruning
 
     def _begin_attempt(self, model: Any, optimizer: Any, batch: int) -> None:
@@ -229,7 +231,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             return
         told = steps_of(state)
         if told != step:
-            raise CheckpointError(f"{folder} is of step {step}, and its pruning state of step {told}.")
+            raise CheckpointError(f"{folder} is of step {step}: so must be its pruning state. Received: step {told}")
         self._session.load_state_dict(state)
 
     def _recover(self, folder: Path, step: int, lost: CheckpointError) -> None:

@@ -36,7 +36,7 @@ from .data import (
     prepare_texts,
     prepare_tokens,
 )
-from .errors import CheckpointError, RecipeError
+from .errors import CheckpointError, RecipeError, shown
 from .metrics import Problem
 from .recipe import Recipe
 
@@ -233,7 +233,9 @@ def dense_model(recipe: Recipe, auto_class: Any, labels: dict[str, Any]) -> Any:
     try:
         return auto_class.from_config(AutoConfig.for_model(**config, **options))
     except (TypeError, ValueError) as error:
-        raise RecipeError(f"model.config does not describe a model for {recipe.task}: {error}") from error
+        raise RecipeError(
+            f"model.config must describe a model for {recipe.task}: {error}. Received: {shown(settings.config)}"
+        ) from error
 
 
 def saved_model(recipe: Recipe, folder: str | Path) -> Any:

@@ -400,6 +400,6 @@ def test_an_interrupted_schedule_is_remarked(tmp_path, caplog):
 
 def test_a_callback_without_training_has_no_session(tmp_path):
     callback = make_callback()
-    with pytest.raises(PruningError, match="training has not begun"):
+    with pytest.raises(PruningError, match="while a Trainer trains. Received: none"):
         callback.on_optimizer_step(None, None, None)
     assert callback.report is None

@@ -1,6 +1,6 @@
 """Data for recipes: local files, names on the Hub and the embedded digits become datasets ready for a Trainer."""
 
-from .classes import Labels, element, is_listed, label_count, label_names
+from .classes import Labels, element, is_listed, label_count, label_names, numbers_as_names
 from .rows import (
     holds_images,
     prepare_answers,
@@ -12,7 +12,7 @@ from .rows import (
     prepare_tokens,
 )
 from .settings import DataSettings
-from .sources import DIGITS, SPLITS, load_source
+from .sources import DIGITS, SPLITS, headless, load_source
 from .splits import Splits, data_revision, load_rows, load_split
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Splits",
     "data_revision",
     "element",
+    "headless",
     "holds_images",
     "is_listed",
     "label_count",
@@ -30,6 +31,7 @@ __all__ = [
     "load_rows",
     "load_source",
     "load_split",
+    "numbers_as_names",
     "prepare_answers",
     "prepare_images",
     "prepare_language",

@@ -23,7 +23,8 @@ class DataSettings(BaseModel):
         text: The column with the text, or two columns for pairs (question and context, for question answering); for
             token classification the column with the list of words.
         image: The column with images, or with arrays in [0, 1].
-        label: The column with the label: a class (number or string), or a float for regression; a list of them for
+        label: The column with the label: a class (number or string; numbers that do not begin at
+            0, such as stars, are names of classes), or a float for regression; a list of them for
             tokens, and where a row has several classes, for which also several columns of 0 and 1 may be named; a text
             to write, for seq2seq; answers as in SQuAD. Language models need none.
         max_length: Tokens per row at most.
