@@ -12,8 +12,10 @@ from transformers import TrainerCallback
 
 from .errors import CheckpointError, PruningError
 from .live import Snapshot
+from .page import training_picture
 from .pruners import Pruner
 from .report import Report
+from .report.display import for_notebooks
 from .resume import (
     STATE,
     check_resumable,
@@ -38,6 +40,7 @@ from .session import (
     steps_of,
     unwrap,
 )
+from .settings import briefly
 from .sharding import any_sharded
 from .targets import Target
 from .training_log import FILE, TrainingLog
@@ -179,7 +182,45 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         leave_checkpoints(state, STATE)
         self._start = None  # what trains next is another run
         self.report = self._session.finish(self.shrink_at_end)
-        logger.info(self.report.table())
+        logger.info(self.report)
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """Draw sparsity, loss and metrics over the steps, as far as they were logged.
+
+        Args:
+            path: Where to write it; the suffix chooses the format (png, svg, pdf). By default nothing is written.
+
+        Returns:
+            A ``matplotlib.figure.Figure``, which a notebook shows.
+
+        Raises:
+            PruningError: Fewer than two rows were logged.
+
+        Example:
+            >>> callback.plot("curves.png")  # doctest: +SKIP
+        """
+        rows = [] if self._log is None else self._log.rows()
+        picture = training_picture(rows)
+        if picture is None:
+            raise PruningError(
+                "plot needs two rows that a Trainer has logged, in the first process: logging_steps says how often. "
+                f"Received: {len(rows)}"
+            )
+        if path is not None:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            picture.figure.savefig(path, dpi=150)
+        return for_notebooks(picture.figure)
+
+    def __repr__(self) -> str:
+        """Say what is to be pruned, and how far that is."""
+        told = self.settings
+        what = [briefly(one) for one in (*told.pruners, told.schedule, told.target, *told.guards) if one is not None]
+        if self.pruning is None:
+            now = "not begun"
+        else:
+            done = "ended" if self.report else f"step {self.pruning.steps} of {self.pruning.clock.total_steps}"
+            now = f"{done}, {self.pruning.macs_left():.1%} of the prunable MACs left"
+        return f"PruningCallback({', '.join(what)}): {now}"
 
     @property
     def _session(self) -> Pruning:

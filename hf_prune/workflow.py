@@ -64,7 +64,7 @@ def run(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> Report:
     for stage in (check, train_dense):
         stage(job)
     if make_small(job):
-        print(job.report.table())
+        print(job.report)
     return job.report
 
 

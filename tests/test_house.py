@@ -44,7 +44,7 @@ ROWS = (
     "recipe_tasks run_folder",
     "job",
     "workflow arguments",
-    "batches searching guessing reference",
+    "batches searching guessing reference interrupting",
     "commands inspecting listing",
     "cli",
 )
