@@ -47,7 +47,7 @@ def load(folder: Path) -> None:
             model = load_pruned(folder / name, model_class=getattr(transformers, told["class"]), dtype=torch.float32)
             differences[name] = relative_difference(told["output"], output_of(model, told["inputs"]))
         except Exception as error:
-            differences[name] = f"{type(error).__name__}: {str(error)[:160]}"
+            differences[name] = f"{type(error).__name__}: {str(error).replace(str(folder), folder.name)[:160]}"
     bad = {name: value for name, value in differences.items() if isinstance(value, str) or value > 1e-5}
     record = {"saved_on": told["lane"], "loaded_on": LANE, "families": len(NAMED), "equal": len(NAMED) - len(bad)}
     add_record("cross_lane", record | {"not_equal": bad}, key=("saved_on",))

@@ -12,8 +12,10 @@ from transformers import TrainerCallback
 
 from .errors import CheckpointError, PruningError
 from .live import Snapshot
+from .page import training_picture
 from .pruners import Pruner
 from .report import Report
+from .report.display import for_notebooks
 from .resume import (
     STATE,
     check_resumable,
@@ -33,10 +35,12 @@ from .session import (
     as_settings,
     check_finds_unused,
     epoch_steps_of,
+    or_close,
     recover,
     steps_of,
     unwrap,
 )
+from .settings import briefly
 from .sharding import any_sharded
 from .targets import Target
 from .training_log import FILE, TrainingLog
@@ -125,7 +129,8 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         told: dict[str, Any] = {"total_steps": state.max_steps, "epoch_steps": epoch}
         self.pruning = Pruning(model, self.settings, optimizer=kwargs["optimizer"], **told)
         if state.global_step:
-            self._resume(resumed_folder(args, state.global_step), state.global_step)
+            with or_close(self.pruning.close):
+                self._resume(resumed_folder(args, state.global_step), state.global_step)
         join_checkpoints(state, STATE, lambda folder: self._complete(folder, args))
         self._log = TrainingLog(Path(args.output_dir) / FILE) if state.is_world_process_zero else None
         if self._log is not None:
@@ -177,12 +182,50 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         leave_checkpoints(state, STATE)
         self._start = None  # what trains next is another run
         self.report = self._session.finish(self.shrink_at_end)
-        logger.info(self.report.table())
+        logger.info(self.report)
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """Draw sparsity, loss and metrics over the steps, as far as they were logged.
+
+        Args:
+            path: Where to write it; the suffix chooses the format (png, svg, pdf). By default nothing is written.
+
+        Returns:
+            A ``matplotlib.figure.Figure``, which a notebook shows.
+
+        Raises:
+            PruningError: Fewer than two rows were logged.
+
+        Example:
+            >>> callback.plot("curves.png")  # doctest: +SKIP
+        """
+        rows = [] if self._log is None else self._log.rows()
+        picture = training_picture(rows)
+        if picture is None:
+            raise PruningError(
+                "plot needs two rows that a Trainer has logged, in the first process: logging_steps says how often. "
+                f"Received: {len(rows)}"
+            )
+        if path is not None:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            picture.figure.savefig(path, dpi=150)
+        return for_notebooks(picture.figure)
+
+    def __repr__(self) -> str:
+        """Say what is to be pruned, and how far that is."""
+        told = self.settings
+        what = [briefly(one) for one in (*told.pruners, told.schedule, told.target, *told.guards) if one is not None]
+        if self.pruning is None:
+            now = "not begun"
+        else:
+            done = "ended" if self.report else f"step {self.pruning.steps} of {self.pruning.clock.total_steps}"
+            now = f"{done}, {self.pruning.macs_left():.1%} of the prunable MACs left"
+        return f"PruningCallback({', '.join(what)}): {now}"
 
     @property
     def _session(self) -> Pruning:
         if self.pruning is None:
-            raise PruningError("PruningCallback has no session: training has not begun.")
+            raise PruningError("PruningCallback has a session while a Trainer trains. Received: none, or before that")
         return self.pruning
 
     def _begin_attempt(self, model: Any, optimizer: Any, batch: int) -> None:
@@ -229,7 +272,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             return
         told = steps_of(state)
         if told != step:
-            raise CheckpointError(f"{folder} is of step {step}, and its pruning state of step {told}.")
+            raise CheckpointError(f"{folder} is of step {step}: so must be its pruning state. Received: step {told}")
         self._session.load_state_dict(state)
 
     def _recover(self, folder: Path, step: int, lost: CheckpointError) -> None:

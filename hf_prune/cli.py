@@ -88,9 +88,9 @@ def run(
     [bold]hf-prune run --model my-bert --data reviews.csv --speedup 2[/]
     """
     if model is None and data is None and recipe is not None:
-        from .workflow import run as run_recipe
+        from .commands import run_told
 
-        run_recipe(recipe, overrides or [])
+        run_told(recipe, overrides or [])
         return
     from .commands import run_guessed, wish_of
 
@@ -180,9 +180,9 @@ def search(
 
     Example: [bold]hf-prune search quickstart --max-drop 0.02 --trials 6[/]
     """
-    from .searching import search as search_for
+    from .commands import search_told
 
-    found = search_for(
+    found = search_told(
         recipe, overrides or [], max_drop=max_drop, metric=metric, trials=trials, storage=storage, output=output
     )
     typer.echo(found.table())

@@ -10,10 +10,12 @@ from typing import Any
 from .errors import PruningError
 from .files import write_text
 from .guessing import Guess, Wish, guess
+from .interrupting import kept_of_run, kept_of_search, or_say_what_was_kept
 from .job import Job
-from .recipe import Recipe
+from .recipe import Recipe, load_recipe
 from .reference import commented
-from .workflow import say, validate
+from .searching import SearchResult, search
+from .workflow import run, say, validate
 
 
 def wish_of(model: str | None, data: str | None, budgets: dict[str, float | None], **told: Any) -> Wish:
@@ -44,15 +46,27 @@ def wish_of(model: str | None, data: str | None, budgets: dict[str, float | None
 
 def run_guessed(wish: Wish, overrides: Sequence[str], max_drop: float | None = None) -> None:
     """Run what is guessed of a model and its data; with `max_drop`, search for the smallest that is good enough."""
-    from .searching import search
-    from .workflow import run
-
     recipe = _told(guess(wish, overrides))
     if max_drop is None:
-        run(recipe)
+        run_told(recipe)
         return
-    found = search(recipe, max_drop=max_drop, output=recipe.output)
+    found = search_told(recipe, max_drop=max_drop, output=recipe.output)
     print(found.table())
+
+
+def run_told(recipe: Recipe | str, overrides: Sequence[str] = ()) -> None:
+    """Run a recipe; Ctrl-C ends it with a word on what was kept."""
+    told = load_recipe(recipe, overrides)
+    with or_say_what_was_kept(lambda since: kept_of_run(told.output, since)):
+        run(told)
+
+
+def search_told(recipe: Recipe | str, overrides: Sequence[str] = (), **settings: Any) -> SearchResult:
+    """Search for the smallest model that is good enough; Ctrl-C ends it with a word on what was kept."""
+    told = load_recipe(recipe, overrides)
+    folder = Path(settings.get("output") or f"{told.output}-search")
+    with or_say_what_was_kept(lambda since: kept_of_search(folder)):
+        return search(told, **settings)
 
 
 def write_recipe(wish: Wish, overrides: Sequence[str], output: Path, *, force: bool = False) -> Path:

@@ -31,7 +31,7 @@ def shipped(folder: str) -> Path:
     for home in (_PACKAGE, _PACKAGE.parent):
         if (home / folder).is_dir():
             return home / folder
-    raise PruningError(f"The folder '{folder}' did not come with this installation of hf_prune; install it again.")
+    raise PruningError(f"The folder '{folder}' must come with hf_prune: install it again. Received: none in {_PACKAGE}")
 
 
 def sha256_of(path: Path) -> str:

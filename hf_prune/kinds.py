@@ -109,5 +109,5 @@ def register_kind(kind: str, traits: KindTraits) -> None:
         'adapters'
     """
     if kind in KINDS:
-        raise PruningError(f"A kind named '{kind}' is registered already.")
+        raise PruningError(f"A kind named '{kind}' is registered already: take another name. Received: '{kind}'")
     KINDS[kind] = traits

@@ -28,20 +28,26 @@ class Classes(NamedTuple):
 
 
 def fit_classes(
-    config: Any, classes: Sequence[str] | int, *, head: str, retrain: bool = False, numbered: bool = True
+    config: Any,
+    classes: Sequence[str] | Sequence[int] | int,
+    *,
+    head: str,
+    retrain: bool = False,
+    numbered: bool = True,
 ) -> Classes:
     """Map the classes of a data set to those that a fine-tuned model has learned, by name.
 
     Args:
         config: The model's; ``None``, or one whose ``architectures`` have another head: the head will be new, and the
             data's numbers count.
-        classes: The data's names by number; or how many numbers without names there are, 1 for regression.
+        classes: The data's names by number; or how many numbers without names there are, 1 for regression; or these
+            numbers, where they do not begin at 0 (stars from 1 to 5): then they are names.
         head: How the model's class ends, such as ``"ForSequenceClassification"``.
         retrain: Whether a head that does not fit may be replaced by a new one, as it is trained now.
         numbered: Whether the data's numbers mean something; false: they are the order of the alphabet.
 
     Returns:
-        Names, numbers, and options for ``from_pretrained``.
+        Names, numbers, and options for ``from_pretrained``. The first number is that of the first of `classes`.
 
     Raises:
         PruningError: The model has learned other classes: names those of the data and of the model.
@@ -52,17 +58,25 @@ def fit_classes(
         >>> fit_classes(config, ["GOOD", "BAD"], head="ForSequenceClassification").numbers
         [1, 0]
     """
+    values, named = _values_and_names(classes)
     if not any(str(name).endswith(head) for name in getattr(config, "architectures", None) or ()):
-        return _as_the_data(classes)
+        return _as_the_data(named)
     own = _own_names(config)
-    fitted = _by_name(own, classes) or _by_number(own, classes, numbered)
+    fitted = _by_value(own, values) or _by_name(own, named) or _by_number(own, named, numbered)
     if fitted is not None:
         return fitted
     if not retrain:
-        raise PruningError(_misfit(own, classes, numbered))
-    logger.warning(f"{_misfit(own, classes, numbered)} The model is trained first, so it gets the data's classes.")
-    fresh = _as_the_data(classes)
+        raise PruningError(_misfit(own, named, numbered))
+    logger.warning(f"{_misfit(own, named, numbered)} The model is trained first, so it gets the data's classes.")
+    fresh = _as_the_data(named)
     return fresh._replace(options={**fresh.options, "ignore_mismatched_sizes": True})
+
+
+def _values_and_names(classes: Sequence[str] | Sequence[int] | int) -> tuple[list[int], Sequence[str] | int]:
+    """Return the numbers that are names, if they are, and the names, or how many there are without any."""
+    if isinstance(classes, int):
+        return [], classes
+    return [one for one in classes if isinstance(one, int)], [str(one) for one in classes]
 
 
 def _as_the_data(classes: Sequence[str] | int) -> Classes:
@@ -96,6 +110,17 @@ def _own_names(config: Any) -> list[str]:
 
 def _are_nameless(names: Sequence[str]) -> bool:
     return all(_NO_NAME.fullmatch(name) for name in names)
+
+
+def _by_value(own: list[str], values: Sequence[int]) -> Classes | None:
+    """Map by the number that a name begins with, as ``1 star``; else leave numbers that the model has outputs for."""
+    if not values:
+        return None
+    leading = [match[0] if (match := re.match(r"\d+\b", name)) else name for name in own]
+    fitted = _by_name(leading, [str(value) for value in values])
+    if fitted is not None:
+        return fitted._replace(names=own)
+    return Classes(None, list(values), {}) if len(own) == 1 or max(values) < len(own) else None
 
 
 def _by_name(own: list[str], classes: Sequence[str] | int) -> Classes | None:

@@ -161,7 +161,9 @@ def check_ranks_agree(
     found = _first_difference(_gather(mine))
     if found is not None:
         name, one, other = found
-        raise PruningError(f"Processes must mask the same. '{name}' differs between rank {one} and rank {other}.")
+        raise PruningError(
+            f"Processes must mask the same. Received: '{name}' differs between rank {one} and rank {other}"
+        )
 
 
 def digest(mask: Tensor) -> int:

@@ -12,7 +12,6 @@ from pydantic import Field, field_validator, model_validator
 from torch import nn
 from typing_extensions import Self
 
-from .adapters import adapted
 from .allocation import ALLOCATIONS, AllocationFunction
 from .errors import PruningError
 from .given import check_given
@@ -21,6 +20,7 @@ from .patterns import PATTERNS
 from .registry import Registry
 from .rules import RULES, Rule
 from .schedules import Schedule
+from .scope import default_scope, weights_by_module
 from .scores import Score, get_score
 from .settings import settings
 from .structure import Group
@@ -197,8 +197,8 @@ class UnitPruner(Pruner):
         if not chosen:
             there = ", ".join(group.name for group in groups[:4])
             raise PruningError(
-                f"{type(self).__name__} finds no groups of kind {' or '.join(kinds)} under "
-                f"include={list(self.include)}, exclude={list(self.exclude)}. The model has {there} …"
+                f"{type(self).__name__} finds no groups of kind {' or '.join(kinds)} under include and exclude; "
+                f"there are {there} …. Received: include={list(self.include)}, exclude={list(self.exclude)}"
             )
         return chosen
 
@@ -356,45 +356,13 @@ class WeightPruner(Pruner):
         Raises:
             PruningError: None passes `include` and `exclude`.
         """
-        weights = _weights_by_module(model, embeddings=bool(self.include))
+        weights = weights_by_module(model, embeddings=bool(self.include))
         there = [name for names in weights.values() for name in names]
-        chosen = [name for name in (there if self.include else _default_scope(model, weights)) if self.wants(name)]
+        chosen = [name for name in (there if self.include else default_scope(model, weights)) if self.wants(name)]
         if not chosen:
+            some = ", ".join(there[:4]) or "no Linear, convolution or recurrent module"
             raise PruningError(
-                f"WeightPruner finds no weights under include={list(self.include)}, exclude={list(self.exclude)}. "
-                f"The model has {', '.join(there[:4]) or 'no Linear, convolution or recurrent module'} …"
+                f"WeightPruner finds no weights under include and exclude; there are {some} …. "
+                f"Received: include={list(self.include)}, exclude={list(self.exclude)}"
             )
         return chosen
-
-
-_MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
-
-
-def _weights_by_module(model: nn.Module, embeddings: bool) -> dict[str, list[str]]:
-    """Return the parameters that may lose weights by the module that holds them; a tied one under its first name."""
-    found: dict[str, list[str]] = {}
-    seen = set[int]()
-    inside = tuple(f"{path}.lora_" for path in adapted(model))
-    for path, module in model.named_modules():
-        if path.startswith(inside):
-            continue  # an adapter, which is merged into a weight
-        for name, parameter in module.named_parameters(recurse=False):
-            if _is_weight(module, name, embeddings) and id(parameter) not in seen:
-                seen.add(id(parameter))
-                found.setdefault(path, []).append(f"{path}.{name}" if path else name)
-    return found
-
-
-def _is_weight(module: nn.Module, name: str, embeddings: bool) -> bool:
-    if isinstance(module, _RECURRENT):
-        return name.startswith("weight_")
-    matrix = isinstance(module, _MATRICES) or type(module).__name__ == "Conv1D"  # transformers' transposed Linear
-    return name == "weight" and (matrix or (embeddings and isinstance(module, nn.Embedding)))
-
-
-def _default_scope(model: nn.Module, weights: dict[str, list[str]]) -> list[str]:
-    """Return the weights inside numbered layers; where there are none, all but those of the last module."""
-    lists = tuple(f"{path}." for path, module in model.named_modules() if path and isinstance(module, nn.ModuleList))
-    inside = [name for path, names in weights.items() if path.startswith(lists) for name in names]
-    return inside or [name for names in list(weights.values())[: max(1, len(weights) - 1)] for name in names]

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, create_model, model_validator
 
 from .data import DataSettings
 from .distillation import Distillation
 from .errors import RecipeError, did_you_mean, shown
+from .evidence import EVIDENCE
 from .files import shipped
+from .metrics import METRICS
 from .pruners import PRUNERS, Pruner
+from .recipe_outputs import CardSettings, ExportSettings, MeasureSettings, RecipeSettings, as_list
 from .registry import load_entry_points
 from .rewinding import Rewinding
 from .schedules import Schedule
@@ -50,11 +53,7 @@ METRICS_OF = {  # what a recipe has where it names none; else accuracy
 _LONGEST = 2**20  # characters; `read_yaml` refuses fewer
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
-
-
-class ModelSettings(_Settings):
+class ModelSettings(RecipeSettings):
     """Where the dense model comes from: a Hub name or folder, or a config to train from scratch.
 
     Args:
@@ -76,7 +75,7 @@ class ModelSettings(_Settings):
         return self
 
 
-class TrainSettings(_Settings):
+class TrainSettings(RecipeSettings):
     """One training: AdamW, linear decay after a warm-up.
 
     Args:
@@ -110,7 +109,7 @@ def _with(settings: Mapping[str, Any], given: Any) -> Any:
     return {**settings, **given} if isinstance(given, Mapping) else given
 
 
-class PrunerSettings(create_model("Named", __base__=_Settings, **_every_pruner())):  # type: ignore[misc]
+class PrunerSettings(create_model("Named", __base__=RecipeSettings, **_every_pruner())):  # type: ignore[misc]
     """What to remove; at least one of the registered pruners."""
 
     @property
@@ -129,74 +128,7 @@ class PrunerSettings(create_model("Named", __base__=_Settings, **_every_pruner()
         return self
 
 
-class MeasureSettings(_Settings):
-    """How latency is measured.
-
-    Args:
-        batch: Rows in one forward.
-        length: Tokens in a row of text.
-        threads: Threads of one operator.
-        repeats: Timed forwards of each model; the median counts.
-    """
-
-    batch: int = Field(default=1, ge=1)
-    length: int = Field(default=128, ge=1)
-    threads: int = Field(default=1, ge=1)
-    repeats: int = Field(default=20, ge=1)
-
-
-class ExportSettings(_Settings):
-    """One file for another runtime, of the pruned model.
-
-    Args:
-        format: Of the file.
-        quantize: ``null``, ``dynamic`` (int8) or ``static`` (int8, calibrated on batches of the training data).
-        dtype: ``fp32`` or ``fp16``.
-        batches: How many batches of training data static quantization calibrates on.
-    """
-
-    format: Literal["onnx", "openvino", "executorch"] = "onnx"
-    quantize: Literal["dynamic", "static"] | None = None
-    dtype: Literal["fp32", "fp16"] = "fp32"
-    batches: int = Field(default=8, ge=1, le=32)
-
-    @model_validator(mode="after")
-    def _one_way(self) -> ExportSettings:
-        if self.quantize is not None and self.dtype != "fp32":
-            raise ValueError(
-                f"either quantize or dtype makes numbers smaller. Received: {self.quantize!r} and {self.dtype!r}"
-            )
-        if self.format == "executorch" and (self.quantize is not None or self.dtype != "fp32"):
-            raise ValueError(f"executorch is exported in fp32. Received: {self.quantize!r} and {self.dtype!r}")
-        return self
-
-    @property
-    def folder(self) -> str:
-        """Its name in the folder of the run, such as ``onnx`` or ``onnx-int8``."""
-        numbers = {None: "" if self.dtype == "fp32" else self.dtype, "dynamic": "int8", "static": "int8-static"}
-        return "-".join(filter(None, (self.format, numbers[self.quantize])))
-
-
-def _as_list(given: Any) -> Any:
-    """One export may stand without a list."""
-    return [] if given is None else given if isinstance(given, list) else [given]
-
-
-class CardSettings(_Settings):
-    """What the card cannot find out: where a local copy of a model or data set comes from, and under which terms.
-
-    Args:
-        base_model: Hub name of the dense model, where `model.name` is a local copy of it.
-        datasets: Hub names of the data, where `data.name` or `data.files` are local copies.
-        license: The Hub's identifier; by default what the dense model's own card says.
-    """
-
-    base_model: str | None = None
-    datasets: list[str] = []
-    license: str | None = None
-
-
-class Recipe(_Settings):
+class Recipe(RecipeSettings):
     """Everything that one run needs.
 
     Args:
@@ -208,7 +140,8 @@ class Recipe(_Settings):
         train: How it is trained while it is pruned.
         pruners: What to remove.
         target: How much is to remain over all structured pruners.
-        schedule: When to prune.
+        schedule: When to prune; ``null`` where something else says it: `rewinding`, each pruner's own schedule, or
+            scores that are learned towards a goal (these are cut as by default).
         regularisation: What drives weights or units to zero until the last change; ``null``: nothing.
         guard: Which metric may drop how far: ``{metric: accuracy, max_drop: 0.01}``; ``null``: none is watched.
         rewinding: How often to train again from an early moment under the mask, instead of a schedule: one pruner of
@@ -234,20 +167,20 @@ class Recipe(_Settings):
     train: TrainSettings = TrainSettings()
     pruners: PrunerSettings
     target: Target | None = None
-    schedule: Schedule = Schedule()
+    schedule: Schedule | None = Schedule()
     regularisation: Regularisation | None = None
     guard: AccuracyGuard | None = None
     rewinding: Rewinding | None = None
     distillation: Distillation | None = None
     shrink_during_training: bool = False
-    metrics: list[str] = ["accuracy"]
+    metrics: list[str] = Field(default=["accuracy"])
     measure: MeasureSettings = MeasureSettings()
     onnx: bool = True
-    export: Annotated[list[ExportSettings], BeforeValidator(_as_list)] = []
+    export: Annotated[list[ExportSettings], BeforeValidator(as_list)] = Field(default=[])
     card: CardSettings = CardSettings()
     push: str | None = None
     output: Path
-    report_to: list[str] = []
+    report_to: list[str] = Field(default=[])
     seed: int = Field(default=0, ge=0, lt=2**32)
 
     @model_validator(mode="before")
@@ -255,6 +188,32 @@ class Recipe(_Settings):
     def _metrics_of_the_task(cls, given: Any) -> Any:
         own = METRICS_OF.get(str(given.get("task"))) if isinstance(given, Mapping) else None
         return {"metrics": own, **given} if own else given
+
+    @model_validator(mode="after")
+    def _says_when(self) -> Recipe:
+        pruners = self.pruners.chosen
+        scores = [pruner.resolve_score() for pruner in pruners if pruner.schedule is None]
+        learned = all(any(EVIDENCE[need].learns for need in score.needs) for score in scores)
+        if self.schedule is None and self.rewinding is None and not learned:
+            raise ValueError(
+                "schedule: null needs rewinding, a schedule in each pruner, or scores that are learned towards a goal, "
+                f"such as l0; left out, it is the default. Received: {', '.join(score.name for score in scores)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _guard_has_eyes(self) -> Recipe:
+        """Know each metric before anything trains; those of the Hub say only then what they are called."""
+        known = [*self.metrics, "loss"]
+        if self.guard is None or not set(self.metrics) <= set(METRICS):
+            return self
+        name = self.guard.metric.removeprefix("eval_")
+        if name not in known:
+            raise ValueError(
+                f"guard.metric must be one of the recipe's metrics, or loss: {', '.join(known)}."
+                f"{did_you_mean(name, known)} Received: {shown(self.guard.metric)}"
+            )
+        return self
 
     @property
     def pruning(self) -> PruningSettings:

@@ -324,7 +324,9 @@ def dense_model(recipe: Recipe, auto_class: Any, labels: Mapping[str, Any]) -> A
     try:
         return auto_class.from_config(AutoConfig.for_model(**config, **options))
     except (TypeError, ValueError) as error:
-        raise RecipeError(f"model.config does not describe a model for {recipe.task}: {error}") from error
+        raise RecipeError(
+            f"model.config must describe a model for {recipe.task}: {error}. Received: {shown(settings.config)}"
+        ) from error
 
 
 def saved_model(recipe: Recipe, folder: str | Path) -> Any:

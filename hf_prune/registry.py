@@ -31,7 +31,9 @@ class Registry(Generic[T]):
     def add(self, name: str, thing: T) -> T:
         """Register under a name that is still free, and hand the thing back."""
         if name in self._entries:
-            raise PruningError(f"A {self.what} named '{name}' is registered already.")
+            raise PruningError(
+                f"A {self.what} named '{name}' is registered already: take another name. Received: '{name}'"
+            )
         self._entries[name] = thing
         return thing
 
@@ -44,7 +46,9 @@ class Registry(Generic[T]):
             load_entry_points()
         if name not in self._entries:
             hint = did_you_mean(name, self._entries)
-            raise PruningError(f"No {self.what} is named '{name}'.{hint} Known: {', '.join(sorted(self._entries))}.")
+            raise PruningError(
+                f"No {self.what} is named '{name}'.{hint} Known: {', '.join(sorted(self._entries))}. Received: '{name}'"
+            )
         return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:

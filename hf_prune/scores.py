@@ -82,7 +82,9 @@ def register_score(
     def register(function: ScoreFunction) -> ScoreFunction:
         forms = SCORES[name] if name in SCORES else SCORES.add(name, {})
         if of in forms:
-            raise PruningError(f"A score of {of}s named '{name}' is registered already.")
+            raise PruningError(
+                f"A score of {of}s named '{name}' is registered already: take another name. Received: '{name}'"
+            )
         forms[of] = Score(name, function, of, needs, paper, reversible, priced)
         return function
 

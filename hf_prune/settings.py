@@ -44,6 +44,13 @@ def settings(*, frozen: bool = False) -> Callable[[type[T]], type[T]]:
     return decorate
 
 
+def briefly(told: Any) -> str:
+    """Return the `repr` of checked settings with only what is not a default; of others the class alone."""
+    fields = getattr(type(told), "__pydantic_fields__", {})
+    shown = {name: getattr(told, name) for name, one in fields.items() if getattr(told, name) != one.default}
+    return f"{type(told).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+
 def _in_order(made: Any) -> list[str]:
     return [one.name for one in made.__dataclass_fields__.values() if one.init and not one.kw_only]
 

@@ -165,7 +165,9 @@ def _collectives(tensors: list[Any]) -> tuple[int, Callable[[list[int]], Tensor]
         PruningError: Some tensors are sharded and others are not, or over other processes.
     """
     if any(bounds(one) is None or one.device_mesh != tensors[0].device_mesh for one in tensors):
-        raise PruningError("Weights that are pruned together must all be sharded over the same processes, or none.")
+        raise PruningError(
+            "Weights that are pruned together must all be sharded over the same processes, or none. Received: a mixture"
+        )
     mesh, distributed = tensors[0].device_mesh, torch.distributed
     mesh_dim = next(i for i, placement in enumerate(tensors[0].placements) if placement.is_shard())
     group = mesh.get_group(mesh_dim)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -39,6 +40,10 @@ class TrainingLog:
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a row; the first one names the columns, and a later one may bring more."""
         self._try(lambda: self._add(row))
+
+    def rows(self) -> list[dict[str, float]]:
+        """Return the numbers of each row that has a step."""
+        return [numbers_of(row) for row in self._read()]
 
     def _try(self, write: Callable[[], None]) -> None:
         try:
@@ -83,6 +88,19 @@ class TrainingLog:
             os.replace(partial, self.path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def numbers_of(row: Mapping[Any, Any]) -> dict[str, float]:
+    """Return those cells of a row that are finite numbers, under their columns' names."""
+    found = {}
+    for name, text in row.items():
+        try:
+            value = float(text)
+        except (TypeError, ValueError):
+            continue
+        if isinstance(name, str) and math.isfinite(value):
+            found[name] = value
+    return found
 
 
 def _step(row: Mapping[str, Any]) -> float:

@@ -7,9 +7,8 @@ import copy
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from transformers import set_seed
 from .callback import PruningCallback
 from .card import RECIPE, REPORT, inherited_license, write_card
 from .checkpoint import load_pruned, save_pruned
-from .data import DIGITS, Splits, data_revision, is_listed, label_count, label_names, load_split
+from .data import DIGITS, Splits, data_revision, is_listed, label_names, load_split
 from .errors import CheckpointError, PruningError, visible
 from .exporting import check_exportable, export, export_onnx, measure_exports, open_exported
 from .files import write_text
@@ -65,7 +64,7 @@ def run(recipe: Recipe | str | Path, overrides: Sequence[str] = ()) -> Report:
     for stage in (check, train_dense):
         stage(job)
     if make_small(job):
-        print(job.report.table())
+        print(job.report)
     return job.report
 
 
@@ -108,21 +107,28 @@ def prepare(recipe: Recipe) -> Job:
     """Load data and model, and make them fit each other."""
     say(f"Recipe {recipe.name}: loading data and model")
     task = RECIPE_TASKS[recipe.task]
-    fit = partial(fit_classes, dense_config(recipe), head=task.head, retrain=recipe.dense is not None)
+    config, fitted = dense_config(recipe), list[Classes]()
+
+    def fit(classes: Any, **told: Any) -> Classes:
+        fitted.append(fit_classes(config, classes, head=task.head, retrain=recipe.dense is not None, **told))
+        return fitted[0]
+
     splits = load_split(recipe.data, fit if task.has_classes else None, task.labels)
-    options = _class_options(recipe, splits, fit) if task.has_classes else task.options
+    options = _class_options(recipe, splits, fitted[0]) if fitted else task.options
     model = dense_model(recipe, task.auto_class, options)
     processor = task.processor(recipe)
     train, evaluation = (task.rows(split, processor, recipe, model) for split in splits)
     return Job(recipe, model, processor, train, evaluation, task.collator(processor, model))
 
 
-def _class_options(recipe: Recipe, splits: Splits, fit: Callable[..., Classes]) -> dict[str, Any]:
-    """Return what the model must be told of its classes."""
+def _class_options(recipe: Recipe, splits: Splits, fitted: Classes) -> dict[str, Any]:
+    """Return what the model must be told of its classes, and say where numbers of the data are their names."""
     label = recipe.data.label_column
-    classes = label_names(splits.train, label) or max(label_count(split, label) for split in splits)
     several = recipe.task != "token-classification" and is_listed(splits.train.features[label])
-    return {**fit(classes).options, **({"problem_type": "multi_label_classification"} if several else {})}
+    names = label_names(splits.train, label) or ["0"]
+    if names[0] != "0" and all(name.isdigit() for name in names):
+        say(f"The labels {', '.join(names)} are the classes 0 to {len(names) - 1}, and these their names")
+    return {**fitted.options, **({"problem_type": "multi_label_classification"} if several else {})}
 
 
 def check(job: Job) -> None:
@@ -199,7 +205,7 @@ def save_and_compare(job: Job) -> None:
     say(f"Saved and reloaded: largest difference of the logits {difference:.1e}")
     if difference > SAME * max(1.0, float(before.abs().max())):
         raise CheckpointError(
-            f"The reloaded model must compute what the saved one did. Largest difference: {difference:.2e}"
+            f"The reloaded model must compute what the saved one did. Received: a difference of {difference:.2e}"
         )
 
 

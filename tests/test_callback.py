@@ -398,8 +398,26 @@ def test_an_interrupted_schedule_is_remarked(tmp_path, caplog):
     assert "ended at step 3, before the schedule did at 9" in caplog.text
 
 
+def test_a_callback_says_what_it_does_and_draws_its_curves(tmp_path):
+    callback = PruningCallback([HeadPruner(), NeuronPruner(min_kept=2)], EARLY, target=Target(macs=0.5))
+    told = repr(callback)
+    assert told.startswith("PruningCallback(HeadPruner(), NeuronPruner(min_kept=2), Schedule(")
+    assert told.endswith("Target(macs=0.5)): not begun")
+    with pytest.raises(PruningError, match="two rows that a Trainer has logged.*Received: 0"):
+        callback.plot()
+    trainer = make_trainer(tmp_path, callback, eval_strategy="steps", eval_steps=5, logging_steps=2)
+    trainer.eval_dataset = draw_rows(trainer.model, 8)
+    trainer.compute_metrics = lambda told: {"accuracy": 0.5}
+    callback.attach(trainer).train()
+    assert repr(callback).endswith(f"): ended, {callback.pruning.macs_left():.1%} of the prunable MACs left")
+    figure = callback.plot(tmp_path / "new" / "curves.png")
+    assert [ax.get_ylabel() for ax in figure.axes] == ["sparsity", "loss", "metric"]
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    assert (tmp_path / "new" / "curves.png").stat().st_size > 0
+
+
 def test_a_callback_without_training_has_no_session(tmp_path):
     callback = make_callback()
-    with pytest.raises(PruningError, match="training has not begun"):
+    with pytest.raises(PruningError, match="while a Trainer trains. Received: none"):
         callback.on_optimizer_step(None, None, None)
     assert callback.report is None

@@ -1,12 +1,14 @@
 """The commands, each on a tiny model; errors are one line and a status."""
 
 import json
+import shlex
+import signal
 
 import pytest
-from models import build_bert
+from models import TINY_RECIPE, build_bert
 from typer.testing import CliRunner
 
-from hf_prune import PruningError, cli, save_pruned, shrink
+from hf_prune import PruningError, cli, save_pruned, shrink, workflow
 from hf_prune.listing import LISTS
 
 
@@ -141,3 +143,37 @@ def test_a_dry_run_shows_what_stays(folders, tmp_path):
     (folders / "pruned" / "id_rsa").unlink()
     assert "stays here   id_rsa: not a model's file" in said
     assert " MB  model.safetensors" in said
+
+
+def press_ctrl_c(*told, **named):
+    signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("stage", ["prepare", "train_dense", "prune_and_distil", "measure_both"])
+def test_ctrl_c_says_what_a_run_has_kept_and_how_to_go_on(stage, tmp_path, monkeypatch):
+    output = tmp_path / "a run"
+    quick = [
+        *TINY_RECIPE,
+        "dense.epochs=1",
+        "train.epochs=1",
+        "schedule.frequency=1",
+        "measure.repeats=1",
+        "onnx=false",
+    ]
+    with monkeypatch.context() as patched:
+        patched.setattr(workflow, stage, press_ctrl_c)
+        result = CliRunner().invoke(cli.app, ["run", "quickstart", *quick, f"output={output}"])
+    said = " ".join(result.output.split())
+    assert result.exit_code == 130
+    assert "Traceback" not in said
+    if stage == "prepare":
+        assert "Nothing was written: the same command begins again." in said
+        return
+    kept = {"train_dense": "the recipe alone", "prune_and_distil": f"{output}/dense"}
+    assert (
+        f"Kept: {kept.get(stage, f'{output}/dense and {output}/model')}. This goes on from there: hf-prune run" in said
+    )
+    if stage == "prune_and_distil":
+        words = shlex.split(said.split("from there: hf-prune ")[1])
+        assert "Training the dense model" not in ask(*words)
+        assert (output / "model" / "config.json").is_file()

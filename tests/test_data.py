@@ -13,8 +13,10 @@ from pydantic import ValidationError
 from hf_prune.data import (
     DataSettings,
     data_revision,
+    headless,
     label_count,
     label_names,
+    load_source,
     load_split,
     prepare_images,
     prepare_text,
@@ -185,7 +187,10 @@ def test_label_count(labels, count):
 def test_a_class_that_training_never_saw(folder):
     for split, names in {"train": ["neg", "pos"], "validation": ["neg", "new"]}.items():
         pd.DataFrame({"sentence": SENTENCES[:2], "label": names}).to_parquet(folder / f"{split}.parquet")
-    with pytest.raises(PruningError, match=r"data.label: split 'validation' has classes .*\['new'\]"):
+    with pytest.raises(
+        PruningError,
+        match="data.label: split 'validation' must have the classes of training: neg, pos. Received others: new",
+    ):
         load_split(settings_for(folder))
 
 
@@ -193,6 +198,35 @@ def test_a_public_test_set_without_labels(folder):
     pd.DataFrame({"sentence": SENTENCES[:2], "label": [-1, -1]}).to_parquet(folder / "test.parquet")
     with pytest.raises(PruningError, match="split 'test' has labels below 0"):
         load_split(settings_for(folder, evaluation=["test"]))
+
+
+def test_a_file_without_a_header_is_recognised(tmp_path):
+    path = tmp_path / "reviews.csv"
+    path.write_text("a good film,1\na bad film,0\na dull film,0\n")
+    with pytest.raises(
+        PruningError, match="first line of 'reviews.csv' looks like data, .*such as text,label above it"
+    ):
+        load_split(DataSettings(name=str(path), text="text", test_size=0.4))
+    named = DataSettings(name=str(path), text="a good film", label="1", test_size=0.5)  # who says so means it
+    assert len(load_split(named).train) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "found"),
+    [
+        ("good film,pos\nbad film,neg\nnice film,pos\nfine film,pos\n", ["good film", "pos"], True),
+        ("good film,pos\nbad film,neg\nnice film,pos\nfine film,pos\n", ["good film"], False),
+        ("0.5,good\n0.7,bad\n", ["0.5"], True),
+        ("text,2019\ngood,3\nbad,4\n", ["text"], False),
+        ("0,1\n3,good\n4,bad\n", ["0", "1"], False),  # what pandas writes for columns without names
+        ("text,label\ngood,1\nbad,1\n", ["text", "label"], False),
+    ],
+)
+def test_what_looks_like_a_row_and_what_like_names(text, columns, found, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text(text)
+    settings = DataSettings(name=str(path))
+    assert bool(headless(settings, load_source(settings)["train"], columns)) is found
 
 
 # --- preparing ---
@@ -269,7 +303,9 @@ def test_a_text_column_that_holds_numbers(folder):
 
 def test_empty_cells(folder):
     pd.DataFrame({"sentence": ["good", None], "label": [1, 0]}).to_parquet(folder / "train.parquet")
-    with pytest.raises(PruningError, match="column 'sentence' of split 'train' is empty in 1 rows"):
+    with pytest.raises(
+        PruningError, match="column 'sentence' of split 'train' must be filled .*Received: 1 empty rows"
+    ):
         load_split(settings_for(folder))
 
 

@@ -152,6 +152,25 @@ def test_a_metric_that_never_comes_is_named_and_no_hook_stays():
     assert not optimizer._optimizer_step_pre_hooks
 
 
+def test_a_recipe_knows_the_metrics_that_its_guard_can_see():
+    for metric in ("accuracy", "eval_accuracy", "loss"):
+        load_recipe("quickstart", [f"guard.metric={metric}"])
+    load_recipe("quickstart", ["guard.metric=whatever", "metrics=[glue]"])  # the Hub's say later what they give
+    with pytest.raises(PruningError, match="accuracy, loss. Did you mean 'accuracy'. Received: 'acuracy'"):
+        load_recipe("quickstart", ["guard.metric=acuracy"])
+
+
+def test_a_run_that_a_guard_has_held_says_so():
+    model = build_bert()
+    schedule = Schedule("linear", begin=1, end=3, frequency=1)
+    pruning = Pruning(model, HALF, schedule, total_steps=4, guard=AccuracyGuard(dense=0.9, patience=3))
+    pruning.observe({"accuracy": 0.1})
+    for _ in range(4):
+        pruning.step()
+    (told,) = pruning.finish().settings["warnings"]
+    assert told.startswith("Training ended at step 4, while a guard held the schedule at 0 of 3: the model is denser")
+
+
 def test_recovery_without_undoing_by_hand():
     """Each change waits until the metric is back; where it does not come back in three evaluations it goes on."""
     model = build_bert()

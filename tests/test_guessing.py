@@ -95,6 +95,11 @@ def classes(home):
     return save(home / "bert", "BertModel"), write(home / "reviews.csv", rows)
 
 
+def stars(home):
+    rows = [{"review": " ".join(sentence()), "stars": 1 + n % 5} for n in range(40)]
+    return save(home / "bert", "BertModel"), write(home / "stars.csv", rows)
+
+
 def pairs(home):
     rows = [{"sentence1": "good film", "sentence2": " ".join(sentence()), "score": n / 7} for n in range(40)]
     return save(home / "bert", "BertModel"), write(home / "pairs.tsv", rows)
@@ -162,6 +167,7 @@ OF_CLASS, OF_TOKENS = "text-classification", "token-classification"
 EXPORTED = ("answers",)  # to ONNX too, which takes long: the file's metrics are the model's
 CASES = {  # what makes model and data, the task, what is found, the metrics
     "classes": (classes, OF_CLASS, {"text": "review", "label": "sentiment"}, ["accuracy"]),
+    "stars": (stars, OF_CLASS, {"text": "review", "label": "stars"}, ["accuracy"]),
     "regression of pairs": (pairs, OF_CLASS, {"text": PAIR, "label": "score"}, ["pearsonr", "spearmanr"]),
     "several columns": (several, OF_CLASS, SEVERAL, ["f1", "accuracy"]),
     "lists of classes": (lists, OF_CLASS, LISTS, ["f1", "accuracy"]),
@@ -298,6 +304,15 @@ def test_the_page_of_commands_has_every_command_and_every_key():
 
 def test_every_key_is_explained():
     assert [key.path for key in recipe_keys() if not key.meaning] == []
+
+
+def test_a_file_without_a_header_is_not_guessed_at(tmp_path):
+    model, data = save(tmp_path / "bert", "BertModel"), tmp_path / "reviews.csv"
+    data.write_text("".join(f"{' '.join(sentence())},{('pos', 'neg')[n % 2]}\n" for n in range(12)))
+    with pytest.raises(
+        PruningError, match="first line of 'reviews.csv' looks like data.*Received columns: '.*', 'pos'"
+    ):
+        guess(Wish(model, str(data)))
 
 
 @pytest.mark.parametrize("separator", [";", "\t"])

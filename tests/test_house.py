@@ -27,7 +27,7 @@ ROWS = (
     "kinds ranking",
     "registry structure packing files folders given labels secrets settings sharding optimizers parts",
     "plan adapters tables",
-    "architectures schedules scores allocation masks data metrics rules",
+    "architectures schedules scope scores allocation masks data metrics rules",
     "skipping patterns",
     "depth stock",
     "dense",
@@ -39,13 +39,13 @@ ROWS = (
     "hub exporting distillation page measuring",
     "timing",
     "session",
-    "rewinding",
+    "rewinding recipe_outputs",
     "recipe callback layerwise similarity",
     "speech",
     "recipe_tasks run_folder",
     "job",
     "workflow arguments",
-    "batches searching guessing reference",
+    "batches searching guessing reference interrupting",
     "commands inspecting listing",
     "cli",
 )
@@ -329,6 +329,14 @@ def test_documents_name_no_absolute_path(path):
     absolute = re.compile(r"(?<![\w.:/<~*})\]-])/[A-Za-z_][\w.-]*/\w|\b[A-Za-z]:\\")
     lines = path.read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if absolute.search(line)] == []
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("benchmarks/results/*.json")), ids=lambda path: path.stem)
+def test_results_name_no_folder_of_the_machine_that_made_them(path):
+    assert (
+        re.findall(r"(?<![\w.:/<~*})\]-])/(?:tmp|home|root|work|Users|mnt)/[\w./-]*", path.read_text(encoding="utf-8"))
+        == []
+    )
 
 
 def python_blocks() -> list[str]:

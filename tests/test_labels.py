@@ -142,6 +142,7 @@ def test_a_model_that_is_trained_first_gets_the_datas_classes_and_it_is_said(fin
     job = workflow.prepare(recipe_for(fine_tuned, tmp_path, frame, dense={"epochs": 1}))
     assert job.model.config.id2label == {0: "one", 1: "three", 2: "two"}
     assert job.model.classifier.weight.shape[0] == 3
+    assert caplog.text.count("The model is trained first") == 1
     assert "['one', 'three', 'two']" in caplog.text
     assert "['positive', 'negative']" in caplog.text
 
@@ -169,6 +170,54 @@ def test_a_new_head_takes_the_names_in_order(tmp_path):
 def test_numbers_names_and_options(config, classes, numbered, expected):
     fitted = fit_classes(config, classes, head=HEAD, numbered=numbered)
     assert (fitted.numbers, fitted.names, fitted.options) == expected
+
+
+STARS = [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("config", "numbers", "names"),
+    [
+        (None, [0, 1, 2, 3, 4], ["1", "2", "3", "4", "5"]),
+        (config_of(count=5), [0, 1, 2, 3, 4], ["1", "2", "3", "4", "5"]),
+        (config_of(["5", "4", "3", "2", "1"]), [4, 3, 2, 1, 0], ["5", "4", "3", "2", "1"]),
+        (config_of(["1 star", *(f"{n} stars" for n in STARS[1:])]), [0, 1, 2, 3, 4], None),
+        (config_of(["none", "a", "b", "c", "d", "e"]), STARS, None),  # numbers of its own
+        (config_of(count=6), STARS, None),  # it was trained on the numbers as they are
+        (config_of(count=1), STARS, None),  # regression
+    ],
+)
+def test_stars_are_names_of_classes_unless_the_model_says_otherwise(config, numbers, names):
+    fitted = fit_classes(config, STARS, head=HEAD)
+    named = names or (None if config.num_labels != 5 else list(config.id2label.values()))
+    assert (fitted.numbers, fitted.names) == (numbers, named)
+
+
+def test_a_model_that_has_learned_other_names_than_stars_is_refused():
+    with pytest.raises(
+        PruningError, match=r"classes \['1', '2', '3', '4', '5'\].*of the model: \['positive', 'negative'\]"
+    ):
+        fit_classes(config_of(OWN), STARS, head=HEAD)
+
+
+@pytest.mark.parametrize(("count", "labels"), [(2, [0, 1, 2]), (4, [1, 2, 3]), (1, [1.0, 2.0, 3.0])])
+def test_stars_in_a_recipe(count, labels, fine_tuned, tmp_path, capsys):
+    folder = tmp_path / "model"
+    build_bert(num_labels=count).save_pretrained(folder)  # two classes: it is trained anew for three
+    BertTokenizerFast.from_pretrained(fine_tuned).save_pretrained(folder)
+    frame = draw_texts().assign(label=[1, 2, 3] * 32)
+    job = workflow.prepare(recipe_for(folder, tmp_path, frame, **({"dense": {"epochs": 1}} if count == 2 else {})))
+    assert job.train[:3]["labels"] == labels
+    said = "labels 1, 2, 3 are the classes 0 to 2" in " ".join(capsys.readouterr().err.split())
+    assert (said, job.model.config.num_labels) == (count == 2, 3 if count == 2 else count)
+    assert count != 2 or job.model.config.id2label == {0: "1", 1: "2", 2: "3"}
+
+
+def test_a_star_that_training_never_saw(tmp_path):
+    for split, stars in {"train": [1, 2, 2], "validation": [1, 3, 2]}.items():
+        pd.DataFrame({"text": ["a", "b", "c"], "label": stars}).to_csv(tmp_path / f"{split}.csv", index=False)
+    with pytest.raises(PruningError, match="classes of training: 1, 2. Received others: 3"):
+        load_split(DataSettings(name=str(tmp_path), text="text"), lambda names: fit_classes(None, names, head=HEAD))
 
 
 def test_names_of_the_data_stay_where_the_model_has_numbers_alone():

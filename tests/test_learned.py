@@ -195,8 +195,8 @@ def once(score: str) -> None:
 @pytest.mark.parametrize(
     ("do", "message"),
     [
-        (lambda: once("l0"), "Score 'l0' needs gates that have learned: train with it"),
-        (lambda: once("movement_adam"), "Score 'movement_adam' needs scores that have learned: train with it"),
+        (lambda: once("l0"), "Score 'l0' needs steps that have learned: train with it"),
+        (lambda: once("movement_adam"), "Score 'movement_adam' needs steps that have learned: train with it"),
         (lambda: start(PruningSettings(LayerPruner(sparsity=0.5, score="l0"))), "where a Linear reads units"),
         (lambda: start(PruningSettings(WeightPruner(sparsity=0.5, score="l0"))), "is for units"),
         (lambda: start(PruningSettings(NeuronPruner(sparsity=0.5, score="soft_movement"))), "follows single weights"),

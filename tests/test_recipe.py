@@ -51,6 +51,26 @@ def test_errors_name_the_key_the_rule_and_what_was_received(override, parts):
         assert part in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "taken"),
+    [
+        (["pruners={weights: {sparsity: 0.5, score: l1}}", "target=null", "rewinding={rounds: 2}"], True),
+        (["pruners={heads: {score: l0}, neurons: {score: l0}}"], True),
+        (["pruners={weights: {sparsity: 0.5, schedule: {kind: linear}}}", "target=null"], True),
+        (["pruners={heads: {score: l0}, neurons: {score: taylor}}"], False),
+        ([], False),
+    ],
+)
+def test_no_schedule_is_taken_where_something_else_says_when(overrides, taken):
+    if taken:
+        recipe = load_recipe("quickstart", ["schedule=null", *overrides])
+        assert recipe.pruning.schedule is None
+        assert load_recipe(recipe).yaml() == recipe.yaml()
+        return
+    with pytest.raises(RecipeError, match="schedule: null needs rewinding, .*Received: .*taylor"):
+        load_recipe("quickstart", ["schedule=null", *overrides])
+
+
 def test_unknown_recipe_suggests_a_known_one():
     with pytest.raises(RecipeError, match="Did you mean 'quickstart'"):
         load_recipe("quickstrat")

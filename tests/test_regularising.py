@@ -87,6 +87,28 @@ def test_a_threshold_masks_weights_tensor_by_tensor(amount, gone):
     assert report.settings["sparsity_weight"] == pytest.approx(sum(gone) / 14, abs=1e-6)
 
 
+NOTHING = "=0.01 of {} has removed nothing: every score is above it"
+
+
+@pytest.mark.parametrize(
+    ("pruner", "told"),
+    [
+        (NeuronPruner(score="l1", threshold=0.01), NOTHING.format("NeuronPruner")),
+        (NeuronPruner(score="l1", threshold=9.0), "leaves no more than must stay of layers.0.mlp.neurons."),
+        (WeightPruner(score="l1", threshold=0.01, include=["*intermediate*"]), None),  # zeros of the block itself
+        (
+            WeightPruner(score="l1", threshold=9.0, include=["*intermediate*"]),
+            "leaves nothing of bert.encoder",
+        ),
+        (NeuronPruner(score="l1", threshold=1.5), None),
+    ],
+)
+def test_a_threshold_that_takes_all_or_nothing_says_so(pruner, told, caplog):
+    report = prune(one_neuron_in_four(), pruner)
+    assert report.settings.get("warnings", []) == [record.getMessage() for record in caplog.records]
+    assert [told in warning for warning in report.settings.get("warnings", [])] == [True] * (told is not None)
+
+
 def test_a_threshold_rises_with_the_schedule():
     model = one_neuron_in_four()
     told = PruningSettings(NeuronPruner(score="l1", threshold=2.0), Schedule("linear", begin=1, end=5, frequency=2))

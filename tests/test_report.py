@@ -380,7 +380,7 @@ def test_a_table_in_a_notebook_is_that_of_a_script(shell, monkeypatch):
     expected = report.table()
     monkeypatch.setattr("builtins.get_ipython", lambda: type(shell, (), {})(), raising=False)
     monkeypatch.setenv("FORCE_COLOR", "1")
-    assert report.table() == str(report) == expected
+    assert report.table() == str(report) == expected  # of units nothing is known, and so nothing is said
     assert "| accuracy [b] | 0.5000 | 0.2500 | -0.2500 |" in expected
 
 
@@ -390,6 +390,21 @@ def test_a_notebook_shows_the_same_table_as_html():
     shown = ElementTree.fromstring(report._repr_html_())
     rows = [["".join(cell.itertext()) for cell in row] for row in shown.iter("tr")]
     assert {row[0]: row[1:] for row in rows} == cells(report.table())
+
+
+def test_a_line_says_what_was_pruned_and_warnings_stand_below():
+    units = {"layers.0.attention.heads": 4, "layers.1.attention.heads": 4, "layers.0.mlp.neurons": 4096}
+    both = [Measurement(2, 2, macs, 1.0, 1, {}, 1, None, 1) for macs in (300, 100)]
+    kept = {"layers.0.attention.heads": [1], "layers.0.mlp.neurons": list(range(1024))}
+    report = Report(kept, units, *both, settings={"warnings": ["target <missed>"]})
+    assert report.summary() == "pruned 3 of 8 heads, 3,072 of 4,096 neurons: 33.3% of the prunable MACs left"
+    assert str(report).splitlines()[0] == report.summary()
+    assert str(report).splitlines()[-1] == "Warning: target <missed>"
+    (caption,) = ElementTree.fromstring(report._repr_html_()).iter("caption")
+    assert "".join(caption.itertext()).endswith(f"{report.summary()}Warning: target <missed>")
+    assert Report(units=units).summary() == "pruned nothing"
+    masked = Report(masked={"a": 0.5, "b": 0.25}, settings={"sparsity_weight": 0.4})
+    assert masked.summary() == "pruned 40.0% of single weights in 2 matrices"
 
 
 def test_plot_without_a_path_is_a_figure_that_a_notebook_shows(tmp_path, monkeypatch):

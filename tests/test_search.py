@@ -272,3 +272,15 @@ def test_without_optuna_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(PruningError, match=r"pip install 'hf_prune\[search\]'"):
         search("quickstart")
+
+
+def test_ctrl_c_says_how_many_trials_are_kept(tmp_path, monkeypatch):
+    def end_one_and_stop(*told):
+        (tmp_path / "trials" / "0000").mkdir(parents=True)
+        (tmp_path / "trials" / "0000" / "report.json").write_text("{}")
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("hf_prune.searching.running.prepare", end_one_and_stop)
+    result = CliRunner().invoke(cli.app, ["search", "quickstart", *TINY, "--output", str(tmp_path)])
+    assert result.exit_code == 130
+    assert f"Kept: 1 trial that ended, in {tmp_path}. The same command goes on" in " ".join(result.output.split())

@@ -27,6 +27,8 @@ from hf_prune import (
     Pruner,
     Pruning,
     PruningError,
+    PruningSettings,
+    Regularisation,
     Schedule,
     Target,
     UnsupportedModelError,
@@ -37,6 +39,7 @@ from hf_prune import (
     shrink,
 )
 from hf_prune.architectures import prunable_macs
+from hf_prune.evidence import EVIDENCE
 from hf_prune.schedules import SCHEDULES
 
 BOTH = [HeadPruner(), NeuronPruner()]
@@ -355,6 +358,51 @@ def test_a_target_out_of_reach_is_remarked(caplog):
     assert "target.macs=0.5 was not reached, 0.929 is left: min_kept" in caplog.text
 
 
+def test_what_was_missed_stands_in_the_report():
+    missed = prune(build_bert(), NeuronPruner(sparsity=0.9, score="l1", min_kept=20))
+    assert ["sparsity=0.9 of NeuronPruner was not reached" in one for one in missed.settings["warnings"]] == [True]
+    assert "warnings" not in prune(build_bert(), NeuronPruner(sparsity=0.5, score="l1")).settings
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (PruningSettings(NeuronPruner(sparsity=0.5, score="l0"), Schedule(begin=0)), "later than the first.*at step 1"),
+        (
+            PruningSettings(WeightPruner(sparsity=0.5, score="movement_adam"), Schedule(begin=2), data=[]),
+            r"without data=.*Received: data=",
+        ),
+        (  # what is refused last
+            PruningSettings(
+                [NeuronPruner(sparsity=0.5, score="taylor", reversible=True)],
+                regularisation=Regularisation("group_lasso"),
+            ),
+            "optimizer=. Received: none",
+        ),
+    ],
+)
+def test_what_is_refused_in_setup_leaves_nothing_behind(told, message):
+    model = build_bert()
+    before = {name: one.clone() for name, one in model.state_dict().items()}
+    optimizer = None if told.regularisation else torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(PruningError, match=message):
+        Pruning(model, told, total_steps=8, optimizer=optimizer)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert not model._state_dict_pre_hooks
+    assert optimizer is None or not (optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+    assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
+
+
+def test_hooks_go_where_evidence_cannot_begin(monkeypatch):
+    model = build_bert()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monkeypatch.setattr(EVIDENCE["gate"], "prepare", lambda *told: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Pruning(model, NeuronPruner(sparsity=0.5), total_steps=8, optimizer=optimizer)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert not optimizer._optimizer_step_pre_hooks
+
+
 def test_report_counts_the_models_themselves():
     model = build_bert()
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -389,7 +437,7 @@ def test_nothing_to_do_changes_nothing():
         (
             [HeadPruner(sparsity=0.1), HeadPruner(sparsity=0.2)],
             None,
-            "Two pruners choose from 'layers.0.attention.heads'",
+            "Received: two of 'layers.0.attention.heads'",
         ),
         (
             [HeadPruner(sparsity=0.1, include=["blocks.*"])],

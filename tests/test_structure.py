@@ -82,6 +82,18 @@ def test_kinds_choose():
     assert {group.kind for group in find_groups(build_llama(), kinds=["kv_group", "neuron"])} == {"kv_group", "neuron"}
 
 
+def test_groups_print_as_a_table_and_are_a_list():
+    model = build_bert()
+    found = find_groups(model, ["head", "neuron"])
+    assert isinstance(found, list)
+    assert [line.split() for line in str(found).splitlines()][:3] == [
+        ["|", "group", "|", "kind", "|", "units", "|"],
+        ["|--------------------------|-------:|------:|"],
+        ["|", "layers.0.attention.heads", "|", "head", "|", "4", "|"],
+    ]
+    assert "| layers.1.mlp.neurons" in found._repr_html_()
+
+
 def test_misspelt_kind_is_named():
     with pytest.raises(PruningError, match=r"kinds must be among head, .*Did you mean 'head'\? Received: 'heads'"):
         find_groups(build_bert(), kinds=["heads"])

@@ -16,6 +16,7 @@ from .big_bird import big_bird
 from .codegen import codegen
 from .conventions import FEED_FORWARDS, FUSED, QUERY_KEY_VALUE
 from .finder import ONE_FILE, Found, by_convention
+from .groups import Groups
 from .site import Refusal
 from .t5 import shared_position_bias
 from .xlnet import xlnet
@@ -57,7 +58,7 @@ register_architecture(
 )(shared_position_bias)
 
 
-def find_groups(model: nn.Module, kinds: Sequence[Kind] | None = None) -> list[Group]:
+def find_groups(model: nn.Module, kinds: Sequence[Kind] | None = None) -> Groups:
     """Find the units of a model that can be removed exactly.
 
     Args:
@@ -67,7 +68,7 @@ def find_groups(model: nn.Module, kinds: Sequence[Kind] | None = None) -> list[G
             ``layer`` group.
 
     Returns:
-        Groups in layer order, attention before feed-forward.
+        A list of groups in layer order, attention before feed-forward; printed, it is a table.
 
     Raises:
         UnsupportedModelError: Nothing was found: says what was looked for, and the one file to write.
@@ -83,7 +84,7 @@ def find_groups(model: nn.Module, kinds: Sequence[Kind] | None = None) -> list[G
         if isinstance(kinds, str) or kind not in KINDS:
             hint = did_you_mean(kind, KINDS)
             raise PruningError(f"kinds must be among {', '.join(KINDS)}.{hint} Received: '{kind}'.")
-    found = [group for group in inspect_model(model).groups if kinds is None or group.kind in kinds]
+    found = Groups(group for group in inspect_model(model).groups if kinds is None or group.kind in kinds)
     if not found:
         raise UnsupportedModelError(_nothing_found(model, kinds))
     return found

@@ -222,6 +222,6 @@ def _check_names(model: nn.Module, groups: list[Group]) -> None:
     if twice:
         places = ", ".join(f"'{group.slices[0].parameter}'" for group in groups if group.name == twice and group.slices)
         raise UnsupportedModelError(
-            f"Names must tell all places of {type(model).__name__} apart, and those of {places} would both be called "
-            f"'{twice}': give each a name of its own. {ONE_FILE}"
+            f"Names must tell all places of {type(model).__name__} apart: give each a name of its own. {ONE_FILE} "
+            f"Received: '{twice}' for all of {places}"
         )

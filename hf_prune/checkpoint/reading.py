@@ -99,7 +99,7 @@ def check_files(path: Any, config: Mapping[str, Any], arguments: Mapping[str, An
     if not files:
         if arguments.get("use_safetensors") and not (arguments.get("variant") or config.get("transformers_weights")):
             raise CheckpointError(
-                f"A pruned model needs {WEIGHTS}, or {INDEX} and the files that it names. Found: none"
+                f"A pruned model needs {WEIGHTS}, or {INDEX} and the files that it names. Received: none"
             )
         return math.inf, 0
     return _check_room(config, files)
@@ -173,7 +173,9 @@ def check_arrived(model: Any, saved: Any, info: Mapping[str, Any], config: Mappi
     if kind not in (saved or ()):  # another head: it is drawn anew, and the old one is left out
         missing, unexpected = [name for name in missing if _is_shared(model, name, missing)], []
     if missing:
-        raise CheckpointError(f"The weights must hold every tensor of {kind}. Missing: {missing[:4]}{_more(missing)}")
+        raise CheckpointError(
+            f"The weights must hold every tensor of {kind}. Received: none of {missing[:4]}{_more(missing)}"
+        )
     if unexpected:
         raise CheckpointError(
             f"Every tensor of the weights must have a place in {kind}. Received: {unexpected[:4]}{_more(unexpected)}"

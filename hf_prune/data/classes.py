@@ -80,20 +80,52 @@ def with_classes(dataset: Any, split: str, label: str, names: list[str] | None) 
     if names is not None:
         unknown = set(class_names(dataset, label) or ()) - set(names)
         if unknown:
-            raise PruningError(f"data.label: split '{split}' has classes that training has not: {sorted(unknown)}.")
+            raise PruningError(
+                f"data.label: split '{split}' must have the classes of training: {', '.join(names)}. "
+                f"Received others: {', '.join(sorted(unknown))}"
+            )
         number = {name: at for at, name in enumerate(names)}
         return _mapped(dataset, label, number.__getitem__, names)
     if not is_listed(feature) and "int" in feature.dtype and min(dataset.unique(label), default=0) < 0:
-        raise PruningError(f"data.label: split '{split}' has labels below 0: a public test set without labels?")
+        raise PruningError(
+            f"data.label: split '{split}' has labels below 0: a public test set without labels? "
+            f"Received: {min(dataset.unique(label))}"
+        )
     return dataset
+
+
+def numbers_as_names(dataset: Any, label: str = "label") -> list[int]:
+    """Return the whole numbers of a label that do not begin at 0, as stars from 1 to 5; empty where it has others."""
+    feature = dataset.features[label]
+    if is_listed(feature) or getattr(feature, "names", None) or "int" not in feature.dtype:
+        return []
+    values = sorted(dataset.unique(label))
+    return values if len(values) > 1 and values[0] > 0 else []
 
 
 def renumbered(splits: list[Any], label: str, fit: Callable[..., Classes], *, numbered: bool) -> list[Any]:
     """Return splits with the numbers and the names that a model has for these classes."""
+    values = numbers_as_names(splits[0], label)
+    if values and all(min(one.unique(label), default=1) > 0 for one in splits):
+        return _named_by_number(splits, label, values, fit(values))
     fitted = fit(label_names(splits[0], label) or max(label_count(one, label) for one in splits), numbered=numbered)
     if fitted.names is None or fitted.names == label_names(splits[0], label):
         return splits
     return [_mapped(one, label, fitted.numbers.__getitem__, fitted.names) for one in splits]
+
+
+def _named_by_number(splits: list[Any], label: str, values: list[int], fitted: Classes) -> list[Any]:
+    """Return splits in which numbers are names of classes, where the model does not take them as they are."""
+    if fitted.names is None:
+        return splits
+    unknown = {value for one in splits for value in one.unique(label)} - set(values)
+    if unknown:
+        raise PruningError(
+            f"data.label: all splits must have the classes of training: {', '.join(map(str, values))}. "
+            f"Received others: {', '.join(map(str, sorted(unknown)))}"
+        )
+    number = dict(zip(values, fitted.numbers))
+    return [_mapped(one, label, number.__getitem__, fitted.names) for one in splits]
 
 
 def _mapped(dataset: Any, label: str, number: Callable[[Any], int], names: list[str]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from .sounds import METADATA, find_sounds, rows_of_sounds, with_metadata, withou
 DIGITS = "digits"  # the data set inside scikit-learn: 1797 images of 8 x 8
 _FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".txt": "text"}
 SPLITS = ("train", "validation", "valid", "val", "dev", "eval", "test")  # what files and splits are usually called
+_LOOKED_AT = 1000  # rows
 _HELD_OUT_SEED = 0  # what is held out is the same in every run, whatever the seed of the training
 
 
@@ -44,6 +46,33 @@ def local_files(settings: DataSettings) -> list[Path]:
         return [path] if path.is_file() else []
     wanted = {settings.train, *(() if settings.test_size else settings.evaluation)}
     return [file for file in sorted(path.iterdir()) if file.is_file() and file.name.split(".")[0] in wanted]
+
+
+def headless(settings: DataSettings, dataset: Any, columns: Iterable[str]) -> str:
+    """Return what to do about a file whose first line is a row of data, not names; empty where it has a header.
+
+    Args:
+        settings: What was loaded.
+        dataset: Its rows; their columns have the names that the first line says.
+        columns: Names to look at: a number above numbers, or a text that stands below itself again, is no name.
+    """
+    files = [path for path in local_files(settings) if _format(path) == "csv"]
+    counted = dataset.column_names == [str(number) for number in range(len(dataset.column_names))]  # as pandas does
+    if not files or counted or not any(_is_value(dataset, name) for name in columns):
+        return ""
+    names = ",".join(["text", "label", *(f"column{n}" for n in range(3, 99))][: len(dataset.column_names)])
+    return (
+        f"The first line of '{files[0].name}' looks like data, and must be names of columns: write a line such as "
+        f"{names} above it"
+    )
+
+
+def _is_value(dataset: Any, column: str) -> bool:
+    """Whether a column's name looks like one of its values."""
+    kind = str(getattr(dataset.features[column], "dtype", ""))
+    if "int" in kind or "float" in kind:
+        return re.fullmatch(r"[+-]?\d+(\.\d+)*", column) is not None  # datasets call a second 1 "1.1"
+    return "string" in kind and dataset[column][:_LOOKED_AT].count(column) > 1
 
 
 def _as_list(paths: str | list[str]) -> list[str]:

@@ -13,7 +13,7 @@ from ..files import sha256_of
 from ..labels import Classes
 from .classes import Labels, class_names, element, is_listed, joined, renumbered, with_classes
 from .settings import DataSettings
-from .sources import hold_out, load_source, local_files, missing
+from .sources import headless, hold_out, load_source, local_files, missing
 
 
 class Splits(NamedTuple):
@@ -135,10 +135,15 @@ def _check_columns(dataset: Any, split: str, settings: DataSettings, *, labelled
         if column is None:
             continue
         if column not in dataset.column_names:
-            raise missing(f"data.{key}: no column '{column}' in split '{split}'", column, dataset.column_names)
+            hint = headless(settings, dataset, dataset.column_names)
+            what = f"data.{key}: no column '{column}' in split '{split}'{hint and f'. {hint}'}"
+            raise missing(what, column, dataset.column_names)
         empty = dataset.data.column(column).null_count
         if empty:
-            raise PruningError(f"data.{key}: column '{column}' of split '{split}' is empty in {empty} rows.")
+            raise PruningError(
+                f"data.{key}: column '{column}' of split '{split}' must be filled in every row. "
+                f"Received: {empty} empty rows of {len(dataset):,}"
+            )
         dtype = getattr(element(dataset.features[column]), "dtype", "")
         if key == "text" and "string" not in dtype:
             raise PruningError(f"data.text: column '{column}' of split '{split}' must hold text. Received: {dtype}.")

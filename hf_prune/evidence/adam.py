@@ -33,6 +33,7 @@ class AdamMovement(Gradients):
 
     of_step = False
     heavy = True
+    late = True
     first = 0.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -141,6 +142,8 @@ class SoftMovement(AdamMovement):
 @register_evidence("gate_adam")
 class AdamGates(Gates):
     """A score of each unit, from 0, that an Adam moves by the gradient of the loss to a gate on it."""
+
+    late = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

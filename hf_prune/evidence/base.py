@@ -78,6 +78,7 @@ class Evidence:
         at_once: Whether it says which units leave first for one change alone, of one pruner: it is told how many.
         of_step: Whether it is of the last step's batches alone: where that step was left out, there is none.
         heavy: Whether it takes memory that grows with the model: the log then says how much.
+        late: Whether there is nothing to score from before its first `step`: the first change must come behind one.
         learns: Whether it is told how much is to remain (`aims`) before each of its steps.
         aims: How much that is: one of each target and each sparsity.
         sees_masked: Whether it can see what masked units would bring, behind shut gates: those of `groups` may return.
@@ -90,6 +91,7 @@ class Evidence:
     at_once = False
     of_step = False
     heavy = False
+    late = False
     learns = False
     aims: Sequence[Aim] = ()
     sees_masked = False

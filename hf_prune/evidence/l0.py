@@ -37,6 +37,7 @@ class HardConcrete(Evidence):
     that stay, and the model is itself again. All processes draw the same.
     """
 
+    late = True
     learns = True
 
     def __init__(self, live: LiveModel, groups: Collection[str], weights: Collection[str] = (), seed: int = 0) -> None:

@@ -104,7 +104,7 @@ def check_parity(
     message = f"largest difference {difference:.2g} (atol {atol:.2g}), {ran}"
     if not difference <= atol:  # written so that NaN fails too
         raise PruningError(
-            f"The {bound.name} graph does not compute what torch computes: {message}. Nothing was written."
+            f"The {bound.name} graph must compute what torch computes; nothing was written. Received: {message}"
         )
     show(f"{bound.name} parity: {message}")
     return difference, atol

@@ -17,7 +17,18 @@ from transformers import AutoConfig, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES
 
 from ..architectures import find_groups
-from ..data import SPLITS, DataSettings, element, is_listed, label_count, label_names, load_source, load_split
+from ..data import (
+    SPLITS,
+    DataSettings,
+    element,
+    headless,
+    is_listed,
+    label_count,
+    label_names,
+    load_source,
+    load_split,
+    numbers_as_names,
+)
 from ..errors import PruningError, RecipeError, UnsupportedModelError, did_you_mean, shown
 from ..labels import fit_classes
 from ..pruners import PRUNERS, UnitPruner
@@ -116,7 +127,8 @@ class _Guesser:
         self.reasons: list[tuple[str, str, str]] = []
         self.config = _config_of(wish.model)
         self.own = _own_task(self.config, wish.model)
-        self.splits = load_source(DataSettings(name=wish.data, config=wish.config))
+        self.settings = DataSettings(name=wish.data, config=wish.config)
+        self.splits = load_source(self.settings)
 
     def say(self, key: str, value: Any, because: str) -> None:
         text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -172,6 +184,7 @@ class _Guesser:
         asked = Asked(rows, self.wish.text, self.wish.image, self.wish.label, self.wish.audio)
         tried = {name: columns for name in self._candidates() if (columns := FINDERS[name](asked)) is not None}
         found = {name: columns for name, columns in tried.items() if self._fits(columns)}
+        self._check_header(rows, next(iter(found.values()), {}))
         if not found:
             there = ", ".join(f"{name} ({_told(kind)})" for name, kind in rows.features.items())
             raise PruningError(
@@ -183,6 +196,14 @@ class _Guesser:
         for key, value in columns.items():
             self.say(f"data.{key}", value, "you say so" if getattr(self.wish, key) else "by its name and type")
         return name, columns
+
+    def _check_header(self, rows: Any, columns: Mapping[str, Any]) -> None:
+        """Refuse a file whose first line would be lost: names that nobody has said, and that are a row of data."""
+        said = {*self.wish.text, *self.wish.label, self.wish.image}
+        used = {name for one in columns.values() for name in ([one] if isinstance(one, str) else one)}
+        hint = headless(self.settings, rows, (used or {*rows.column_names}) - said)
+        if hint:
+            raise PruningError(f"{hint}. Received columns: {', '.join(map(shown, rows.column_names))}")
 
     def _fits(self, columns: Mapping[str, Any]) -> bool:
         """Whether a task reads what a person has named, and not only something else."""
@@ -288,6 +309,8 @@ class _Guesser:
             return {}
         splits = load_split(settings, labels=RECIPE_TASKS[name].labels)
         names = label_names(splits.train, settings.label_column) or []
+        if not (names or self._is_regression(name)):
+            names = [str(number) for number in numbers_as_names(splits.train, settings.label_column)]
         feature = splits.train.features[settings.label_column]
         if name == "token-classification":
             metrics = (

@@ -33,7 +33,10 @@ def publish(
     """Create what is missing on the Hub, and send all files in one commit on top of what is there now."""
     patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
     if private and not patiently(lambda: api.model_info(repo_id)).private:
-        raise PruningError(f"'{repo_id}' exists and is public, but private=True was asked. Nothing was uploaded.")
+        raise PruningError(
+            f"'{repo_id}' exists and is public, and nothing was uploaded: make it private there, or leave private out. "
+            "Received: private=True"
+        )
     if revision is not None and not revision.startswith("refs/pr/"):
         patiently(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
     found = patiently(lambda: api.model_info(repo_id, revision=revision))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import csv
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..card import RECIPE, REPORT, as_dict, sound_report
 from ..errors import CheckpointError, PruningError
 from ..files import is_inside, read_json
 from ..report import Report, Timing
 from ..training_log import FILE as LOG
+from ..training_log import numbers_of
 
 SEARCH = "search.json"  # what `hf-prune search` leaves in its folder
 LATENCY = "latency.json"  # what `hf-prune measure RUN --json` prints, kept in the run's folder
@@ -113,22 +113,10 @@ def _log(folder: Path) -> list[dict[str, float]]:
     """Return the numbers of each row that has a step, in the order of steps."""
     text = next(filter(None, (_text(folder, place) for place in _LOG_PLACES)), "")
     try:
-        rows = [_numbers(row) for row in csv.DictReader(text.splitlines())]
+        rows = [numbers_of(row) for row in csv.DictReader(text.splitlines())]
     except csv.Error:
         return []
     return sorted((row for row in rows if "step" in row), key=lambda row: row["step"])
-
-
-def _numbers(row: Mapping[Any, Any]) -> dict[str, float]:
-    found = {}
-    for name, text in row.items():
-        try:
-            value = float(text)
-        except (TypeError, ValueError):
-            continue
-        if isinstance(name, str) and math.isfinite(value):
-            found[name] = value
-    return found
 
 
 def _model_files(run: Path) -> Iterator[ModelFiles]:

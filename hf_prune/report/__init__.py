@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, overload
 
-from .display import draw, html_table, plain_table
+from .display import draw, html_table, plain_table, pruned_line
 from .exports import export_rows, exports_table
 from .figures import Figures
 from .grid import Grid, Timing, measure_grid
@@ -47,9 +47,20 @@ class Report(Figures):
         """Return dense against pruned as an aligned plain-text (Markdown) table of at most 100 columns."""
         return "\n\n".join(filter(None, (plain_table(self), exports_table(self.exports))))
 
+    def summary(self) -> str:
+        """Say in one line what was pruned.
+
+        Example:
+            >>> Report(kept={"layers.0.attention.heads": [0, 2]}, units={"layers.0.attention.heads": 12}).summary()
+            'pruned 10 of 12 heads'
+        """
+        return pruned_line(self)
+
     def __str__(self) -> str:
-        told = self.metrics or self.units or self.dense or self.pruned
-        return self.table() if told else "Report: nothing was pruned, counted or scored yet."
+        if not (self.metrics or self.units or self.dense or self.pruned):
+            return "Report: nothing was pruned, counted or scored yet."
+        summary = [self.summary()] if self.units or self.masked else []
+        return "\n\n".join([*summary, self.table(), *map("Warning: {}".format, self.warnings)])
 
     def _repr_html_(self) -> str:
         """Show the table in a notebook's cell."""

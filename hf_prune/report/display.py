@@ -62,7 +62,9 @@ def html_table(report: Figures) -> str:
         "".join(_html_cell("td", cell, number > 0) for number, cell in enumerate(row)) for row in table_rows(report)
     ]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
-    caption = f'<caption style="text-align:left">{escape(headline(report))}</caption>'
+    above = [headline(report), *([pruned_line(report)] if report.units or report.masked else [])]
+    told = "<br/>".join(map(escape, [*above, *map("Warning: {}".format, report.warnings)]))
+    caption = f'<caption style="text-align:left">{told}</caption>'
     return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
@@ -165,7 +167,11 @@ def draw(report: Figures) -> Any:
     axes[0].legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=2, frameon=False, fontsize=9)
     axes[-1].set_xlabel("layer")
     figure.suptitle(headline(report), fontsize=10)
-    # a notebook shows it also where pyplot, which would leak one open figure a call, was never imported
+    return for_notebooks(figure)
+
+
+def for_notebooks(figure: Any) -> Any:
+    """Let a notebook show a figure also where pyplot, which would leak one open figure a call, was never imported."""
     figure._repr_png_ = partial(_repr_png_, figure)
     return figure
 
@@ -218,6 +224,17 @@ def _draw_panel(ax: Any, name: str, panel: Panel, colour: str) -> None:
     if len(panel) <= _LABELLED_LAYERS:
         for place, (stayed, units) in enumerate(zip(kept, whole, strict=True)):
             ax.text(place, units + max(whole) * 0.02, f"{stayed:,}", ha="center", va="bottom", fontsize=8, color=colour)
+
+
+def pruned_line(report: Figures) -> str:
+    """Say in one line what is gone: units by kind, single weights, and what is left of the multiply-accumulates."""
+    kinds = {kind.replace("_", " "): pair for kind, pair in _kept_by_kind(report).items()}
+    gone = [f"{of - kept:,} of {of:,} {kind}" for kind, (kept, of) in kinds.items() if kept < of]
+    share = report.settings.get("sparsity_weight")
+    gone += [f"{share:.1%} of single weights in {len(report.masked)} matrices"] if report.masked and share else []
+    dense, pruned = (one.prunable_macs if one else None for one in (report.dense, report.pruned))
+    left = f": {pruned / dense:.1%} of the prunable MACs left" if dense and pruned is not None else ""
+    return f"pruned {', '.join(gone)}{left}" if gone else "pruned nothing"
 
 
 def headline(report: Figures) -> str:

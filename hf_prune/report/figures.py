@@ -38,6 +38,11 @@ class Figures:
         """Share that is gone: of the units of each group, and of the single weights of parameters that have masks."""
         return {**{name: 1 - self.stayed(name) / units for name, units in self.units.items()}, **self.masked}
 
+    @property
+    def warnings(self) -> list[str]:
+        """What a run has not done of what it was asked for, in sentences."""
+        return list(self.settings.get("warnings", ()))
+
     def stayed(self, name: str) -> int:
         """Return how many units of a group stayed."""
         return len(self.kept[name]) if name in self.kept else self.units[name]

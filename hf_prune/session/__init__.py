@@ -10,6 +10,7 @@ from .clock import epoch_steps_of
 from .guards import GUARDS, Guard, register_guard
 from .older import steps_of
 from .oneshot import prune, prune_under
+from .parts import or_close
 from .pruning import Pruning
 from .recovery import recover
 from .regularising import REGULARISERS, Regularisation, Regularised, register_regularisation
@@ -31,6 +32,7 @@ __all__ = [
     "as_settings",
     "check_finds_unused",
     "epoch_steps_of",
+    "or_close",
     "prune",
     "prune_under",
     "recover",

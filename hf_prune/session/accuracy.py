@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
-from ..errors import PruningError
+from ..errors import PruningError, did_you_mean
 from ..settings import settings
 from .guards import Guard, Verdict, register_guard
 
@@ -103,7 +103,7 @@ class AccuracyGuard(Guard):
         if self.value is None and self.others:
             raise PruningError(
                 f"AccuracyGuard found no metric '{self.metric}' in an evaluation: compute_metrics must return it, or "
-                f"name another. Received: {', '.join(self.others)}"
+                f"name another.{did_you_mean(self.metric, self.others)} Received: {', '.join(self.others)}"
             )
         if self.measured is None:
             return "wait"

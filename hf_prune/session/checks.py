@@ -148,6 +148,7 @@ def check_tasks(tasks: Tasks, live: LiveModel, told: PruningSettings) -> None:
     for task in tasks:
         _check_reversible(task, live, swaps, told.shrink_live)
         _check_at_once(task, told)
+        _check_late(task, told)
     _check_zeros(tasks, live)
     for task in (one for one in tasks.weights if one.rule.returns):
         others = {name for other in tasks.weights if other is not task for name in other.weights}
@@ -176,6 +177,20 @@ def _check_at_once(task: Task, told: PruningSettings) -> None:
             )
 
 
+def _check_late(task: Task, told: PruningSettings) -> None:
+    """A score that is learned beside the model has learned nothing before the first step."""
+    if not any(EVIDENCE[need].late for need in task.needs):
+        return
+    first = task.changes[0]
+    if told.data is not None or first < 2:
+        got = f"a first change at step {first}" if told.data is None else "data="
+        raise PruningError(
+            f"Score '{task.score.name}' needs steps that have learned: train with it, from the training batches "
+            "themselves (without data=), and let the first change come later than the first step, as by "
+            f"Schedule(begin=2). Received: {got}"
+        )
+
+
 def _check_zeros(tasks: Tasks, live: LiveModel) -> None:
     """Units that come back have their last values, so that of their tensors no single weight may begin at zero."""
     returning = {name for task in tasks.units if task.rule.returns for name in task.groups}
@@ -195,7 +210,7 @@ def _check_disjoint(chosen: Sequence[Group], target: Target | None) -> None:
     names = [group.name for group in chosen]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
-        raise PruningError(f"Two pruners choose from '{twice}': part them by include and exclude.")
+        raise PruningError(f"Pruners must choose from different groups: include, exclude. Received: two of '{twice}'")
     places = {(group.kind, group.place) for group in chosen}
     if target is not None and any((group.traits.inside, group.place) in places for group in chosen):
         raise PruningError("A target takes KV groups or the heads inside them, not both. Received: two HeadPruners")

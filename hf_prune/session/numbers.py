@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -12,12 +11,7 @@ from ..evidence import Evidence
 from ..live import LiveModel, Masking
 from ..masks import count_masked, entries_left
 from ..report import Measurement, count
-from ..targets import Target
-from .budgets import Budget
-from .tasks import Task, Tasks
-
-logger = logging.getLogger(__name__)
-_WHY = "min_kept, multiple_of, include, exclude and what a model needs at least let no more units go."
+from .tasks import Tasks
 
 
 @dataclass(frozen=True)
@@ -99,46 +93,6 @@ class Numbers:
         if self._live.groups:
             result["macs_left"] = round(self.macs_left(), 6)
         return result
-
-    def warn_of_early(self, steps: int, guards: str) -> None:
-        """Say that training ended before the schedule did.
-
-        Args:
-            steps: After which it ended.
-            guards: What they did, in a sentence.
-        """
-        logger.warning(
-            f"Training ended at step {steps}, before the schedule did at {self._tasks.last_change}: the model is "
-            f"denser than was asked for.{guards}"
-        )
-
-    def warn_of_missed(self, target: Target | None, budget: Budget | None) -> None:
-        """Say where a target or a sparsity was not reached, and where there was nothing left to do for it."""
-        live, alive = self._live, self._masking.units.alive
-        untouched = live.record == live.before and all(bool(mask.all()) for mask in alive.values())
-        if live.before and self._tasks.units and untouched:
-            logger.warning(
-                f"No unit was removed: a sparsity or a target is a share of the dense model, of whose MACs "
-                f"{self.macs_left():.1%} were left before."
-            )
-        if target is None or budget is None:
-            for task in self._tasks.units:
-                self._warn_of(task)
-            return
-        name, share = target.budget[0], budget.share(target.budget[1])
-        ((key, value),) = target.said.items() if name == "time" else [target.budget]
-        left = budget.left(self._masking.units) / budget.dense
-        if left > share * budget.tolerance:
-            logger.warning(f"target.{key}={value:g} was not reached, {left:.3f} is left: {_WHY}")
-
-    def _warn_of(self, task: Task) -> None:
-        total = self._dense(task.groups)
-        gone = total - self._left(task.groups)
-        if gone < round(task.sparsity * total):
-            logger.warning(
-                f"sparsity={task.sparsity:g} of {type(task.pruner).__name__} was not reached, {gone} of {total} units "
-                f"of kind {' or '.join(task.kinds)} are gone: {_WHY}"
-            )
 
     def _left(self, names: Iterable[str]) -> int:
         alive = self._masking.units.alive

@@ -31,6 +31,7 @@ from .reporting import report_of
 from .scoring import Scorer, make_evidence
 from .seeing import Seeing
 from .settings import PruningSettings, as_settings
+from .shortfalls import Shortfalls
 from .tasks import Task, make_tasks
 
 
@@ -113,8 +114,9 @@ class Pruning:
         self._chooser = Chooser(told, self.live, self.tasks, self.budget, self.masking, self._scorer, self._seeing)
         self._driving = Driving(told, self.live, self.tasks, self.masking, self.budget, self.evidence.values())
         self._watch, self._checked = StepWatch(optimizer, self._before_step), False
-        self._start()
-        self.numbers.count()
+        with or_close(self.close):
+            self._start()
+            self.numbers.count()
         mark_changed(bare)
 
     # what a training loop calls
@@ -175,15 +177,14 @@ class Pruning:
         self.close()
         if self.guarding.ends_badly():
             self._go_back()
-        if not self.finished:
-            self.numbers.warn_of_early(self.clock.steps, self.guarding.told())
-        else:
-            self.numbers.warn_of_missed(self.settings.target, self.budget)
+        short = Shortfalls(self.live, self.masking, self.tasks, self.settings.target, self.budget)
+        warnings = short.warn(self.clock, self.guarding.told(), self.macs_left())
         self.masking.hold()
         if shrink and self._gather() and self.live.groups:
             self._cut()
             self.numbers.count()
-        return report_of(self.live, self.masking, self.numbers, self.tasks, self.budget, self.guarding.facts())
+        facts = {**self.guarding.facts(), **warnings}
+        return report_of(self.live, self.masking, self.numbers, self.tasks, self.budget, facts)
 
     def hold(self) -> None:
         """Zero again what is masked; also what an optimizer will put in its place when it evaluates."""
@@ -291,6 +292,7 @@ class Pruning:
 
     # one step
     def _start(self) -> None:
+        self._seeing.start()
         for one in self.evidence.values() if self.settings.data is None else ():
             one.start()
         self._prepare()

@@ -182,8 +182,12 @@ class Regularising:
             raise PruningError(
                 f"Regularisation '{told.kind}' shrinks units: single weights take 'l1'. Received: a WeightPruner"
             )
-        if any(group.modules for task in tasks for group in masking.units.named(task.groups)):
-            raise PruningError(f"Regularisation '{told.kind}' shrinks what units own: no layers and no experts.")
+        whole = [group for task in tasks for group in masking.units.named(task.groups) if group.modules]
+        if whole:
+            raise PruningError(
+                f"Regularisation '{told.kind}' shrinks what units own: no layers and no experts. "
+                f"Received: '{whole[0].name}'"
+            )
 
     @torch.no_grad()
     def step(self, ahead: Collection[str]) -> None:

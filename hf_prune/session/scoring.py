@@ -73,7 +73,7 @@ class Scorer:
             try:
                 one.read(self.masking, set(ahead))
             except MissingEvidence as missing:
-                raise PruningError(f"Evidence '{one.name}' needs {missing}") from None
+                raise PruningError(f"Evidence '{one.name}' needs {_without_stop(missing)}. Received: none") from None
 
     def hold(self, tasks: Iterable[Task]) -> None:
         """Hold the scores of these tasks' weights, which change masks next: gradients will be gone."""
@@ -197,10 +197,18 @@ class Scorer:
         try:
             return ask(self.evidence[EVIDENCE[need].name], need)
         except MissingEvidence as missing:
-            raise PruningError(f"Score '{score.name}' needs {missing}") from None
+            raise PruningError(f"Score '{score.name}' needs {_without_stop(missing)}. Received: none") from None
+
+
+def _without_stop(missing: MissingEvidence) -> str:
+    return str(missing).rstrip(".")
 
 
 def _finite(score: Score, name: str, values: Tensor) -> Tensor:
     if not values.isfinite().all():
-        raise PruningError(f"Score '{score.name}' of '{name}' is not finite; nothing was cut.")
+        bad = int((~values.isfinite()).sum())
+        raise PruningError(
+            f"Score '{score.name}' of '{name}' is not finite; nothing was cut. Received: {bad} such values of "
+            f"{values.numel():,}"
+        )
     return values

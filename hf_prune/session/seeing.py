@@ -23,12 +23,16 @@ class Seeing:
     """
 
     def __init__(self, live: LiveModel, masking: Masking, evidence: Iterable[Evidence], *, hooked: bool) -> None:
-        self._masking = masking
+        self._live, self._masking = live, masking
         self._evidence = [one for one in evidence if one.sees_masked]
         self._gone = masking.gone([])
         self._hooks: list[Any] = []
-        if hooked and set(masking.returning) & set(masking.chosen):
-            model: Any = live.model
+        self._hooked = hooked and bool(set(masking.returning) & set(masking.chosen))
+
+    def start(self) -> None:
+        """Hook the model, where training batches are seen."""
+        if self._hooked:
+            model: Any = self._live.model
             hook = torch.compiler.disable(self._before_forward)  # type: ignore[no-untyped-call]
             self._hooks.append(model.register_forward_pre_hook(hook, prepend=True))
             self._hooks.append(model.register_state_dict_pre_hook(self._before_saving))

@@ -1,0 +1,59 @@
+"""Ctrl-C: what a run or a search has kept until then, and how to go on."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .card import RECIPE, REPORT
+from .workflow import say
+
+INTERRUPTED = 130  # the exit status of what a signal has ended, as shells say it
+
+
+@contextmanager
+def or_say_what_was_kept(kept: Callable[[float], str]) -> Iterator[None]:
+    """Let Ctrl-C end the process without a traceback, but with a word on what there is.
+
+    Args:
+        kept: From the time when all began (seconds since 1970) to what is to be said.
+
+    Raises:
+        SystemExit: Ctrl-C was pressed.
+    """
+    began = time.time()
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"Stopped. {kept(began)}")
+        raise SystemExit(INTERRUPTED) from None
+
+
+def kept_of_run(output: Path, since: float) -> str:
+    """Return what a run has written into its folder, and the command that goes on from there.
+
+    Args:
+        output: The folder of the run.
+        since: When it began, in seconds since 1970: what is older is of another run.
+    """
+    written = [path for path in (output / "dense", output / "model") if _is_new(path / "config.json", since)]
+    if not _is_new(output / RECIPE, since):
+        return "Nothing was written: the same command begins again."
+    again = ["hf-prune", "run", str(output / RECIPE)]
+    if output / "dense" in written:
+        again += [f"model={{name: {output / 'dense'}}}", "dense=null"]
+    kept = " and ".join(str(path) for path in written) or "the recipe alone"
+    return f"Kept: {kept}. This goes on from there: {shlex.join(again)}"
+
+
+def kept_of_search(output: Path) -> str:
+    """Return how many trials of a search have ended."""
+    ended = len([*output.glob(f"trials/*/{REPORT}")])
+    return f"Kept: {ended} trial{'s' * (ended != 1)} that ended, in {output}. The same command goes on behind them."
+
+
+def _is_new(path: Path, since: float) -> bool:
+    return path.is_file() and path.stat().st_mtime >= since - 1  # file systems round
