@@ -21,7 +21,7 @@ from .matching import match_outputs
 from .memory import Memory
 from .outputs import output_loss, positions
 from .settings import Distillation
-from .teacher import teacher_inputs
+from .teacher import known_words, teacher_inputs
 
 PROJECTIONS = "distillation.safetensors"
 
@@ -131,7 +131,7 @@ class Lesson:
         layers, maps = heard.layers, heard.maps
         with ExitStack() as stack, torch.no_grad(), autocast():
             theirs = self._listen(stack, 1, {b: b for b in layers.values()}, {b: b for b in maps.values()})
-            taught = self._ask(teacher_inputs(self.teacher, forward.inputs, labels))
+            taught = self._ask(self._readable(teacher_inputs(self.teacher, forward.inputs, labels)))
         given = batch.get("labels")
         given = given if torch.is_tensor(given) else None
         inputs = flat(forward.inputs if given is None else {**forward.inputs, "labels": given})
@@ -144,6 +144,11 @@ class Lesson:
         if maps:
             terms["attention"] = self._attention(maps, forward.inside[1], theirs[1], inputs)
         return {name: value for name, value in terms.items() if value is not None}
+
+    def _readable(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Return inputs without words that only the student has."""
+        ours, theirs = self.columns.sizes or (0, 0)
+        return known_words(inputs, theirs) if theirs < ours else inputs
 
     def _ask(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the teacher's outputs by name: from memory, where there is one."""
