@@ -47,7 +47,7 @@ def match_outputs(student: Any, teacher: Any) -> Columns:
     Raises:
         PruningError: They have different numbers of labels, other labels, or vocabularies of different tokenizers.
     """
-    ours, theirs = _words(student), _words(teacher)
+    ours, theirs = count_words(student), count_words(teacher)
     if ours is not None and theirs is not None:
         if min(ours, theirs) < COMMON * max(ours, theirs):
             raise PruningError(
@@ -92,7 +92,7 @@ def _order(ours: list[str] | None, theirs: list[str] | None) -> tuple[int, ...] 
     return tuple(theirs.index(name) for name in ours)
 
 
-def _words(model: Any) -> int | None:
+def count_words(model: Any) -> int | None:
     """Return how many words a language model writes; ``None``: it is none."""
     words = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     return None if words is None else len(words.weight)

@@ -52,8 +52,12 @@ class Distillation:
             number: for a teacher that is the dense model itself.
         teacher_dtype: What the teacher computes in; ``None``: as it comes.
         cache: Folder that keeps the teacher's logits by what a row holds, so that it is asked about each row once, in
-            all epochs and runs: for classifiers and regression, with `hidden` and `attention` at 0, and data that are
-            not augmented. ``None``: it is asked each time.
+            all epochs and runs: for classifiers and regression, with `top_k` for language models, with `hidden` and
+            `attention` at 0, and data that are not augmented. ``None``: it is asked each time.
+        top_k: How many of its most probable words `cache` keeps of each token of a language model, at least 1: the loss
+            is the divergence over these and the rest of the words as one (Tan et al. 2019, arXiv:1902.10461, keep the
+            first 8 words, without the rest). ``None``: the teacher is no language model.
+        cache_dtype: What the logarithms of these words' probabilities are kept in.
 
     Example:
         >>> Distillation(temperature=4.0, hidden=(1.0, 0.0)).weight("hidden", progress=0.25)
@@ -69,9 +73,16 @@ class Distillation:
     heads: Literal["mean", "kept"] = "mean"
     teacher_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     cache: str | None = None
+    top_k: int | None = Field(default=None, ge=1)
+    cache_dtype: Literal["float16", "float32"] = "float16"
 
     def __post_init__(self) -> None:
         """Only logits are kept."""
+        if self.top_k is not None and self.cache is None:
+            raise PruningError(
+                "top_k says what cache keeps of a language model: give cache a folder, or leave top_k out. "
+                f"Received: top_k={self.top_k}, cache=None"
+            )
         inside = [term for term in ("hidden", "attention") if self.uses(term)]
         if self.cache is not None and inside:
             raise PruningError(
