@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -112,6 +113,24 @@ def hidden_loss(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor
     """
     units = (functional.normalize(value.float(), dim=-1) for value in (student, teacher))
     return row_mean(torch.sub(*units).square().sum(-1), mask)
+
+
+def layer_distances(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | None) -> Tensor:
+    """Return `hidden_loss` between all layers of both, ``(layers of the teacher, layers of the student)``.
+
+    Args:
+        student: Of each layer ``(rows, positions, width)``.
+        teacher: Likewise, of the same shape.
+        mask: ``(rows, positions)``, True where a position is not padding; ``None``: all are.
+    """
+    weights = torch.ones(student[0].shape[:2], device=student[0].device) if mask is None else mask.float()
+    weights = weights / weights.sum(1, keepdim=True).clamp(min=1) / len(weights)
+    scale = weights.sqrt()[..., None]
+    ours, theirs = (
+        torch.stack([functional.normalize(one.float(), dim=-1) * scale for one in layers]).flatten(1)
+        for layers in (student, teacher)
+    )
+    return 2 - 2 * theirs @ ours.T
 
 
 def attention_loss(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:

@@ -18,13 +18,11 @@ from ..sharding import average_over_processes
 from .behind import check_trainer, having
 from .hearing import loss_of
 from .kept import form_of
-from .lesson import PROJECTIONS, Lesson
+from .lesson import PROJECTIONS, TERMS, Lesson
 from .memory import Memory
 from .outputs import count
 from .settings import Distillation
 from .teacher import load_teacher
-
-TERMS = ("logits", "hidden", "attention")
 
 
 class _Step(NamedTuple):
