@@ -6,8 +6,10 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import models
 import pytest
 import torch
+import transformers
 from models import (
     assert_same_weights,
     build_bert,
@@ -46,7 +48,10 @@ def term_of(student: Any, teacher: Any, batch: Any) -> torch.Tensor:
 
 
 # words
-@pytest.mark.parametrize(("student", "teacher"), [(60, 64), (64, 60)])
+SIZES = pytest.mark.parametrize(("student", "teacher"), [(60, 63), (63, 60)])
+
+
+@SIZES
 @pytest.mark.parametrize("labelled", [True, False])
 def test_padded_words_do_not_count(student, teacher, labelled, tmp_path):
     """The common words are a distribution of their own: by hand, in both directions."""
@@ -64,6 +69,60 @@ def test_padded_words_do_not_count(student, teacher, labelled, tmp_path):
         del batch["labels"]
         expected = torch.stack([row[keep].mean() for row, keep in zip(expected, counts)]).mean()
     assert term_of(*models, batch).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def build_bart(seed: int = 0, **changes: Any) -> Any:
+    sizes = {
+        f"{side}_{key}": n
+        for side in ("encoder", "decoder")
+        for key, n in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 16))
+    }
+    config = transformers.BartConfig(
+        d_model=16, max_position_embeddings=40, dropout=0.0, pad_token_id=0, **sizes, **changes
+    )
+    return models.randomize(transformers.BartForConditionalGeneration(config), seed)
+
+
+def build_masked(seed: int = 0, **changes: Any) -> Any:
+    return build_bert("ForMaskedLM", seed, **changes)
+
+
+@SIZES
+@pytest.mark.parametrize("build", [build_bart, build_masked])
+def test_padded_words_of_other_language_models_do_not_count(build, student, teacher):
+    pair = [build(seed, vocab_size=size) for seed, size in enumerate((student, teacher))]
+    batch = draw_batch(pair[0])
+    batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    counts = batch["labels"] != -100
+    ours, theirs = (logits_of(model, batch)[..., :60][counts].div(2) for model in pair)
+    expected = 4 * functional.kl_div(ours.log_softmax(-1), theirs.softmax(-1), reduction="batchmean")
+    assert term_of(*pair, batch).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_one_warning_says_both_sizes(tmp_path, caplog):
+    student, teacher = build_llama(), build_llama(1, vocab_size=63)
+    options = {"args": training_arguments(tmp_path, max_steps=2), "train_dataset": draw_rows(student, 8)}
+    DistillationTrainer(student, teacher=teacher, **options).train()
+    assert [one.getMessage() for one in caplog.records if one.name.startswith("hf_prune")] == [
+        "The student has 60 words and the teacher 63: the first 60 are compared, as a distribution of their own"
+    ]
+
+
+def test_vocabularies_that_share_less_are_refused(tmp_path):
+    for ours, theirs in ((60, 64), (64, 60)):
+        with pytest.raises(PruningError, match=rf"at least 95% .*Received: {theirs} words for the student's {ours}"):
+            load_teacher(build_llama(1, vocab_size=theirs), build_llama(vocab_size=ours))
+
+
+def test_words_that_only_the_student_has_may_pad():
+    """As a token for padding does that was added to the student."""
+    student, teacher = build_llama(vocab_size=63), build_llama(1)
+    batch = draw_batch(student)
+    padded = {**batch, "input_ids": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, 62)}
+    assert term_of(student, teacher, padded).item() == pytest.approx(term_of(student, teacher, batch).item())
+    batch["input_ids"][0, 0] = 61
+    with pytest.raises(PruningError, match=r"teacher of 60 words .* Received: input_ids with the word 61"):
+        term_of(student, teacher, batch)
 
 
 # labels

@@ -171,7 +171,7 @@ def test_a_file_that_holds_something_else_is_asked_anew(tmp_path):
     train(tmp_path / "a", student, teacher, tmp_path / "answers")
     (file,) = (tmp_path / "answers").iterdir()
     for keys, logits in ((torch.zeros(2, 16, dtype=torch.uint8), torch.zeros(3, 7)), (torch.zeros(2), torch.zeros(()))):
-        save_file({"keys": keys, "logits": logits}, file)
+        save_file({"keys": keys, "logits": logits, "lengths": torch.ones(2, dtype=torch.long)}, file)
         counted = Counting(teacher)
         train(tmp_path / "b", build_bert(), teacher, tmp_path / "answers")
         assert counted.forwards == 2

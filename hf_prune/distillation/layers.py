@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..architectures import find_groups, layer_lists
+from ..architectures.conventions import QUERY_KEY_VALUE
 from ..errors import PruningError
 from ..plan import BLOCK, Record, read_record
 from ..skipping import is_only_masked
@@ -23,7 +24,7 @@ from .matching import transformers_model
 Key = tuple[str, int]  # a list of layers and a dense number, such as ("decoder.layers", 3)
 Place = tuple[str, int, str]  # with the attention's name, such as ("decoder.layers", 3, "cross_attention")
 _IF_ASKED = re.compile(r"\bif (not )?(self\.)?output_attentions\b")
-LayerMap = Literal["uniform", "last"] | Mapping[int, int]
+LayerMap = Literal["uniform", "last", "nearest"] | Mapping[int, int]
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,21 @@ class Attention:
     heads: tuple[int, ...] = ()
     read: Slice | None = None
     per_part: int = 1
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Queries, keys or values of one attention: the module that hands them out, and which entries are whose.
+
+    Args:
+        module: Hands them out; one module may hand out all three.
+        part: Which of its outputs belong to which heads.
+        of: These heads, or groups of them that share keys and values.
+    """
+
+    module: str
+    part: Slice
+    of: Attention
 
 
 class Anatomy:
@@ -48,6 +64,7 @@ class Anatomy:
         self._seen: object = None
         self._layers: dict[Key, str] = {}
         self._attentions: dict[Place, Attention] = {}
+        self._vectors: dict[Place, tuple[Vectors, ...]] = {}
         self.dense: dict[str, int] = {}
         self.widths: dict[str, int] = {}
 
@@ -61,10 +78,15 @@ class Anatomy:
         here = self.layers()
         return {place: one for place, one in self._attentions.items() if place[:2] in here}
 
+    def vectors(self) -> dict[Place, tuple[Vectors, ...]]:
+        """Return queries, keys and values of the attentions of these layers within one sequence, where it has such."""
+        here = self.layers()
+        return {place: one for place, one in self._vectors.items() if one and place[:2] in here}
+
     def alive(self, attention: Attention) -> list[int]:
         """Return the live numbers of heads that are not masked: their outputs are read."""
         part = attention.read
-        if part is None:
+        if part is None or not attention.heads:
             return []
         weight = self.model.get_parameter(part.parameter).detach()
         index = part.index(torch.arange(len(attention.heads)), attention.per_part).to(weight.device)
@@ -88,13 +110,16 @@ class Anatomy:
             for number, path in zip(record.dense_numbers(group), group.modules)
         }
         self.widths |= _widths(self.model, groups, lists)
-        self._attentions = {
-            (group.name, number, one.place.rpartition(".")[2]): _attention(one, groups, record)
+        branches = {
+            (group.name, number, one.place.rpartition(".")[2]): one
             for group in lists
             for number, path in zip(record.dense_numbers(group), group.modules)
             for one in groups
             if one.traits.is_place and one.core.startswith(f"{path}.") and one.place.endswith("attention")
         }
+        self._attentions = {place: _attention(one, groups, record) for place, one in branches.items()}
+        within = {place: one for place, one in branches.items() if "cross" not in place[2]}
+        self._vectors = {place: _vectors(one, groups, record) for place, one in within.items()}
 
 
 def map_layers(
@@ -143,6 +168,40 @@ def pair_layers(setting: LayerMap, student: Anatomy, teacher: Anatomy) -> dict[K
         mapped = map_layers(setting, mine, dense, its, teacher.dense[name])
         pairs |= {(name, number): (name, other) for number, other in mapped.items()}
     return pairs
+
+
+def candidate_layers(setting: LayerMap, student: Anatomy, teacher: Anatomy) -> list[tuple[Key, Key]]:
+    """Return pairs of layers that are compared; under ``"nearest"`` all of which some will be, in the layers' order."""
+    pairs = pair_layers("uniform" if setting == "nearest" else setting, student, teacher)
+    if setting != "nearest":
+        return list(pairs.items())
+    ours, theirs = (sorted(one.layers()) for one in (student, teacher))
+    return [(mine, its) for its in theirs for mine in ours if mine[0] == its[0]]
+
+
+def nearest_in_order(distances: Tensor) -> list[int]:
+    """Return which column each row is matched with, never falling, so that the sum of distances is the least.
+
+    Args:
+        distances: ``(layers of the teacher, layers of the student)``.
+
+    Example:
+        >>> nearest_in_order(torch.tensor([[3.0, 1.0, 9.0], [1.0, 2.0, 9.0], [9.0, 9.0, 1.0]]))
+        [1, 1, 2]
+    """
+    sums, *rows = distances.tolist()
+    ways = list[list[int]]()  # for each row and column, the best column of the row before
+    for row in rows:
+        best, way = 0, list[int]()
+        for column in range(len(row)):
+            best = column if sums[column] < sums[best] else best
+            way.append(best)
+        ways.append(way)
+        sums = [sums[before] + cost for before, cost in zip(way, row)]
+    path = [sums.index(min(sums))]
+    for way in reversed(ways):
+        path.append(way[path[-1]])
+    return path[::-1]
 
 
 @contextmanager
@@ -258,12 +317,43 @@ def use_eager_attention(model: Any) -> str | None:
 
 
 def _attention(branch: Group, groups: Sequence[Group], record: Record) -> Attention:
+    owned = _owners("head", branch, groups)
+    return Attention(branch.core) if owned is None else _owned(branch, *owned, record)
+
+
+def _owned(branch: Group, group: Group, read: Slice, record: Record) -> Attention:
+    return Attention(branch.core, tuple(record.dense_numbers(group)), read, group.per_part)
+
+
+def _owners(kind: str, branch: Group, groups: Sequence[Group]) -> tuple[Group, Slice] | None:
+    """Return the units of an attention of one kind, and where they are read; ``None``: it has none."""
     written = {part.parameter for part in branch.read}
     for group in groups:
         part = next((one for one in group.read if one.parameter in written), None)
-        if group.kind == "head" and part is not None:
-            return Attention(branch.core, tuple(record.dense_numbers(group)), part, group.per_part)
-    return Attention(branch.core)
+        if group.kind == kind and part is not None:
+            return group, part
+    return None
+
+
+def _vectors(branch: Group, groups: Sequence[Group], record: Record) -> tuple[Vectors, ...]:
+    """Return queries, keys and values of an attention, where three modules hand them out, or one in three blocks."""
+    heads = _owners("head", branch, groups)
+    if heads is None:
+        return ()
+    keys = _owners("kv_group", branch, groups) or heads
+    parts = [[one for one in group.slices if _is_weight(one)] for group, _ in (heads, keys)]
+    found = [*parts[0][:1], *(parts[1][:2] if keys is not heads else parts[0][1:3])]
+    modules = [one.module.removesuffix(".base_layer") for one in found]  # PEFT's, around the projection itself
+    apart = any(all(one.endswith(f".{name}") for one, name in zip(modules, names)) for names in QUERY_KEY_VALUE)
+    in_blocks = len(set(modules)) == 1 and len({one.offset for one in found}) == 3
+    if len(found) != 3 or not (apart or in_blocks):
+        return ()
+    owners = [_owned(branch, *one, record) for one in (heads, keys, keys)]
+    return tuple(map(Vectors, modules, found, owners))
+
+
+def _is_weight(part: Slice) -> bool:
+    return part.parameter.endswith(".weight") and not part.adapter
 
 
 def _widths(model: nn.Module, groups: Sequence[Group], lists: Sequence[Group]) -> dict[str, int]:

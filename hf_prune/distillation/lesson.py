@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +15,29 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, PruningError
 from ..resume import write_part
 from .hearing import Forward, answers, by_name, flat, hear
-from .layers import Anatomy, Attention, Key, Place, listen, pair_layers, take_hidden, take_map, use_eager_attention
-from .losses import attention_loss, hidden_loss
+from .layers import (
+    Anatomy,
+    Attention,
+    Key,
+    Place,
+    candidate_layers,
+    listen,
+    nearest_in_order,
+    pair_layers,
+    take_hidden,
+    take_map,
+    use_eager_attention,
+)
+from .losses import attention_loss, hidden_loss, layer_distances
 from .matching import match_outputs
 from .memory import Memory
 from .outputs import output_loss, positions
+from .relations import check_relation_heads, pair_relations, relations_between
 from .settings import Distillation
-from .teacher import teacher_inputs
+from .teacher import known_words, teacher_inputs
 
 PROJECTIONS = "distillation.safetensors"
+TERMS = ("logits", "hidden", "attention", "relations")
 
 
 @dataclass
@@ -31,8 +45,9 @@ class Heard:
     """What a student's forwards are compared in, and the forwards."""
 
     wanted: set[str]
-    layers: Mapping[Key, Key]
+    layers: Sequence[tuple[Key, Key]]
     maps: Mapping[Place, Place]
+    relations: Mapping[Place, Place]
     forwards: list[Forward]
 
 
@@ -58,21 +73,35 @@ class Lesson:
         self.columns = match_outputs(student, teacher)
         self.projections = nn.ModuleDict()
         self.implementations: dict[int, tuple[Any, str]] = {}
-        if settings.uses("hidden") or settings.uses("attention"):
+        if any(settings.uses(term) for term in TERMS if term != "logits"):
             self.anatomies = Anatomy(student), Anatomy(teacher)
-            if not pair_layers(settings.layer_map, *self.anatomies):
-                raise PruningError(
-                    "Distillation of hidden states or attention needs layers in a list. "
-                    f"Received: {type(student).__name__}"
-                )
-            if settings.uses("attention") and not self._pair_attentions(
-                pair_layers(settings.layer_map, *self.anatomies)
-            ):
-                raise PruningError(
-                    "Distillation.attention needs attentions whose heads hf_prune finds in both models. "
-                    f"Received: {type(student).__name__}, {type(teacher).__name__}"
-                )
+            self._check()
         self.draw(seed)
+
+    def _check(self) -> None:
+        """Check that there is something to be compared inside of both models."""
+        settings, both = self.settings, f"{type(self.student).__name__}, {type(self.teacher).__name__}"
+        layers = candidate_layers(settings.layer_map, *self.anatomies)
+        if not layers:
+            raise PruningError(
+                "Distillation of hidden states, attention or relations needs layers in a list. "
+                f"Received: {type(self.student).__name__}"
+            )
+        if settings.uses("attention") and not self._pair_attentions(dict(layers)):
+            raise PruningError(
+                f"Distillation.attention needs attentions whose heads hf_prune finds in both models. Received: {both}"
+            )
+        if not settings.uses("relations"):
+            return
+        pairs = pair_relations(settings, *self.anatomies)
+        if not pairs:
+            raise PruningError(
+                "Distillation.relations needs attentions of both models with queries, keys and values from three "
+                f"projections, or from one in three blocks. Received: {both}"
+            )
+        for pair in pairs.items():
+            for anatomy, place, whose in zip(self.anatomies, pair, ("student", "teacher")):
+                check_relation_heads(settings.relation_heads, anatomy, place, whose)
 
     def terms(
         self, model: Any, inputs: Mapping[str, Any], labels: Collection[str], weights: Mapping[str, float]
@@ -97,11 +126,12 @@ class Lesson:
             model: The student, possibly wrapped.
             weights: Weight of each term now.
         """
-        wanted = {term for term in ("logits", "hidden", "attention") if weights[term] > 0}
-        layers = pair_layers(self.settings.layer_map, *self.anatomies) if wanted & {"hidden", "attention"} else {}
-        maps = self._pair_attentions(layers) if "attention" in wanted else {}
-        heard = Heard(wanted, layers if "hidden" in wanted else {}, maps, [])
-        with hear(model, self.student, lambda stack: self._listen(stack, 0, heard.layers, maps)) as heard.forwards:
+        wanted, settings = {term for term in TERMS if weights.get(term, 0.0) > 0}, self.settings
+        layers = candidate_layers(settings.layer_map, *self.anatomies) if "hidden" in wanted else []
+        maps = self._pair_attentions(pair_layers(settings.layer_map, *self.anatomies)) if "attention" in wanted else {}
+        relations = pair_relations(settings, *self.anatomies) if "relations" in wanted else {}
+        heard = Heard(wanted, layers, maps, relations, [])
+        with hear(model, self.student, lambda stack: self._listen(stack, 0, heard)) as heard.forwards:
             yield heard
 
     def learn(
@@ -128,10 +158,9 @@ class Lesson:
     def _compare(
         self, heard: Heard, forward: Forward, batch: Mapping[str, Any], labels: Collection[str], autocast: Any
     ) -> dict[str, Tensor]:
-        layers, maps = heard.layers, heard.maps
         with ExitStack() as stack, torch.no_grad(), autocast():
-            theirs = self._listen(stack, 1, {b: b for b in layers.values()}, {b: b for b in maps.values()})
-            taught = self._ask(teacher_inputs(self.teacher, forward.inputs, labels))
+            theirs = self._listen(stack, 1, heard)
+            taught = self._ask(self._readable(teacher_inputs(self.teacher, forward.inputs, labels)))
         given = batch.get("labels")
         given = given if torch.is_tensor(given) else None
         inputs = flat(forward.inputs if given is None else {**forward.inputs, "labels": given})
@@ -139,11 +168,18 @@ class Lesson:
         if "logits" in heard.wanted:
             mine, temperature = answers(self.student, forward), self.settings.temperature
             terms["logits"] = output_loss(self.student, mine, taught, inputs, temperature, self.columns, given)
-        if layers:
-            terms["hidden"] = self._hidden(layers, forward.inside[0], theirs[0], inputs)
-        if maps:
-            terms["attention"] = self._attention(maps, forward.inside[1], theirs[1], inputs)
+        if heard.layers:
+            terms["hidden"] = self._hidden(heard.layers, forward.inside[0], theirs[0], inputs)
+        if heard.maps:
+            terms["attention"] = self._attention(heard.maps, forward.inside[1], theirs[1], inputs)
+        if heard.relations:
+            terms["relations"] = self._relations(heard.relations, forward.inside[2], theirs[2], inputs)
         return {name: value for name, value in terms.items() if value is not None}
+
+    def _readable(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Return inputs without words that only the student has."""
+        ours, theirs = self.columns.sizes or (0, 0)
+        return known_words(inputs, theirs) if theirs < ours else inputs
 
     def _ask(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the teacher's outputs by name: from memory, where there is one."""
@@ -159,31 +195,62 @@ class Lesson:
             model.set_attn_implementation(before)
         self.implementations = {}
 
-    def _listen(self, stack: ExitStack, which: int, layers: Mapping[Key, Key], maps: Mapping[Place, Place]) -> Any:
-        """Start to collect layers' outputs and attentions' maps of the student (0) or the teacher (1), by key."""
-        anatomy = self.anatomies[which] if layers or maps else None
-        if anatomy is None:
-            return {}, {}
+    def _listen(self, stack: ExitStack, which: int, heard: Heard) -> Any:
+        """Start to collect what is compared of the student (0) or the teacher (1): layers, maps, projections."""
+        if not (heard.layers or heard.maps or heard.relations):
+            return {}, {}, {}
+        anatomy = self.anatomies[which]
         model: Any = anatomy.model
-        if maps and (before := use_eager_attention(model)):
+        if heard.maps and (before := use_eager_attention(model)):
             self.implementations[id(model)] = model, before
+        layers, maps, relations = (
+            {pair[which] for pair in pairs} for pairs in (heard.layers, heard.maps.items(), heard.relations.items())
+        )
         paths = {key: path for key, path in anatomy.layers().items() if key in layers}
         cores = {place: one.module for place, one in anatomy.attentions().items() if place in maps}
-        hidden = stack.enter_context(listen(model, paths.values(), take_hidden))
-        attention = stack.enter_context(listen(model, cores.values(), take_map))
-        return _Named(paths, hidden), _Named(cores, attention)
+        wanted = {one.module for place, found in anatomy.vectors().items() if place in relations for one in found}
+        hidden, attention, vectors = (
+            stack.enter_context(listen(model, modules, take))
+            for modules, take in ((paths.values(), take_hidden), (cores.values(), take_map), (wanted, take_hidden))
+        )
+        return _Named(paths, hidden), _Named(cores, attention), vectors
 
-    def _hidden(self, layers: Mapping[Key, Key], ours: _Named, theirs: _Named, inputs: Mapping[str, Any]) -> Any:
+    def _hidden(
+        self, layers: Sequence[tuple[Key, Key]], ours: _Named, theirs: _Named, inputs: Mapping[str, Any]
+    ) -> Any:
+        students = {mine: self._projected(mine[0], ours.get(mine)) for mine, _ in layers}
+        pairs = [
+            (mine, student, teacher)
+            for mine, its in layers
+            if (student := students[mine]) is not None and (teacher := theirs.get(its)) is not None
+        ]
+        for (name, number), student, teacher in pairs:
+            _check_alike(f"{name}.{number}", student, teacher)
+        masks = {name: positions(self.student, inputs, name, student.shape) for (name, _), student, _ in pairs}
+        if self.settings.layer_map == "nearest":
+            lists = ([pair for pair in pairs if pair[0][0] == name] for name in masks)
+            pairs = [one for pairs, mask in zip(lists, masks.values()) for one in _nearest(pairs, mask)]
+        losses = [hidden_loss(student, teacher, masks[name]) for (name, _), student, teacher in pairs]
+        return torch.stack(losses).mean() if losses else None
+
+    def _projected(self, name: str, hidden: Tensor | None) -> Any:
+        """Return a layer's output as wide as the teacher's."""
+        matrix = self.projections_by_name.get(name)
+        return hidden if matrix is None or hidden is None else matrix(hidden.float())
+
+    def _relations(
+        self, pairs: Mapping[Place, Place], ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], inputs: Any
+    ) -> Any:
         losses = []
-        for mine, its in layers.items():
-            student, teacher = ours.get(mine), theirs.get(its)
-            if student is None or teacher is None:
+        for pair in pairs.items():
+            (mine, *_), (its, *_) = (anatomy.vectors()[place] for anatomy, place in zip(self.anatomies, pair))
+            if mine.module not in ours or its.module not in theirs:
                 continue
-            name = mine[0]
-            if name in self.projections_by_name:
-                student = self.projections_by_name[name](student.float())
-            _check_alike(f"{name}.{mine[1]}", student, teacher)
-            losses.append(hidden_loss(student, teacher, positions(self.student, inputs, name, student.shape)))
+            check_relation_heads(self.settings.relation_heads, self.anatomies[0], pair[0], "student")
+            queries = ours[mine.module]
+            _check_alike(".".join(map(str, pair[0])), queries[..., :1], theirs[its.module][..., :1])
+            mask = positions(self.student, inputs, pair[0][0], queries.shape)
+            losses.append(relations_between(self.settings, self.anatomies, pair, (ours, theirs), mask))
         return torch.stack(losses).mean() if losses else None
 
     def _attention(self, maps: Mapping[Place, Place], ours: _Named, theirs: _Named, inputs: Mapping[str, Any]) -> Any:
@@ -278,6 +345,19 @@ class _Named:
 
     def get(self, key: Any) -> Tensor | None:
         return self.heard.get(self.paths.get(key, ""))
+
+
+def _nearest(pairs: Sequence[tuple[Key, Tensor, Tensor]], mask: Tensor | None) -> list[tuple[Key, Tensor, Tensor]]:
+    """Return those of one list's pairs in which each layer of the teacher is with the student's nearest, in order.
+
+    Args:
+        pairs: Each layer of the teacher, in order, with each of the student's, in order.
+        mask: Which positions count.
+    """
+    count = sum(teacher is pairs[0][2] for _, _, teacher in pairs)  # layers of the student
+    students, teachers = [one[1].detach() for one in pairs[:count]], [one[2] for one in pairs[::count]]
+    chosen = nearest_in_order(layer_distances(students, teachers, mask))
+    return [pairs[count * row + column] for row, column in enumerate(chosen)]
 
 
 def _check_alike(name: str, student: Tensor, teacher: Tensor) -> None:

@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+_LEAST = -1e4  # of a logarithm of a probability: 0 times minus infinity would be NaN
+
+
+class Top(NamedTuple):
+    """The most probable words of distributions.
+
+    Args:
+        logs: ``(..., k + 1)``: logarithms of their probabilities, and of what all other words have together.
+        ids: ``(..., k)``: which words they are.
+    """
+
+    logs: Tensor
+    ids: Tensor
 
 
 def logits_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -28,6 +45,46 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Return T^2 KL(teacher_T || student_T) over the last axis, ``(..., classes)`` to ``(...)``."""
     soft, target = (logits.float().div(temperature).log_softmax(-1) for logits in (student, teacher))
     return temperature**2 * functional.kl_div(soft, target, log_target=True, reduction="none").sum(-1)
+
+
+def top_of(logits: Tensor, count: int, temperature: float) -> Top:
+    """Return the `count` most probable words of ``softmax(logits / T)``, ``(..., words)``, with the rest's share.
+
+    Example:
+        >>> top_of(torch.tensor([3.0, 1.0, 4.0]).log(), 2, 1.0).logs.exp()
+        tensor([0.5000, 0.3750, 0.1250])
+    """
+    every = logits.float().div(temperature).log_softmax(-1)
+    logs, ids = every.topk(count)
+    return Top(torch.cat([logs, _rest(every, ids)], -1), ids)
+
+
+def top_divergence(student: Tensor, top: Top, temperature: float) -> Tensor:
+    """Return T^2 KL(teacher_T || student_T) where all words that are not among the teacher's first count as one.
+
+    At most the divergence over all words, and equal to it where the teacher's rest is empty.
+
+    Args:
+        student: ``(..., words)``.
+        top: The teacher's, at the same temperature.
+        temperature: T.
+
+    Returns:
+        ``(...)``
+    """
+    every, theirs = student.float().div(temperature).log_softmax(-1), top.logs
+    ours = every.gather(-1, top.ids)
+    if top.ids.shape[-1] < every.shape[-1]:
+        ours = torch.cat([ours, _rest(every, top.ids)], -1)
+    else:
+        theirs = theirs[..., :-1]
+    target = theirs.clamp(min=_LEAST).log_softmax(-1)  # what was rounded is a distribution again
+    return temperature**2 * functional.kl_div(ours, target, log_target=True, reduction="none").sum(-1)
+
+
+def _rest(logs: Tensor, ids: Tensor) -> Tensor:
+    """Return the logarithm of what words but these have together, ``(..., 1)``."""
+    return logs.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
 
 
 def labels_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -56,6 +113,24 @@ def hidden_loss(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor
     """
     units = (functional.normalize(value.float(), dim=-1) for value in (student, teacher))
     return row_mean(torch.sub(*units).square().sum(-1), mask)
+
+
+def layer_distances(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | None) -> Tensor:
+    """Return `hidden_loss` between all layers of both, ``(layers of the teacher, layers of the student)``.
+
+    Args:
+        student: Of each layer ``(rows, positions, width)``.
+        teacher: Likewise, of the same shape.
+        mask: ``(rows, positions)``, True where a position is not padding; ``None``: all are.
+    """
+    weights = torch.ones(student[0].shape[:2], device=student[0].device) if mask is None else mask.float()
+    weights = weights / weights.sum(1, keepdim=True).clamp(min=1) / len(weights)
+    scale = weights.sqrt()[..., None]
+    ours, theirs = (
+        torch.stack([functional.normalize(one.float(), dim=-1) * scale for one in layers]).flatten(1)
+        for layers in (student, teacher)
+    )
+    return 2 - 2 * theirs @ ours.T
 
 
 def attention_loss(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:

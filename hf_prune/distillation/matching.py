@@ -11,7 +11,7 @@ from torch import Tensor
 from ..adapters import bare
 from ..errors import PruningError
 
-PADDING = 1024  # vocabularies are padded to multiples of up to this; what differs by more is another tokenizer's
+COMMON = 0.95  # of the larger vocabulary: what padding adds is less, what shares less is another tokenizer's
 _UNNAMED = re.compile(r"label_\d+")
 
 
@@ -20,12 +20,17 @@ class Columns:
     """What of the last axis is compared.
 
     Args:
-        words: How many first words both vocabularies have; ``None``: they are as large.
+        sizes: How many words the student and the teacher have, where these are not as many.
         order: Which of the teacher's labels each of the student's is; ``None``: the same place.
     """
 
-    words: int | None = None
+    sizes: tuple[int, int] | None = None
     order: tuple[int, ...] | None = None
+
+    @property
+    def words(self) -> int | None:
+        """How many first words both vocabularies have; ``None``: they are as large."""
+        return None if self.sizes is None else min(self.sizes)
 
     def common(self, ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
         """Return what can be compared of logits, ``(..., classes)`` each."""
@@ -42,14 +47,14 @@ def match_outputs(student: Any, teacher: Any) -> Columns:
     Raises:
         PruningError: They have different numbers of labels, other labels, or vocabularies of different tokenizers.
     """
-    ours, theirs = _words(student), _words(teacher)
+    ours, theirs = count_words(student), count_words(teacher)
     if ours is not None and theirs is not None:
-        if abs(ours - theirs) >= PADDING:
+        if min(ours, theirs) < COMMON * max(ours, theirs):
             raise PruningError(
-                "The teacher must read the student's tokens; a vocabulary may be padded, to less than "
-                f"{PADDING} words more. Received: {theirs} words for the student's {ours}"
+                "The teacher must read the student's tokens: a vocabulary may be padded, so that the two have at least "
+                f"{COMMON:.0%} of the larger one in common. Received: {theirs} words for the student's {ours}"
             )
-        return Columns(words=None if ours == theirs else min(ours, theirs))
+        return Columns(sizes=None if ours == theirs else (ours, theirs))
     counts = ours or _labels(student), theirs or _labels(teacher)
     if counts[0] != counts[1]:
         raise PruningError(f"The teacher's outputs must be as many as the student's {counts[0]}. Received: {counts[1]}")
@@ -87,7 +92,7 @@ def _order(ours: list[str] | None, theirs: list[str] | None) -> tuple[int, ...] 
     return tuple(theirs.index(name) for name in ours)
 
 
-def _words(model: Any) -> int | None:
+def count_words(model: Any) -> int | None:
     """Return how many words a language model writes; ``None``: it is none."""
     words = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     return None if words is None else len(words.weight)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,16 @@ from torch import Tensor
 from ..errors import PruningError
 from ..files import new_file
 from .hearing import flat
+from .kept import Form, Record, Whole, decoded
 
 logger = logging.getLogger(__name__)
+_WHOLE = Whole()
 _KEY = 16  # bytes of a row's digest
 _NO_MATTER = ("transformers_version", "architectures", "id2label", "label2id", "dtype", "torch_dtype", "hf_prune")
 
 
 class Memory:
-    """A teacher's logits by what a row holds, in one file a process.
+    """What a teacher answered by what a row holds, in files of which each process writes its own.
 
     Padding is no part of a row, so that the same row in another batch is found. Answers differ from fresh ones by what
     the padding of the batch in which they were computed did to the last bits.
@@ -34,48 +37,45 @@ class Memory:
         folder: Where the files lie; other teachers' may lie there too.
         teacher: Whose answers.
         precision: What it computes in beside its own dtype, such as ``"bf16"`` under autocast.
-        rank: Number of this process: each writes a file of its own, and reads all.
+        rank: Number of this process: each writes files of its own, and reads all.
+        form: What is kept of an answer.
 
     Raises:
         PruningError: The folder cannot be written.
     """
 
-    def __init__(self, folder: str | Path, teacher: Any, precision: str = "", rank: int = 0) -> None:
-        self.folder, self.rank = _writable(Path(folder).expanduser()), rank
-        self.name = digest_of(teacher, precision)
+    def __init__(
+        self, folder: str | Path, teacher: Any, precision: str = "", rank: int = 0, form: Form = _WHOLE
+    ) -> None:
+        self.folder, self.rank, self.form = _writable(Path(folder).expanduser()), rank, form
+        self.name = digest_of(teacher, f"{precision} {form}")
         self.asked, self.found = 0, 0
         self.new = 0  # rows that were not known, since this was made
-        self.known: dict[bytes, Tensor] = {}
-        self._own = set[bytes]()
+        self.known: dict[bytes, Record] = {}
+        self._unwritten = set[bytes]()
+        self._read = set[Path]()
+        self._places_count = not any("rotary" in type(one).__name__.lower() for one in teacher.modules())
         self.begin_epoch()
         self.read()
 
     def answers(self, inputs: Mapping[str, Any], ask: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
-        """Return the teacher's logits for a batch: remembered where all of its rows are, else asked for.
+        """Return the teacher's answers for a batch: remembered where all of its rows are, else asked for.
 
         Args:
             inputs: What the teacher would read.
             ask: Asks it.
 
         Raises:
-            PruningError: Its answers are not one row of logits for each row that it reads.
+            PruningError: Its answers cannot be kept row by row.
         """
-        keys, device = row_keys(inputs), next(one.device for one in flat(inputs).values() if torch.is_tensor(one))
+        keys = row_keys(inputs, places=self._places_count)
+        device = next(one.device for one in flat(inputs).values() if torch.is_tensor(one))
         unknown = sum(key not in self.known for key in keys)
         self.asked, self.found, self.new = self.asked + len(keys), self.found + len(keys) - unknown, self.new + unknown
-        if not unknown:
-            return {"logits": torch.stack([self.known[key] for key in keys]).to(device)}
-        found = ask()
-        logits = found.get("logits")
-        if not torch.is_tensor(logits) or logits.ndim != 2 or len(logits) != len(keys):
-            shape = tuple(logits.shape) if torch.is_tensor(logits) else ", ".join(found)
-            raise PruningError(
-                "Distillation.cache is for teachers with one row of logits for each row that they read, as classifiers "
-                f"have; leave it out. Received: {shape} for {len(keys)} rows"
-            )
-        self.known.update(zip(keys, logits.detach().float().cpu().clone()))
-        self._own.update(keys)
-        return found
+        if unknown:
+            self.known.update(zip(keys, self.form.keep(ask(), inputs, len(keys))))
+            self._unwritten.update(keys)
+        return self.form.hand_out([self.known[key] for key in keys], inputs, device)
 
     def begin_epoch(self) -> None:
         """Count from now on what is found again in an epoch."""
@@ -94,33 +94,34 @@ class Memory:
             )
 
     def read(self) -> None:
-        """Read what all processes have written; a file that is damaged counts for nothing."""
-        for path in sorted(self.folder.glob(f"{self.name}-*.safetensors")):
+        """Read what all processes have written since this was asked last; a file that is damaged counts for nothing."""
+        for path in sorted({*self.folder.glob(f"{self.name}-*.safetensors")} - self._read):
             try:
-                told = load_file(path)
-                keys, logits = _checked(told["keys"], told["logits"])
+                rows = _rows_of(load_file(path), self.form.names)
             except (OSError, KeyError, ValueError, SafetensorError) as error:
                 logger.warning("%s cannot be read, and is written anew: %s", path, error)
                 continue
-            own = path == self._file
-            for key, row in zip(keys.contiguous().numpy(), logits):
-                self.known.setdefault(key.tobytes(), row)
-                if own:
-                    self._own.add(key.tobytes())
+            self._read.add(path)
+            for key, row in rows:
+                self.known.setdefault(key, row)
 
     def write(self) -> None:
-        """Write what this process has asked for."""
-        if not self._own:
+        """Write what this process has asked for since it wrote last, as a file of its own."""
+        if not self._unwritten:
             return
-        keys = sorted(self._own)
-        packed = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(-1, _KEY)
+        keys = sorted(self._unwritten)
+        rows = [self.known[key] for key in keys]
+        packed = {name: torch.cat([row[name] for row in rows]) for name in self.form.names}
+        packed["keys"] = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(-1, _KEY)
+        packed["lengths"] = torch.tensor([len(row[self.form.names[0]]) for row in rows])
         self.folder.mkdir(parents=True, exist_ok=True)
-        with new_file(self._file) as file:
-            save_file({"keys": packed, "logits": torch.stack([self.known[key] for key in keys])}, file)
-
-    @property
-    def _file(self) -> Path:
-        return self.folder / f"{self.name}-{self.rank}.safetensors"
+        self.read()  # another run may have written meanwhile
+        files = (self.folder / f"{self.name}-{self.rank}-{number}.safetensors" for number in itertools.count())
+        own = next(path for path in files if path not in self._read)
+        with new_file(own) as file:
+            save_file(packed, file)
+        self._read.add(own)
+        self._unwritten.clear()
 
 
 def _writable(folder: Path) -> Path:
@@ -131,11 +132,14 @@ def _writable(folder: Path) -> Path:
     return folder
 
 
-def _checked(keys: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what a file holds, where it is a row of logits for each key."""
-    if keys.dtype != torch.uint8 or keys.shape[1:] != (_KEY,) or logits.ndim != 2 or len(logits) != len(keys):
-        raise ValueError(f"keys of {tuple(keys.shape)} and logits of {tuple(logits.shape)}")
-    return keys, logits
+def _rows_of(told: Mapping[str, Tensor], names: Sequence[str]) -> list[tuple[bytes, Record]]:
+    """Return the rows of a file, where it has as many items of each name as rows say that they hold."""
+    keys, lengths, values = told["keys"], told["lengths"], [told[name] for name in names]
+    fits = keys.dtype == torch.uint8 and keys.shape[1:] == (_KEY,) and lengths.shape == keys.shape[:1]
+    if not fits or any(one.ndim != 2 or len(one) != lengths.sum() for one in values):
+        raise ValueError(f"keys of {tuple(keys.shape)} and {[tuple(one.shape) for one in values]}")
+    pieces = zip(*(torch.split(one, lengths.tolist()) for one in values))
+    return [(key.tobytes(), dict(zip(names, row))) for key, row in zip(keys.contiguous().numpy(), pieces)]
 
 
 def digest_of(teacher: Any, precision: str = "") -> str:
@@ -155,11 +159,12 @@ def _settings_of(teacher: Any) -> str:
     return json.dumps(told, sort_keys=True, default=str)
 
 
-def row_keys(inputs: Mapping[str, Any]) -> list[bytes]:
+def row_keys(inputs: Mapping[str, Any], *, places: bool = False) -> list[bytes]:
     """Return a digest of each row of a batch, without its padding.
 
     Args:
         inputs: What a model reads; values that are no tensors count for all rows.
+        places: Whether padding before a text moves it to other positions for the model.
 
     Raises:
         PruningError: There is no tensor among them.
@@ -167,19 +172,27 @@ def row_keys(inputs: Mapping[str, Any]) -> list[bytes]:
     told = flat(inputs)
     mask = told.get("attention_mask")
     mask = mask.bool().cpu() if torch.is_tensor(mask) and mask.ndim == 2 else None
+    written = decoded(told)
     tensors = {name: one.detach().cpu() for name, one in sorted(told.items()) if torch.is_tensor(one) and one.ndim}
     if not tensors:
         raise PruningError(f"Distillation.cache needs batches of tensors. Received: {', '.join(told)}")
     others = repr([(name, one) for name, one in sorted(told.items()) if isinstance(one, (bool, int, float, str))])
-    rows = len(next(iter(tensors.values())))
-    return [_row_key(tensors, row, None if mask is None else mask[row], others) for row in range(rows)]
+    masks = {name: _mask_for(name, mask, written) for name in tensors}
+    moved = mask.int().argmax(1).tolist() if places and mask is not None else itertools.repeat(0)
+    rows = range(len(next(iter(tensors.values()))))
+    return [_row_key(tensors, row, masks, f"{others} {begin}" if begin else others) for row, begin in zip(rows, moved)]
 
 
-def _row_key(tensors: Mapping[str, Tensor], row: int, mask: Tensor | None, others: str) -> bytes:
+def _mask_for(name: str, read: Tensor | None, written: Tensor | None) -> Tensor | None:
+    """Return which positions of a tensor count: a decoder's behind an encoder are its own."""
+    return written.cpu() if written is not None and name.startswith(("labels", "decoder")) else read
+
+
+def _row_key(tensors: Mapping[str, Tensor], row: int, masks: Mapping[str, Tensor | None], others: str) -> bytes:
     found = hashlib.blake2b(others.encode(), digest_size=_KEY)
     for name, tensor in tensors.items():
-        one = tensor[row]
-        one = one[mask] if mask is not None and one.ndim and len(one) == len(mask) else one
+        one, mask = tensor[row], masks[name]
+        one = one[mask[row]] if mask is not None and one.ndim and len(one) == mask.shape[1] else one
         found.update(f"{name} {one.dtype} {tuple(one.shape)}".encode())
         found.update(_bytes(one))
     return found.digest()

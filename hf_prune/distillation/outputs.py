@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ..errors import PruningError
-from .losses import cosine_loss, divergence, labels_loss, logits_loss, pool, row_mean
+from .losses import Top, cosine_loss, divergence, labels_loss, logits_loss, pool, row_mean, top_divergence
 from .matching import Columns, transformers_model
 
+TOP = "top"  # what outputs call a `Top`
 EMBEDDINGS = ("text_embeds", "image_embeds", "audio_embeds", "embeddings", "sentence_embedding", "last_hidden_state")
 
 _ALL = Columns()
@@ -41,6 +42,8 @@ def output_loss(
         PruningError: There is nothing that both hand out.
     """
     logits = [_logits_of(one) for one in (ours, theirs)]
+    if logits[0] is not None and theirs.get(TOP) is not None:
+        return _top_words(model, logits[0], theirs[TOP], inputs, temperature, columns, labels)
     if logits[0] is not None and logits[1] is not None:
         return _logits(model, logits[0], logits[1], inputs, temperature, columns, labels)
     if ours.get("start_logits") is not None and theirs.get("start_logits") is not None:
@@ -145,14 +148,37 @@ def _logits(
     labels: Tensor | None,
 ) -> Tensor:
     problem = getattr(model.config, "problem_type", None)
-    if ours.ndim == 3 and (labels is None or (labels.ndim == 2 and labels.shape != ours.shape[:2])):
-        ours, theirs = columns.common(ours, theirs)  # a row a text, as no labels of the batch say what counts
+    if _by_texts(ours, labels):
+        ours, theirs = columns.common(ours, theirs)
         return row_mean(divergence(ours, theirs, temperature), _learned(model, inputs, ours.shape))
     rows = columns.common(*(loss_rows(model, logits, labels) for logits in (ours, theirs)))
     if problem == "regression" and rows[0].shape[-1] > 1:
         return torch.nn.functional.mse_loss(rows[0].float(), rows[1].float())
     loss = labels_loss if problem == "multi_label_classification" else logits_loss
     return loss(rows[0], rows[1], temperature)
+
+
+def _top_words(
+    model: Any,
+    ours: Tensor,
+    theirs: Top,
+    inputs: Mapping[str, Any],
+    temperature: float,
+    columns: Columns,
+    labels: Tensor | None,
+) -> Tensor:
+    """Compare with a teacher's most probable words, as `_logits` does with all."""
+    ours = ours[..., : columns.words]
+    if _by_texts(ours, labels):
+        return row_mean(top_divergence(ours, theirs, temperature), _learned(model, inputs, ours.shape))
+    student, *kept = (loss_rows(model, one, labels) for one in (ours, *theirs))
+    terms = top_divergence(student, Top(*kept), temperature)
+    return terms[kept[0].isfinite().any(-1)].mean()  # nothing was kept of padding
+
+
+def _by_texts(logits: Tensor, labels: Tensor | None) -> bool:
+    """Whether each text is a row, as no labels of the batch say which tokens count."""
+    return logits.ndim == 3 and (labels is None or (labels.ndim == 2 and labels.shape != logits.shape[:2]))
 
 
 def _learned(model: Any, inputs: Mapping[str, Any], shape: Any) -> Tensor | None:

@@ -29,7 +29,8 @@ else:  # pydantic would warn of the list that a tuple is in YAML
 class Distillation:
     """How much to learn from labels, and how much from the teacher.
 
-    The loss is ``hard * (the Trainer's own) + logits * T^2 * KL(teacher_T || student_T) + hidden * H + attention * A``.
+    The loss is ``hard * (the Trainer's own) + logits * T^2 * KL(teacher_T || student_T) + hidden * H + attention * A
+    + relations * R``.
 
     A weight is a number, or ``(start, end)``: then it goes linearly with training progress, from `start` at the first
     step to `end` after the last. Terms of weight 0 cost nothing.
@@ -47,13 +48,28 @@ class Distillation:
             ``attn_implementation="eager"``, as others hand out no maps.
         layer_map: Which layer of the teacher a layer of the student learns from, in dense numbers: ``"uniform"``, at
             the same share of the depth; ``"last"``, the last that the student has from the teacher's last, and no other
-            (as in MiniLM, Wang et al. 2020); or ``{student's: teacher's, ...}``.
+            (as in MiniLM, Wang et al. 2020); ``{student's: teacher's, ...}``; or ``"nearest"``, for `hidden` alone:
+            each layer of the teacher is matched with that layer of the student whose output is nearest to its own on
+            this batch, behind the matrix between different widths, and in order, so that their lines do not cross (as
+            in CoFi, Xia et al. 2022, arXiv:2204.00408).
         heads: ``"mean"`` compares the average over heads; ``"kept"`` each head with the teacher's of the same dense
             number: for a teacher that is the dense model itself.
         teacher_dtype: What the teacher computes in; ``None``: as it comes.
         cache: Folder that keeps the teacher's logits by what a row holds, so that it is asked about each row once, in
-            all epochs and runs: for classifiers and regression, with `hidden` and `attention` at 0, and data that are
-            not augmented. ``None``: it is asked each time.
+            all epochs and runs: for classifiers and regression, with `top_k` for language models, with nothing to be
+            learned but logits, and data that are not augmented. ``None``: it is asked each time.
+        top_k: How many of its most probable words `cache` keeps of each token of a language model, at least 1: the loss
+            is the divergence over these and the rest of the words as one (Tan et al. 2019, arXiv:1902.10461, keep the
+            first 8 words, without the rest). ``None``: the teacher is no language model.
+        cache_dtype: What the logarithms of these words' probabilities are kept in.
+        relations: Weight of R, at least 0: KL(teacher || student) of how alike tokens are, softmax(X X^T / sqrt(width))
+            over those that are not padding, the mean of X as queries, keys and values of one layer (MiniLM, Wang et al.
+            2020, arXiv:2002.10957, 2021, arXiv:2012.15828). The student's last layer that has heads learns; the two may
+            have other widths.
+        relation_heads: Into how many equal parts queries, keys and values of all heads are split, at least 1, for
+            students whose heads stay (MiniLMv2): it must divide their width, and of pruned heads the width that is
+            left. ``None``: each head is one, compared as `heads` says.
+        relation_layer: Layer of the teacher whose relations are learned, in dense numbers; ``None``: the last.
 
     Example:
         >>> Distillation(temperature=4.0, hidden=(1.0, 0.0)).weight("hidden", progress=0.25)
@@ -65,14 +81,29 @@ class Distillation:
     logits: Weight = 0.5
     hidden: Weight = 0.0
     attention: Weight = 0.0
-    layer_map: Literal["uniform", "last"] | dict[int, int] = "uniform"
+    layer_map: Literal["uniform", "last", "nearest"] | dict[int, int] = "uniform"
     heads: Literal["mean", "kept"] = "mean"
     teacher_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     cache: str | None = None
+    top_k: int | None = Field(default=None, ge=1)
+    cache_dtype: Literal["float16", "float32"] = "float16"
+    relations: Weight = 0.0
+    relation_heads: int | None = Field(default=None, ge=1)
+    relation_layer: int | None = Field(default=None, ge=0)
 
     def __post_init__(self) -> None:
         """Only logits are kept."""
-        inside = [term for term in ("hidden", "attention") if self.uses(term)]
+        if self.top_k is not None and self.cache is None:
+            raise PruningError(
+                "top_k says what cache keeps of a language model: give cache a folder, or leave top_k out. "
+                f"Received: top_k={self.top_k}, cache=None"
+            )
+        if self.layer_map == "nearest" and self.uses("attention"):
+            raise PruningError(
+                "layer_map='nearest' matches the outputs of layers: for attention take another map. "
+                f"Received: layer_map='nearest', attention={self.attention!r}"
+            )
+        inside = [term for term in ("hidden", "attention", "relations") if self.uses(term)]
         if self.cache is not None and inside:
             raise PruningError(
                 f"cache keeps a teacher's logits: it must be left out where {inside[0]} is above 0. "
@@ -83,7 +114,7 @@ class Distillation:
         """Return the weight of a term.
 
         Args:
-            term: ``hard``, ``logits``, ``hidden`` or ``attention``.
+            term: ``hard``, ``logits``, ``hidden``, ``attention`` or ``relations``.
             progress: Share of the training that is done, in [0, 1].
         """
         weight: float | tuple[float, float] = getattr(self, term)

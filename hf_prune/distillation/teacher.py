@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import types
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -16,7 +17,9 @@ from ..errors import PruningError
 from .hearing import BESIDE
 from .matching import match_outputs
 
+logger = logging.getLogger(__name__)
 _NOT_TAUGHT = {*BESIDE, "return_dict", "output_hidden_states", "output_attentions"}
+_WORDS = {"input_ids": "attention_mask", "decoder_input_ids": "decoder_attention_mask", "labels": ""}
 
 
 def load_teacher(teacher: Any, student: Any, dtype: str | None = None, *, maps: bool = False) -> Any:
@@ -44,7 +47,12 @@ def load_teacher(teacher: Any, student: Any, dtype: str | None = None, *, maps: 
         raise PruningError(
             'The teacher must be another object than the model that learns. Received: itself. Try "self"'
         )
-    match_outputs(student, teacher)
+    columns = match_outputs(student, teacher)
+    if columns.sizes is not None:
+        logger.warning(
+            "The student has %d words and the teacher %d: the first %d are compared, as a distribution of their own",
+            *columns.sizes, columns.words,
+        )  # fmt: skip
     if wanted is not None and any(one.dtype != wanted for one in teacher.parameters() if one.is_floating_point()):
         teacher = copy.deepcopy(teacher).to(wanted)
     return teacher.eval()
@@ -68,6 +76,31 @@ def teacher_inputs(teacher: Any, inputs: Mapping[str, Any], labels: Collection[s
         given["return_dict"] = True
     dtype = next(one.dtype for one in teacher.parameters() if one.is_floating_point())
     return {key: _cast(value, dtype) if key not in keep else value for key, value in given.items()}
+
+
+def known_words(inputs: Mapping[str, Any], words: int) -> dict[str, Any]:
+    """Return inputs that a teacher of a smaller vocabulary can read: padding that it has no word for becomes word 0.
+
+    Args:
+        inputs: What it is to read.
+        words: How many words it has.
+
+    Raises:
+        PruningError: A text has a word that the teacher does not have.
+    """
+    result = dict(inputs)
+    for name, its_mask in _WORDS.items():
+        ids, mask = inputs.get(name), inputs.get(its_mask)
+        if not torch.is_tensor(ids) or not (beyond := ids >= words).any():
+            continue
+        padding = mask == 0 if torch.is_tensor(mask) and mask.shape == ids.shape else torch.zeros_like(beyond)
+        if (beyond & ~padding).any():
+            raise PruningError(
+                f"A teacher of {words} words can read only these: words that were added to the student's vocabulary "
+                f"must not be in the texts. Received: {name} with the word {ids.masked_fill(padding, 0).max().item()}"
+            )
+        result[name] = ids.masked_fill(beyond, 0)
+    return result
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

@@ -17,13 +17,12 @@ from ..resume import check_resumable, join_checkpoints, leave_checkpoints, resum
 from ..sharding import average_over_processes
 from .behind import check_trainer, having
 from .hearing import loss_of
-from .lesson import PROJECTIONS, Lesson
+from .kept import form_of
+from .lesson import PROJECTIONS, TERMS, Lesson
 from .memory import Memory
 from .outputs import count
 from .settings import Distillation
 from .teacher import load_teacher
-
-TERMS = ("logits", "hidden", "attention")
 
 
 class _Step(NamedTuple):
@@ -96,17 +95,18 @@ class DistillationMixin:
         source = self.teacher if again else self._source
         self.teacher = load_teacher(source, student, settings.teacher_dtype, maps=settings.uses("attention"))
         self.teacher.to(arguments.device)
-        self.lesson = Lesson(student, self.teacher, settings, arguments.seed, self._memory())
+        self.lesson = Lesson(student, self.teacher, settings, arguments.seed, self._memory(student))
         self.lesson.projections.to(arguments.device)
         self._terms: dict[str, list[Tensor]] = {}
 
-    def _memory(self) -> Memory | None:
+    def _memory(self, student: Any) -> Memory | None:
         """Return what this teacher has answered before, where it is kept."""
         arguments, folder = self.args, self.distillation.cache  # type: ignore[attr-defined]
         if folder is None:
             return None
         precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else ""
-        return Memory(folder, self.teacher, precision, arguments.process_index)
+        form = form_of(self.distillation, student, self.teacher)
+        return Memory(folder, self.teacher, precision, arguments.process_index, form)
 
     def _follow(self) -> Lesson:
         """Return the lesson of the model that trains now: users, searches and `model_init` put others in its place."""
