@@ -109,6 +109,9 @@ class PruningArguments:
         default=0.01, metadata={"help": "How much worse than the dense model that metric may be, 0 or more."}
     )
     prune_shrink_at_end: bool = field(default=True, metadata={"help": "Remove units physically when training ends."})
+    prune_shrink_during_training: bool = field(
+        default=False, metadata={"help": "Remove them at every change, which saves time, in several processes too."}
+    )
 
     def __post_init__(self) -> None:
         """Find what is wrong before a model is loaded."""
@@ -125,6 +128,7 @@ class PruningArguments:
         self._check(pruners)
         target = _named(Target, **self._wanted) if self._wanted else None
         told: dict[str, Any] = {"guards": self._guards(), "seed": seed, "regularisation": self._regularisation()}
+        told["shrink_live"] = self.prune_shrink_during_training
         settings = PruningSettings(pruners, self._schedule(), target, data, **told)
         return PruningCallback(settings, shrink_at_end=self.prune_shrink_at_end)
 

@@ -64,7 +64,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         target: How much is to remain over all structured pruners.
         data: Calibration batches; ``None`` takes scores from the training batches themselves.
         shrink_at_end: Remove units physically when training ends; ``False`` leaves zeros.
-        shrink_during_training: Remove them at every change: faster, in one process and without torch.compile.
+        shrink_during_training: Remove them at every change, which saves time; under DDP and torch.compile too.
         seed: For scores that draw numbers.
         guard: Who may hold a change back, or undo the last one, such as `AccuracyGuard`: one or several.
 
@@ -244,13 +244,12 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
                 f"{type(blind[0]).__name__} needs evaluations while training runs: eval_strategy='steps', more of them "
                 "than changes. Received: eval_strategy='no'"
             )
-        wrapped = args.world_size > 1 or args.torch_compile
-        if self.settings.shrink_live and (wrapped or args.auto_find_batch_size):
+        beginning_again, flat = args.auto_find_batch_size, getattr(args, "deepspeed", None)
+        if self.settings.shrink_live and (beginning_again or flat):
             raise PruningError(
-                "shrink_during_training needs one process without torch.compile, as a wrapper keeps the old shapes, "
-                "and without auto_find_batch_size, which begins again. Received: "
-                f"world_size={args.world_size}, torch_compile={args.torch_compile}, "
-                f"auto_find_batch_size={args.auto_find_batch_size}"
+                "shrink_during_training needs a run that does not begin again with all units, and parameters that no "
+                "engine has copied into flat buffers. Received: "
+                f"{'auto_find_batch_size=True' if beginning_again else 'deepspeed'}"
             )
         if args.world_size > 1 and not any_sharded(model.parameters()):
             found = args.ddp_find_unused_parameters  # else a Trainer says yes, except under gradient checkpointing

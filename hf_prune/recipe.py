@@ -147,7 +147,7 @@ class Recipe(RecipeSettings):
         rewinding: How often to train again from an early moment under the mask, instead of a schedule: one pruner of
             weights; ``null``: not at all.
         distillation: How to learn from the dense model; ``null``: not at all.
-        shrink_during_training: Remove units at every change, which saves time (one process only).
+        shrink_during_training: Remove units at every change, which saves time, in several processes too.
         metrics: Names of metrics; the shipped ones work offline. Left out: the task's.
         measure: How latency is measured.
         onnx: Whether to export both models to ONNX.

@@ -44,6 +44,7 @@ from .structure import (
     units_gone,
     units_left,
 )
+from .wrappers import follow_shapes
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -129,6 +130,7 @@ def cut(model: nn.Module, groups: Sequence[Group], live_kept: Kept, *, optimizer
     drop_modules(model, groups, live_kept)
     if optimizer is not None:
         _forget({id(one) for one in tensors.values()} - {id(one) for one in named_tensors(model).values()}, optimizer)
+    follow_shapes(model)
 
 
 def _cut_tensors(tensors: Mapping[str, torch.Tensor], vectors: KeepVectors, optimizer: Any) -> None:
@@ -290,7 +292,12 @@ def _take(tensor: torch.Tensor, dim: int, vector: torch.Tensor, optimizer: Any) 
     index = vector.nonzero().view(-1).to(tensor.device)
     cut_moments(optimizer, tensor, dim, index, _select)
     gradient, tensor.grad = tensor.grad, None
-    tensor.data = _select(tensor.data, dim, index)
+    data = _select(tensor.data, dim, index)
+    if (
+        tensor.requires_grad
+    ):  # a loss that someone still holds keeps autograd's node of the old shape: another type ends it
+        tensor.data = data.new_empty(0, dtype=torch.float32 if data.dtype == torch.float64 else torch.float64)
+    tensor.data = data
     tensor.grad = None if gradient is None else _select(gradient, dim, index)
 
 

@@ -31,7 +31,7 @@ def test_a_command_line_becomes_a_callback():
     callback = parse(
         "--prune heads neurons weights --target_macs 0.5 --prune_sparsity 0.8 --prune_begin 0.2 --prune_end 40 "
         "--prune_frequency 5 --prune_schedule linear --prune_score l1 --prune_multiple_of 2 --prune_min_kept 0 "
-        "--no_prune_shrink_at_end"
+        "--no_prune_shrink_at_end --prune_shrink_during_training"
     ).callback(seed=3)
     units = {"score": "l1", "multiple_of": 2, "min_kept": 0}
     assert [*callback.settings.pruners] == [
@@ -41,7 +41,7 @@ def test_a_command_line_becomes_a_callback():
     ]
     assert callback.settings.schedule == Schedule("linear", begin=0.2, end=40, frequency=5)
     assert callback.settings.target == Target(0.5)
-    assert (callback.shrink_at_end, callback.settings.seed) == (False, 3)
+    assert (callback.shrink_at_end, callback.settings.shrink_live, callback.settings.seed) == (False, True, 3)
 
 
 @pytest.mark.parametrize(

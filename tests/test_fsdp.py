@@ -305,7 +305,8 @@ def test_processes_that_differ_all_stop_and_name_what_differs(seen):
 def test_what_is_not_possible_says_what_is(seen):
     assert "Pruning.finish() gathers" in seen[0]["refusals"]["shrink"]
     assert seen[0]["refusals"]["save"] == seen[0]["refusals"]["shrink"]
-    assert "shrink_live needs whole parameters" in seen[0]["refusals"]["live"]
+    assert "Live shrinking" in seen[0]["refusals"]["live"]
+    assert "needs whole parameters: without it masks train under FSDP" in seen[0]["refusals"]["live"]
     assert "DDP needs find_unused_parameters=True" in seen[0]["refusals"]["unused"]
     assert seen[0]["refusals"]["trainer"] == seen[0]["refusals"]["unused"]
     assert seen[0]["refusals"]["no refusal"] == ""

@@ -25,7 +25,7 @@ HEAVY = ("torch", "transformers", "datasets", "evaluate", "onnxruntime", "optimu
 ROWS = (
     "errors",
     "kinds ranking",
-    "registry structure packing files folders given labels secrets settings sharding optimizers parts",
+    "registry structure packing files folders given labels secrets settings sharding optimizers wrappers parts",
     "plan adapters tables",
     "architectures schedules scope scores allocation masks data metrics rules",
     "skipping patterns",
@@ -174,6 +174,8 @@ OTHERS_PRIVATE = {  # names that look private and are not ours
     "_NormBase": "of torch: what batch norms and instance norms have in common",
     "_BatchNorm": "of torch: batch norms of every dimension",
     "_orig_mod": "of torch.compile: the model inside",
+    "_comm_hooks": "of DDP: there is a public way to register one, and none to read it",
+    "_set_static_graph": "of DDP: the only way to say so after it was made",
     "_attn_implementation": "of transformers: there is a public way to set it, and none to read it",
     "_auto_class": "of transformers: what register_for_auto_class noted",
     "_get_feature_vector_attention_mask": "of transformers: how long sound is behind the convolutions",

@@ -19,6 +19,7 @@ from ..schedules import SCHEDULES, Schedule
 from ..sharding import any_sharded
 from ..structure import Group
 from ..targets import Target
+from ..wrappers import check_wrappers
 from .parts import Part
 from .settings import PruningSettings
 from .tasks import Task, Tasks
@@ -110,7 +111,12 @@ def check_shards(model: nn.Module, told: PruningSettings) -> None:
         )
     sharded, goes_back = any_sharded(model.parameters()), any(guard.goes_back for guard in told.guards)
     if told.shrink_live and sharded:
-        raise PruningError("shrink_live needs whole parameters. Received: a model sharded by FSDP")
+        raise PruningError(
+            "Live shrinking (shrink_live, of a callback shrink_during_training) needs whole parameters: without it "
+            "masks train under FSDP, and finish() removes units. Received: a model sharded by FSDP"
+        )
+    if told.shrink_live:
+        check_wrappers(model)
     if goes_back and (told.shrink_live or sharded):
         raise PruningError(
             "A guard that goes back needs masks of whole parameters: undo=False waits only; or no live shrinking "

@@ -18,6 +18,7 @@ from ..schedules import Schedule
 from ..sharding import unwrap
 from ..structure import Group
 from ..targets import Target
+from ..wrappers import forget_graphs
 from . import checks
 from .budgets import make_budget
 from .changing import Chooser
@@ -57,7 +58,7 @@ class Pruning:
         loss: From (model, batch) to the loss on `data`; ``None``: the model's own.
         masks: Weights that are masked from the start (parameter name -> boolean, True = keep), for example by
             `adopt_torch_masks`: they stay masked, and count towards a WeightPruner's sparsity.
-        shrink_live: Remove units physically at every change, which saves time; in one process, without torch.compile.
+        shrink_live: Remove units physically at every change, which saves time; DDP and torch.compile go along.
         seed: For scores that draw numbers.
         guard: Who may hold a change back, or undo the last one: one or several.
         epoch_steps: Optimizer steps of one pass over the data, for schedules in epochs.
@@ -362,6 +363,7 @@ class Pruning:
         self._settle()
         if self.settings.shrink_live:
             self._cut()
+            forget_graphs()
         self.numbers.count()
 
     def _settle(self) -> None:
