@@ -9,6 +9,7 @@ import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import datasets
 import pytest
 import transformers
 import typer
@@ -18,6 +19,7 @@ from test_report_page import browser
 
 import hf_prune
 from hf_prune import cli
+from hf_prune.listing import LISTS
 from hf_prune.recipe import load_recipe
 from hf_prune.reference import recipe_keys
 
@@ -80,6 +82,9 @@ def test_the_navigation_holds_every_page_and_the_search_finds_them(site):
 def test_generated_pages_hold_what_they_promise(site):
     said = {name: (site / f"{name}.html").read_text("utf-8") for name in ("reference/api", "reference/lists", "papers")}
     assert [one for one in hf_prune.__all__ if f'.{one}"' not in said["reference/api"] and one != "__version__"] == []
+    markers = TEXTS["docs/reference/lists.md"]
+    others = {"keys", "architectures"}  # they have pages of their own
+    assert {what for what in LISTS if f"<!-- list: {what} -->" not in markers} == others
     assert "multiple_of" in said["reference/api"]
     assert "<code>block_influence</code>" in said["reference/lists"]
     assert "Sanh, Wolf and Rush 2020" in said["papers"]
@@ -92,7 +97,7 @@ def test_the_search_works_in_a_file_without_a_network(site, tmp_path):
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--dump-dom"]
     options += ["--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=8000"]
     address = f"{(site / 'index.html').as_uri()}?q=rigl"
-    done = subprocess.run([browser(), *options, address], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([browser(), *options, address], capture_output=True, text=True, timeout=300)
     assert re.search(r"[1-9]\d* matching document", done.stdout)
     assert "ERR_NAME_NOT_RESOLVED" not in done.stderr
 
@@ -124,6 +129,7 @@ def runnable(text: str) -> list[str]:
 def test_python_runs(page, bench, tmp_path, monkeypatch):
     shutil.copytree(bench, tmp_path / "bench")
     monkeypatch.chdir(tmp_path / "bench")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     shown: dict = {"__name__": "page"}
     blocks = runnable(TEXTS[page])
     assert len([one for one in blocks if one]) >= TEXTS[page].count("```python")
