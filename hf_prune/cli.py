@@ -29,7 +29,7 @@ MODEL = Annotated[str, typer.Argument(metavar="MODEL", help="Folder, or name on 
 MODEL_OPTION = Annotated[str | None, typer.Option("--model", "-m", help="Folder, or name on the Hub.")]
 DATA_OPTION = Annotated[
     str | None,
-    typer.Option("--data", "-d", help="csv, tsv, json(l), parquet or txt; a folder of them or of images; a Hub name."),
+    typer.Option("--data", "-d", help="csv, tsv, json(l), parquet, txt; folder of them, images, sounds; a Hub name."),
 ]
 CONFIG_OPTION = Annotated[str | None, typer.Option("--data-config", help="Configuration of the data on the Hub.")]
 TASK_OPTION = Annotated[str | None, typer.Option(help="See [bold]hf-prune list tasks[/]; left out, it is guessed.")]

@@ -133,7 +133,7 @@ def _tasks() -> Rows:
     return [
         {
             "task": name,
-            "models": f"...{task.head}",
+            "models": f"...{task.head or 'Model'}",
             "metrics": ", ".join(METRICS_OF.get(name, ["accuracy"])),
             "reads": task.reads,
         }

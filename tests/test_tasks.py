@@ -147,6 +147,8 @@ def test_other_files_need_an_extra_that_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "soundfile", None)
     with pytest.raises(PruningError, match=r"pip install 'hf_prune\[audio\]'"):
         read_sound(value, RATE)
+    with pytest.raises(PruningError, match=r"Received: 'bytes'"):
+        read_sound({"path": None, "bytes": b"RIFF"}, RATE)
     with pytest.raises(PruningError, match="a sound cannot be read"):
         read_sound({"path": str(tmp_path / "gone.wav"), "bytes": None}, RATE)
 

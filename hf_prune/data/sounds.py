@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -111,7 +112,7 @@ def _decode(value: Mapping[str, Any]) -> tuple[int, Any]:
     if data[:4] in (b"RIFF", b"RIFX", b"RF64"):
         try:
             rate, samples = wavfile.read(BytesIO(data))
-        except ValueError:  # numbers in a wav file that scipy does not know, such as ADPCM
+        except (ValueError, EOFError, struct.error):  # numbers that scipy does not know, such as ADPCM; damage
             return _by_soundfile(data, name)
         return rate, _in_unit(samples)
     return _by_soundfile(data, name)
