@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from models import assert_same_weights, build_bert, build_llama, draw_rows, training_arguments
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, default_data_collator
 
 from hf_prune import Distillation, DistillationTrainer, PruningError
@@ -112,6 +112,18 @@ def test_processes_find_what_others_have_asked(tmp_path):
     assert torch.equal(torch.cat(found), torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
     assert (memory.asked, memory.found) == (2, 2)
     assert not Memory(tmp_path, teacher, "bf16").known
+
+
+def test_a_row_keeps_its_first_answer_and_is_written_once(tmp_path):
+    """Also where a batch has rows that are known and others."""
+    memory = Memory(tmp_path, build_bert())
+    for rows, value in ((1, 1.0), (2, 2.0)):
+        ids = torch.arange(rows).view(-1, 1)
+        memory.answers({"input_ids": ids}, lambda n=rows, v=value: {"logits": torch.full((n, 2), v)})
+        memory.write()
+    found = memory.answers({"input_ids": torch.tensor([[0], [1]])}, lambda: pytest.fail("asked"))["logits"]
+    assert found.tolist() == [[1.0, 1.0], [2.0, 2.0]]
+    assert [len(load_file(path)["keys"]) for path in sorted(tmp_path.iterdir())] == [1, 1]
 
 
 def test_a_damaged_file_counts_for_nothing(tmp_path):

@@ -96,16 +96,20 @@ def form_of(settings: Distillation, student: Any, teacher: Any) -> Form:
     """Return what is to be kept of a teacher's answers.
 
     Raises:
-        PruningError: `top_k` is no number of words that both models have.
+        PruningError: `top_k` is for other models, or more than they have words.
     """
     if settings.top_k is None:
         return Whole()
     counts = [count_words(model) for model in (student, teacher)]
     words = min(0 if one is None else one for one in counts)
+    if not words:
+        raise PruningError(
+            "Distillation.top_k is for language models: leave it out for others. "
+            f"Received: {settings.top_k} for {type(student).__name__}, {type(teacher).__name__}"
+        )
     if settings.top_k > words:
         raise PruningError(
-            f"Distillation.top_k must be at most the number of words, for {type(teacher).__name__} {words} "
-            f"(none: it is no language model; leave top_k out). Received: {settings.top_k}"
+            f"Distillation.top_k must be at most {words}, as many words as both have. Received: {settings.top_k}"
         )
     return Tops(settings.top_k, words, settings.temperature, settings.cache_dtype)
 

@@ -70,11 +70,13 @@ class Memory:
         """
         keys = row_keys(inputs, places=self._places_count)
         device = next(one.device for one in flat(inputs).values() if torch.is_tensor(one))
-        unknown = sum(key not in self.known for key in keys)
-        self.asked, self.found, self.new = self.asked + len(keys), self.found + len(keys) - unknown, self.new + unknown
-        if unknown:
-            self.known.update(zip(keys, self.form.keep(ask(), inputs, len(keys))))
-            self._unwritten.update(keys)
+        known = sum(key in self.known for key in keys)
+        self.asked, self.found, self.new = self.asked + len(keys), self.found + known, self.new + len(keys) - known
+        if known < len(keys):
+            answered = zip(keys, self.form.keep(ask(), inputs, len(keys)))
+            new = {key: row for key, row in answered if key not in self.known}  # the first answer counts
+            self.known.update(new)
+            self._unwritten.update(new)
         return self.form.hand_out([self.known[key] for key in keys], inputs, device)
 
     def begin_epoch(self) -> None:
