@@ -60,10 +60,12 @@ def __dir__() -> list[str]:
 
 def _teach_from_pretrained(modeling_utils: Any) -> None:
     from .checkpoint import enable_loading
+    from .checkpoint.telling import tell_how_to_load
     from .checkpoint.with_base import save_base_with_adapters
 
     enable_loading(modeling_utils)
     save_base_with_adapters(modeling_utils.PreTrainedModel)
+    tell_how_to_load(modeling_utils.PreTrainedModel)
 
 
 def _teach_quantizers(base: Any) -> None:

@@ -333,21 +333,19 @@ def push(
     private: Annotated[bool, typer.Option(help="Make a new repository private.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch.")] = None,
     verify: Annotated[bool, typer.Option(help="Download it again and compare.")] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be uploaded.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show repository, files and card.")] = False,
 ) -> None:
     """Publish a pruned model with its card, report, recipe, plot and ONNX files in one commit, and read it back.
 
     The token is that of [bold]hf auth login[/] or HF_TOKEN.
     """
+    from .commands import told_of_plan
     from .hub import Plan, onnx_beside, push_pruned
 
     settings: dict[str, Any] = {"private": private or None, "revision": revision, "verify": verify, "dry_run": dry_run}
     done = push_pruned(str(folder), repo_id, onnx=onnx or onnx_beside(folder), **settings)
     if isinstance(done, Plan):
-        for file in done:
-            console.print(f"{file.size_bytes / 1e6:10.3f} MB  {visible(file.path)}", highlight=False, soft_wrap=True)
-        for name, why in done.left.items():
-            console.print(f" stays here   {visible(name)}: {why}", highlight=False, soft_wrap=True)
+        console.print(visible(told_of_plan(done)), highlight=False, soft_wrap=True)
     else:
         compared = "; downloaded again, every file and tensor equal" if verify else ""
         console.print(f"Published: {done.commit_url}{compared}", soft_wrap=True)

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .card import CARD
 from .errors import PruningError
 from .files import write_text
 from .guessing import Guess, Wish, guess
+from .hub import Plan
 from .interrupting import kept_of_run, kept_of_search, or_say_what_was_kept
 from .job import Job
 from .recipe import Recipe, load_recipe
@@ -125,3 +127,14 @@ def _units(job: Job) -> dict[str, int]:
         for group in pruner.choose(groups) if isinstance(pruner, UnitPruner) else ():
             counted[group.kind] += group.units
     return dict(counted)
+
+
+def told_of_plan(plan: Plan) -> str:
+    """Return what a push would do: the repository, each file with its size, what stays, and the card."""
+    total = sum(file.size_bytes for file in plan)
+    files = [f"{file.size_bytes / 1e6:10.3f} MB  {file.path}" for file in plan]
+    left = [f" stays here   {name}: {why}" for name, why in plan.left.items()]
+    head = (
+        f"Nothing is sent. To https://huggingface.co/{plan.repo_id} would go {len(plan)} files, {total / 1e6:.3f} MB:"
+    )
+    return "\n".join([head, *files, *left, "", f"Its card, {CARD}:", "", plan.card])

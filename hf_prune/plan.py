@@ -28,6 +28,7 @@ _TYPES: dict[str, type] = {
     "standalone": dict,
     "weights": dict,
     "dense": dict,
+    "load": str,
 }
 _PLACES = 4  # of how many groups a tensor's axis is at most: heads, their KV groups, the branch, the layer
 _TEXT = re.compile(r"(\d{1,7}(-\d{1,7})?(,\d{1,7}(-\d{1,7})?)*)? ?of (\d{1,7})")  # 7 digits: no text asks for gigabytes

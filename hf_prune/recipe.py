@@ -191,10 +191,10 @@ class Recipe(RecipeSettings):
 
     @model_validator(mode="after")
     def _says_when(self) -> Recipe:
-        pruners = self.pruners.chosen
-        scores = [pruner.resolve_score() for pruner in pruners if pruner.schedule is None]
-        learned = all(any(EVIDENCE[need].learns for need in score.needs) for score in scores)
-        if self.schedule is None and self.rewinding is None and not learned:
+        if self.schedule is not None or self.rewinding is not None:
+            return self
+        scores = [pruner.resolve_score() for pruner in self.pruners.chosen if pruner.schedule is None]
+        if not all(any(EVIDENCE[need].learns for need in score.needs) for score in scores):
             raise ValueError(
                 "schedule: null needs rewinding, a schedule in each pruner, or scores that are learned towards a goal, "
                 f"such as l0; left out, it is the default. Received: {', '.join(score.name for score in scores)}"

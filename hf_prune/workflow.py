@@ -27,7 +27,7 @@ from .files import write_text
 from .hub import push_pruned
 from .job import Job, batches_of, evaluate, evaluate_graph, metrics_of, steps_of, trainer_of
 from .labels import Classes, fit_classes
-from .plan import annotate
+from .plan import annotate, read_block
 from .recipe import Recipe, load_recipe
 from .recipe_tasks import RECIPE_TASKS, dense_config, dense_model, saved_model
 from .report import Report, environment, measure_pair, random_inputs
@@ -194,7 +194,7 @@ def save_and_compare(job: Job) -> None:
     Raises:
         CheckpointError: They differ.
     """
-    annotate(job.pruned, recipe=job.recipe.name, base_model=_hub_name(job.recipe.model.name))
+    annotate(job.pruned, recipe=job.recipe.name, base_model=_base_of(job))
     folder = save_pruned(job.pruned, job.output / "model", tokenizer=job.processor)
     batch = job.collator([job.evaluation[i] for i in range(min(8, len(job.evaluation)))])
     reloaded = load_pruned(folder, model_class=type(job.pruned), dtype=torch.float32)
@@ -269,7 +269,6 @@ def write_down(job: Job) -> None:
 def _told(job: Job) -> dict[str, Any]:
     """Return how the run was done, for its report and card."""
     recipe, here, known = job.recipe, environment(), job.recipe.card
-    base_model = known.base_model or _hub_name(recipe.model.name)
     terms = (
         {"license": known.license}
         if known.license
@@ -281,7 +280,7 @@ def _told(job: Job) -> dict[str, Any]:
         "command": _without_paths(recipe, shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
         "task": recipe.task,
         "seed": recipe.seed,
-        "base_model": base_model,
+        "base_model": _base_of(job),
         **terms,
         "datasets": known.datasets or [name for name in [_hub_name(recipe.data.name)] if name and name != DIGITS],
         "data_config": recipe.data.config,
@@ -305,6 +304,13 @@ def publish(job: Job) -> None:
 def say(text: str) -> None:
     """Tell the person at the terminal where we are."""
     console.print(Text.assemble(("hf-prune", "cyan"), " ", visible(text)), soft_wrap=True)
+
+
+def _base_of(job: Job) -> str | None:
+    """Return the dense model's name on the Hub: the model says it, and of a local copy the recipe, which may be old."""
+    name = job.recipe.model.name
+    own = (read_block(job.model) or {}).get("base_model")
+    return _hub_name(name) or own or (job.recipe.card.base_model if name else None)
 
 
 def _hub_name(name: str | None) -> str | None:

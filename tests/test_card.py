@@ -137,6 +137,15 @@ def test_local_paths_stay_out_of_the_metadata(tmp_path: Path) -> None:
     assert "name: my-data" in header  # the model-index names it, by its last part only
 
 
+def test_the_title_is_the_models_and_not_that_of_a_recipe_used_again() -> None:
+    from hf_prune import model_card
+
+    told = make_report(settings={"recipe": "minilm_sst2", "base_model": "me/own-bert"})
+    assert "\n# own-bert, pruned\n" in model_card(told)
+    assert "\n# small\n" in model_card(told, repo_id="me/small")
+    assert "\n# minilm_sst2\n" in model_card(make_report(settings={"recipe": "minilm_sst2"}))
+
+
 def test_loss_is_no_metric_and_the_split_and_the_hubs_revision_are_told() -> None:
     from hf_prune import model_card
 

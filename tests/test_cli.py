@@ -1,6 +1,7 @@
 """The commands, each on a tiny model; errors are one line and a status."""
 
 import json
+import re
 import shlex
 import signal
 
@@ -142,6 +143,9 @@ def test_a_dry_run_shows_what_stays(folders, tmp_path):
     said = ask("push", folders / "pruned", "me/x", "--dry-run")
     (folders / "pruned" / "id_rsa").unlink()
     assert "stays here   id_rsa: not a model's file" in said
+    assert re.search(r"To https://huggingface.co/me/x would go \d files, 0\.\d+ MB:", said)
+    assert "# x\n" in said
+    assert "## How to load" in said
     assert " MB  model.safetensors" in said
 
 

@@ -7,6 +7,7 @@ import graphlib
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
@@ -290,17 +291,43 @@ def test_unknown_name_is_an_attribute_error():
         hf_prune.prume  # noqa: B018
 
 
-def test_wheel_holds_recipes_cards_and_the_typing_marker(tmp_path):
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = set(zipfile.ZipFile(wheel).namelist())
-    data = [*ROOT.glob("recipes/*.yaml"), *ROOT.glob("model_cards/*.j2")]
-    assert {path.parent.name for path in data} == {"recipes", "model_cards"}
-    assert {f"hf_prune/{path.parent.name}/{path.name}" for path in data} <= names
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> dict[str, Path]:
+    """Build what a release uploads: sdist and wheel, by their suffix."""
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-d", str(folder)], cwd=ROOT, check=True, capture_output=True
+    )
+    return {path.suffix: path for path in folder.iterdir()}
+
+
+DATA = [*ROOT.glob("recipes/*.yaml"), *ROOT.glob("model_cards/*.j2")]
+
+
+def test_wheel_holds_recipes_cards_and_the_typing_marker(built):
+    names = set(zipfile.ZipFile(built[".whl"]).namelist())
+    assert {path.parent.name for path in DATA} == {"recipes", "model_cards"}
+    assert {f"hf_prune/{path.parent.name}/{path.name}" for path in DATA} <= names
     assert {f"hf_prune/{path.relative_to(PACKAGE).as_posix()}" for path in modules()} <= names
     assert {"hf_prune/py.typed", "hf_prune/page/report.html.j2"} <= names
-    assert wheel.name.startswith(f"hf_prune-{hf_prune.__version__}-")
+    assert built[".whl"].name.startswith(f"hf_prune-{hf_prune.__version__}-")
+
+
+def test_sdist_holds_what_the_wheel_is_built_from(built):
+    assert built[".gz"].name == f"hf_prune-{hf_prune.__version__}.tar.gz"
+    with tarfile.open(built[".gz"]) as packed:
+        names = {name.partition("/")[2] for name in packed.getnames()}
+    needed = [*DATA, *modules(), *(ROOT / name for name in ("pyproject.toml", "LICENSE", "README.md"))]
+    assert {path.relative_to(ROOT).as_posix() for path in needed} <= names
+    assert not [name for name in names if name.startswith((".venv", "runs/", "dist/")) or name.endswith(".pyc")]
+
+
+def test_twine_finds_no_fault_with_what_is_uploaded(built):
+    pytest.importorskip("twine", reason="the extra dev has it")
+    check = [sys.executable, "-m", "twine", "check", "--strict", *map(str, built.values())]
+    result = subprocess.run(check, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("PASSED") == 2
 
 
 def test_changelog_has_this_version():

@@ -287,7 +287,7 @@ def test_private_repository_needs_the_token(hub: HubServer, saved: Path, tmp_pat
 def test_private_push_to_a_public_repository_is_refused(hub: HubServer, saved: Path, tmp_path: Path) -> None:
     in_client(hub, tmp_path, client_push, str(saved), "tester/open", {}, token=hub.token)
     told = in_client(hub, tmp_path, client_push, str(saved), "tester/open", {"private": True}, token=hub.token)
-    assert "is public, but private=True" in told["error"]
+    assert "is public, and nothing was uploaded" in told["error"]
     assert hub.count("POST", "/commit/") == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import transformers
 from models import BUILD, PLANS, UNEVEN, assert_same_weights, build_bert, draw_rows, training_arguments
 
 from hf_prune import load_pruned, save_pruned, shrink
+from hf_prune.card import write_card
+from hf_prune.files import read_json
 
 
 def model_files(folder: Path) -> dict[str, bytes]:
@@ -42,6 +45,32 @@ def test_trainers_save_model_and_checkpoints(tmp_path):
     assert model_files(tmp_path / "saved") == ours
     assert model_files(tmp_path / "run" / "checkpoint-2") == ours
     assert_same_weights(trainer.model, load_pruned(tmp_path / "run" / "checkpoint-2", dtype=torch.float32))
+
+
+def test_a_folder_says_how_it_loads_where_stock_cannot(tmp_path):
+    model = shrink(build_bert(), UNEVEN)
+    model.save_pretrained(tmp_path / "plain")
+    card = (tmp_path / "plain" / "README.md").read_text()
+    told = {}
+    exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("path/to/folder", str(tmp_path / "plain")), told)
+    assert_same_weights(model, told["model"])
+    assert read_json(tmp_path / "plain" / "config.json")["pruning_config"]["load"].startswith("pip install hf_prune; ")
+    assert "# plain" in write_card(tmp_path / "plain").read_text()  # no hand has written it
+
+
+def test_a_card_that_is_there_stays_and_others_need_none(tmp_path):
+    model = shrink(build_bert(), UNEVEN)
+    (tmp_path / "README.md").write_text("mine")
+    model.save_pretrained(tmp_path)
+    save_pruned(model, tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+    even = shrink(build_bert(), {f"layers.{i}.mlp.neurons": range(8) for i in range(2)})
+    for folder, save in (("even", even.save_pretrained), ("dense", build_bert().save_pretrained)):
+        save(tmp_path / folder)
+        assert not (tmp_path / folder / "README.md").exists()
+    save_pruned(model, tmp_path / "ours")
+    assert not (tmp_path / "ours" / "README.md").exists()
+    assert even.config.pruning_config["load"] == "stock transformers: from_pretrained"
 
 
 def test_plain_saving_leaves_a_single_file_beside_shards_and_ours_does_not(tmp_path):

@@ -163,7 +163,7 @@ def test_a_pickle_beside_a_plan_is_never_read(folder):
 
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Runs()))
-    assert_refused(folder, "needs model.safetensors, or model.safetensors.index.json and the files .* Found: none")
+    assert_refused(folder, "needs model.safetensors, or model.safetensors.index.json and the files .* Received: none")
     assert not (folder / "it_ran").exists()
 
 

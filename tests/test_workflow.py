@@ -7,11 +7,14 @@ import sys
 
 import pytest
 import torch
+from datasets import Dataset
 from models import TINY_RECIPE
 from transformers import AutoModelForImageClassification, BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 import hf_prune
 from hf_prune import CheckpointError, PruningError, RecipeError, workflow
+from hf_prune.job import Job
+from hf_prune.plan import annotate
 from hf_prune.run_folder import RUN, check_run_folder
 
 TINY = [
@@ -168,3 +171,26 @@ def test_text_from_a_local_folder(tmp_path):
     )
     assert report.metrics["accuracy"]["pruned"] == 1.0
     assert torch.isclose(torch.tensor(report.settings["macs_left"]), torch.tensor(1 / 3), atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "recorded", "base"),
+    [
+        ("me/own-bert", None, "me/own-bert"),
+        ("local", "me/origin", "me/origin"),  # it was pruned before, and says of what
+        ("local", None, "old/base"),
+        (None, None, None),
+    ],
+)
+def test_the_base_is_the_models_and_not_that_of_a_recipe_used_again(name, recorded, base, tmp_path):
+    folder = tmp_path / "local"
+    folder.mkdir()
+    place = str(folder) if name == "local" else name
+    model = BertForSequenceClassification(BertConfig(num_hidden_layers=1, hidden_size=4, num_attention_heads=1))
+    annotate(model, base_model=recorded)
+    recipe = workflow.load_recipe("minilm_sst2", ["card.base_model=old/base", f"output={tmp_path / 'run'}"])
+    source = {"name": place} if place else {"config": {"model_type": "bert"}}
+    recipe = workflow.load_recipe(recipe, [f"model={json.dumps(source)}"])
+    rows = Dataset.from_dict({})
+    told = workflow._told(Job(recipe, model, None, rows, rows, None))
+    assert told["base_model"] == base

@@ -116,8 +116,11 @@ class Known:
 
     @property
     def title(self) -> str:
-        """The repository's name, else the recipe's, else the folder's."""
-        named = self.said.repo_id or self.settings.get("recipe") or self.plan.get("recipe")
+        """The repository's name, else the dense model's, else the recipe's, else the folder's."""
+        named, base = self.said.repo_id, self.base_model
+        if base and not named:
+            return one_line(f"{Path(base).name}, pruned")
+        named = named or self.settings.get("recipe") or self.plan.get("recipe")
         return one_line(Path(str(named or self.folder or "Pruned model")).name)
 
     @property

@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint import own_code
+from ..checkpoint import MARK, own_code
 from ..errors import CheckpointError, PruningError
 from ..files import is_inside, new_file, shipped, write_text
 from ..secrets import without_secrets
@@ -140,8 +140,8 @@ def write_card(
 
 
 def may_replace(card: str) -> bool:
-    """Whether no hand has a part in a card: it is ours, or Trainer's, whose comment an editor is asked to remove."""
-    return is_ours(card) or _TRAINERS in card
+    """Whether no hand has a part in a card: it is ours, or has a comment that an editor is asked to remove."""
+    return is_ours(card) or _TRAINERS in card or MARK in card
 
 
 def is_ours(card: str) -> bool:

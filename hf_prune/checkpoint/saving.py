@@ -21,6 +21,7 @@ from ..stock.padding import pad_to_stock
 from .classes import register_code
 from .reading import CONFIG, write_digests
 from .standalone import FILE, drop_strange_code, forget_standalone, state_standalone
+from .telling import CARD
 
 # what an older save wrote and this one may not: a single file beside shards would be loaded instead of them
 _STALE = (
@@ -82,6 +83,7 @@ def save_pruned(
         code = state_standalone(written) if standalone else ""
         with _or_as_it_was(path), whole_folder(path, stale=_STALE) as folder:
             written.save_pretrained(folder, max_shard_size=max_shard_size)
+            (folder / CARD).unlink(missing_ok=True)  # the folder may have a card already, and `write_card` writes one
             _add_files(folder, written, code, tokenizer, digest)
     finally:
         if standalone:

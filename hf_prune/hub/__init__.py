@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..card import model_card
+from ..card import CARD, model_card
 from ..errors import PruningError
 from ..secrets import without_tokens
 from .checking import compare
@@ -70,8 +70,8 @@ def push_pruned(
         card: Fields of `CardFacts`, for example ``{"license": "apache-2.0", "datasets": ["glue"]}``.
 
     Returns:
-        The Hub client's `CommitInfo`; with `dry_run` a list of the files that would go up, with their sizes, and as its
-        `left` what would stay, with the reason.
+        The Hub client's `CommitInfo`; with `dry_run` a list of the files that would go up, with their sizes; as its
+        `left` what would stay, with the reason; and as its `card` the README.
 
     Raises:
         CheckpointError: A folder is no model, or what came back differs from what went up.
@@ -89,7 +89,8 @@ def push_pruned(
         files, left, folder = gather(model, Path(scratch), repo_id, tokenizer, report, onnx, card or {}, api)
         _warn_of(left)
         if api is None:
-            return Plan((PlannedFile(name, path.stat().st_size) for name, path in sorted(files.items())), left)
+            sizes = [PlannedFile(name, path.stat().st_size) for name, path in sorted(files.items())]
+            return Plan(sizes, left, repo_id, files[CARD].read_text("utf-8"))
         message = commit_message or "Upload a model pruned with hf_prune"
         failed = f"Pushing to {repo_id!r} failed; files go up in one commit, so nothing is half-published."
         done = _asked(failed, api, lambda: publish(api, repo_id, files, private, revision, message))

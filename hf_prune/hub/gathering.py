@@ -40,11 +40,20 @@ class PlannedFile(NamedTuple):
 
 
 class Plan(list[PlannedFile]):
-    """The files that a push would upload; `left` names what stays at home: name -> why."""
+    """The files that a push would upload.
 
-    def __init__(self, files: Iterable[PlannedFile], left: Mapping[str, str]) -> None:
+    Args:
+        files: Path in the repository and size of each.
+        left: What stays at home: name -> why.
+        repo_id: The repository.
+        card: Its README, as it would be there.
+    """
+
+    def __init__(
+        self, files: Iterable[PlannedFile], left: Mapping[str, str], repo_id: str = "", card: str = ""
+    ) -> None:
         super().__init__(files)
-        self.left = dict(left)
+        self.left, self.repo_id, self.card = dict(left), repo_id, card
 
 
 class Gathered(NamedTuple):

@@ -20,6 +20,8 @@ from ..plan import BLOCK, FORMAT, Record, build_twin, encode_units, forget_parts
 from ..skipping import selected_heads
 from ..structure import Group
 
+STOCK = "stock transformers: from_pretrained"
+IMPORT = "pip install hf_prune; import hf_prune; then transformers' from_pretrained (stock alone refuses these shapes)"
 TOWER_COUNTS = ("encoder", "decoder")  # of an attribute: it counts for that tower alone
 BY_DEFAULT = ("n_inner",)  # may be None, for four times the hidden size
 
@@ -58,7 +60,7 @@ def write_record(model: nn.Module, record: Record, *, stock: bool = True) -> Non
     fits = stock and _builds_shapes(model, small)
     for name, value in small.items() if fits else ():
         setattr(config, name, value)
-    note(model, format=FORMAT, library_version=__version__, stock=fits, kept=kept)
+    note(model, format=FORMAT, library_version=__version__, stock=fits, kept=kept, load=STOCK if fits else IMPORT)
     if "standalone" in getattr(config, BLOCK):  # a model that was loaded so, and is saved so again
         note(model, standalone=cut_table(model))
 

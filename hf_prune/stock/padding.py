@@ -18,7 +18,7 @@ from ..architectures.site import setting
 from ..errors import PruningError
 from ..plan import BLOCK, FORMAT, Record, annotate, encode_units, parent_name, read_record
 from ..structure import Group, Slice, named_tensors
-from . import config_counts, stock_twin
+from . import STOCK, config_counts, stock_twin
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +110,7 @@ def _pad(model: Any, groups: Sequence[Group], record: Record, counts: Counts) ->
     block = {key: value for key, value in getattr(model.config, BLOCK).items() if key != "standalone"}
     told = {name: encode_units(*units) for name, units in after.items()}
     annotate(twin, **{**block, "format": FORMAT, "library_version": __version__, "stock": True, "kept": told})
+    annotate(twin, load=STOCK)
     built = {group.name: group for group in find_groups(twin)}
     for group in groups:
         _check_built(group, built.get(group.name), kept[group.name], record)

@@ -1,0 +1,60 @@
+"""A folder that plain `save_pretrained` has written says how it loads, where stock transformers alone cannot."""
+
+from __future__ import annotations
+
+import inspect
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from ..plan import read_block
+
+CARD = "README.md"
+MARK = "written by hf_prune where save_pretrained has left no card; `hf-prune card` writes a whole one over it"
+_TEXT = """---
+library_name: transformers
+tags:
+- pruned
+- hf_prune
+---
+
+# {name}, pruned
+
+The layers differ in size, which stock `transformers` cannot describe: it refuses these weights. Install `hf_prune` and
+import it first.
+
+```bash
+pip install hf_prune
+```
+
+```python
+import hf_prune  # lets from_pretrained build the smaller shape
+from transformers import {name}
+
+model = {name}.from_pretrained("path/to/folder")
+```
+
+<!-- {mark}: remove this comment when you change the text -->
+"""
+
+
+def tell_how_to_load(owner: Any) -> None:
+    """Let a class's `save_pretrained` write a short card beside a model that needs us, where there is no card."""
+    stock = owner.save_pretrained
+
+    @wraps(stock)
+    def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        told = inspect.signature(stock).bind(self, save_directory, *args, **kwargs).arguments
+        result = stock(self, save_directory, *args, **kwargs)
+        card = Path(save_directory) / CARD
+        if told.get("is_main_process", True) and needs_us(self) and card.parent.is_dir() and not card.exists():
+            card.write_text(_TEXT.format(name=type(self).__name__, mark=MARK), "utf-8")
+        return result
+
+    owner.save_pretrained = save_pretrained
+
+
+def needs_us(model: Any) -> bool:
+    """Whether stock transformers cannot build a model's shape from its config."""
+    block = read_block(model)
+    return isinstance(block, dict) and bool(block.get("kept")) and not block.get("stock")
