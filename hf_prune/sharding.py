@@ -23,8 +23,9 @@ def unwrap(model: nn.Module, accelerator: Any = None) -> nn.Module:
     """Return the model inside DDP, torch.compile or accelerate's wrappers."""
     if accelerator is not None:
         model = accelerator.unwrap_model(model)
-    model = getattr(model, "_orig_mod", model)
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    inner = getattr(model, "_orig_mod", model)
+    inner = inner.module if isinstance(inner, nn.parallel.DistributedDataParallel) else inner
+    return model if inner is model else unwrap(inner)  # either may be around the other
 
 
 def is_sharded(tensor: Any) -> bool:

@@ -96,9 +96,10 @@ def make_small(job: Job) -> bool:
         Whether this process was the one that told the whole story: of several, the first.
     """
     prune_and_distil(job)
+    score(job)  # processes share the rows
     if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
         return False
-    for stage in (score, save_and_compare, export_both, measure_both, score_exports, write_down, publish):
+    for stage in (save_and_compare, export_both, measure_both, score_exports, write_down, publish):
         stage(job)
     return True
 

@@ -14,8 +14,6 @@ from torch import nn
 
 from .errors import PruningError
 
-_KNOWS_SHAPES = ("reducer", "logger")  # of DDP
-
 
 def check_wrappers(model: nn.Module) -> None:
     """Refuse a DDP that could not go on with a smaller model.
@@ -46,10 +44,10 @@ def follow_shapes(model: nn.Module) -> None:
     """Let every DDP that a model lies in reduce gradients of the shapes that it has now."""
     for wrapper in _ddps_around(model):
         state, hooks, static = dict(vars(wrapper)), list(wrapper._comm_hooks), wrapper.static_graph
-        for name in _KNOWS_SHAPES:
+        for name in ("reducer", "logger"):
             del state[name]
             delattr(wrapper, name)  # the old reducer takes its hooks along
-        wrapper.__setstate__({**state, "static_graph": False})  # as where it is unpickled: a new reducer, and all else
+        wrapper.__setstate__({**state, "static_graph": False})  # as where it is unpickled: all else, and a new reducer
         if static:
             wrapper._set_static_graph()
         wrapper._comm_hooks.clear()
@@ -69,7 +67,7 @@ def _ddps_around(model: nn.Module) -> list[Any]:
         return []
     kinds = _with_subclasses(nn.parallel.DistributedDataParallel)
     found: list[Any] = [one for one in gc.get_referrers(*kinds) if type(one) in kinds]  # an object refers to its class
-    return [one for one in found if any(module is model for module in one.module.modules())]
+    return [one for one in found if "reducer" in vars(one) and any(part is model for part in one.module.modules())]
 
 
 def _with_subclasses(kind: type) -> set[type]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import BUILD, build_bert, draw_batch, draw_rows, training_arguments
+from models import BUILD, TINY_RECIPE, build_bert, draw_batch, draw_rows, training_arguments
 from test_distributed import RESUMES, TORCHRUN
 from test_examples import run_example
 from torch import Tensor, nn
@@ -32,8 +32,10 @@ from hf_prune import (
     PruningError,
     Schedule,
     Target,
+    run,
     shrink,
 )
+from hf_prune.sharding import unwrap
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 
@@ -131,6 +133,10 @@ def compiled_ddp(module: nn.Module) -> Any:
     return torch.compile(ddp()(module), backend="eager")
 
 
+def ddp_of_compiled(module: nn.Module) -> Any:
+    return ddp()(torch.compile(module, backend="eager"))
+
+
 WRAPS: dict[str, Callable[[nn.Module], Any]] = {
     "ddp": ddp(),
     "find_unused_parameters": ddp(find_unused_parameters=True),
@@ -138,6 +144,7 @@ WRAPS: dict[str, Callable[[nn.Module], Any]] = {
     "gradient_as_bucket_view": ddp(gradient_as_bucket_view=True, bucket_cap_mb=0.001),
     "a hook of one's own": halves,
     "compiled": compiled_ddp,
+    "compiled inside": ddp_of_compiled,
 }
 
 
@@ -215,6 +222,10 @@ def work(folder: Path) -> None:
     for case, wrap in WRAPS.items():
         seen[case] = train_net(wrap, live=True)
     seen["goes on"] = train_net(ddp(find_unused_parameters=True), live=False, finish=6)
+    short = ["dense.epochs=1", "train.epochs=1", "onnx=false", "measure.repeats=1", f"output={folder / 'run'}"]
+    report = run("quickstart", [*TINY_RECIPE, "schedule.frequency=2", *short])
+    seen["run"] = {"kept": report.kept, "metrics": report.metrics}
+    seen["unwrapped"] = [unwrap(wrap(net := Net())) is net for wrap in (ddp(), compiled_ddp, ddp_of_compiled)]
     seen["refusals"] = refusals()
     torch.save(seen, folder / f"seen-{os.environ['RANK']}.pt")
 
@@ -279,6 +290,17 @@ def test_training_goes_on_in_ddp_after_the_end_of_pruning(seen):
     assert one["widths"][-1] < one["widths"][0]
     for entry in seen:
         torch.testing.assert_close(entry["goes on"]["weights"], one["weights"], atol=1e-7, rtol=0)
+
+
+def test_a_recipe_in_two_processes(seen):
+    first, second = (entry["run"] for entry in seen)
+    assert first == second
+    assert any(len(units) < 64 for name, units in first["kept"].items() if name.endswith("neurons"))
+    assert first["metrics"]["accuracy"].keys() == {"dense", "pruned"}
+
+
+def test_wrappers_are_unwrapped_in_any_order(seen):
+    assert seen[0]["unwrapped"] == [True, True, True]
 
 
 def test_what_cannot_follow_is_refused(seen):
