@@ -150,6 +150,7 @@ def test_a_dry_run_shows_what_stays(folders, tmp_path):
 
 
 def press_ctrl_c(*told, **named):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background has it ignored
     signal.raise_signal(signal.SIGINT)
 
 

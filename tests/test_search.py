@@ -278,6 +278,7 @@ def test_ctrl_c_says_how_many_trials_are_kept(tmp_path, monkeypatch):
     def end_one_and_stop(*told):
         (tmp_path / "trials" / "0000").mkdir(parents=True)
         (tmp_path / "trials" / "0000" / "report.json").write_text("{}")
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background has it ignored
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr("hf_prune.searching.running.prepare", end_one_and_stop)
