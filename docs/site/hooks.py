@@ -15,22 +15,11 @@ from hf_prune.listing import listed
 
 ROOT = Path(__file__).resolve().parents[2]
 OF_ROOT = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}  # file of the repository -> page
-NOT_YET = "tasks.md"  # a page of the navigation that may be missing
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 PAPER = re.compile(r"(?:((?:[A-Z][\w'-]+(?:,| &| and| et al\.)? )+\d{4}),? \(?)?arXiv:(\d{4}\.\d{4,5})")
 
 
 # mkdocs calls these
-def on_config(config: Any) -> Any:
-    """Leave out of the navigation what is not written yet."""
-    if not (Path(config.docs_dir) / NOT_YET).is_file():
-        for section in config.nav:
-            for entries in section.values():
-                if isinstance(entries, list):
-                    entries[:] = [one for one in entries if NOT_YET not in one.values()]
-    return config
-
-
 def on_files(files: Any, config: Any) -> Any:
     """Add pages that are files of the repository's root."""
     for name, page in OF_ROOT.items():
@@ -125,6 +114,7 @@ def _without_escapes(row: str) -> str:
 def _with_links_inside(markdown: str, here: str) -> str:
     """Turn links to files of the repository's root into links to their pages, and those from there into docs/."""
     up = "../" * here.count("/")
+    beside = "" if here in OF_ROOT.values() else f"{up}../"
     for name, page in OF_ROOT.items():
-        markdown = markdown.replace(f"]({up}../{name}", f"]({up}{page}")
+        markdown = markdown.replace(f"]({beside}{name}", f"]({up}{page}")
     return markdown.replace("](docs/", "](") if here in OF_ROOT.values() else markdown
