@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -44,7 +45,7 @@ def kept_of_run(output: Path, since: float) -> str:
         return "Nothing was written: the same command begins again."
     again = ["hf-prune", "run", str(output / RECIPE)]
     if output / "dense" in written:
-        again += [f"model={{name: {output / 'dense'}}}", "dense=null"]
+        again += [f"model={json.dumps({'name': str(output / 'dense')})}", "dense=null"]
     kept = " and ".join(str(path) for path in written) or "the recipe alone"
     return f"Kept: {kept}. This goes on from there: {shlex.join(again)}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import transformers
@@ -72,6 +72,7 @@ class RecipeTask(NamedTuple):
     loss: Loss | None = None  # where it is not the model's own
     predict: Callable[[Mapping[str, Any], Mapping[str, Any]], torch.Tensor] | None = None  # from outputs and a batch
     texts: Callable[[Any], Texts] | None = None  # from the processor, where metrics are of texts
+    cached: Literal["rows", "words"] | None = None  # what a cache can keep of a teacher: an answer a row, or a word
 
     @property
     def has_classes(self) -> bool:
@@ -174,6 +175,7 @@ RECIPE_TASKS = {
         _texts,
         lambda tokenizer, model: DataCollatorWithPadding(tokenizer),
         _class_problem,
+        cached="rows",
     ),
     "image-classification": RecipeTask(
         "image: pictures or arrays; label: a class",
@@ -182,6 +184,7 @@ RECIPE_TASKS = {
         _images,
         lambda processor, model: default_data_collator,
         _class_problem,
+        cached="rows",
     ),
     "token-classification": RecipeTask(
         "text: a list of words; label: a list of classes, as long",
@@ -211,6 +214,7 @@ RECIPE_TASKS = {
         lambda tokenizer, model: DataCollatorForLanguageModeling(tokenizer, mlm=False),
         lambda model: "causal_lm",
         "none",
+        cached="words",
     ),
     "masked-lm": RecipeTask(
         "text, of which tokens are hidden",
@@ -229,6 +233,7 @@ RECIPE_TASKS = {
         lambda tokenizer, model: DataCollatorForSeq2Seq(tokenizer, model=model),
         lambda model: "seq2seq",
         "free",
+        cached="words",
     ),
     "audio-classification": RecipeTask(
         "audio: sounds, such as a folder of wav files for each class; label: a class",
@@ -238,6 +243,7 @@ RECIPE_TASKS = {
         lambda extractor, model: Listener(extractor),
         _class_problem,
         hears=True,
+        cached="rows",
     ),
     "speech-recognition": RecipeTask(
         "audio: sounds; label: what was said, such as wav files with a metadata.csv; models that write, as Whisper",
@@ -250,6 +256,7 @@ RECIPE_TASKS = {
         hears=True,
         trainer=Seq2SeqTrainer,
         texts=lambda processor: texts_of(processor, ctc=False),
+        cached="words",
     ),
     "speech-recognition-ctc": RecipeTask(
         "the same, for models that name each frame's letter, as wav2vec 2",

@@ -179,10 +179,17 @@ def _lines(kind: Any, plain: Mapping[str, Any], indent: str) -> Iterator[str]:
         if key.name not in plain:
             yield f"{indent}# {key.name}: {key.default}"
         elif key.inside is not None and isinstance(value, dict):
+            value = value or _first_default(key.inside)  # or nobody could take the # from a key below
             yield f"{indent}{key.name}:{'' if value else ' {}'}"
             yield from _lines(key.inside, value, f"{indent}  ")
         else:
             yield f"{indent}{key.name}: {_flow(value)}"
+
+
+def _first_default(kind: Any) -> dict[str, Any]:
+    """Return the first key of settings that has a default, with it."""
+    found = next((key for key in _keys_of(kind) if key.default not in ("null", "")), None)
+    return {} if found is None else {found.name: yaml.safe_load(found.default)}
 
 
 if __name__ == "__main__":

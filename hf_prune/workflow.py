@@ -21,7 +21,7 @@ from .callback import PruningCallback
 from .card import RECIPE, REPORT, inherited_license, write_card
 from .checkpoint import load_pruned, save_pruned
 from .data import DIGITS, Splits, data_revision, is_listed, label_names, load_split
-from .errors import CheckpointError, PruningError, visible
+from .errors import CheckpointError, PruningError, RecipeError, visible
 from .exporting import check_exportable, export, export_onnx, measure_exports, open_exported
 from .files import write_text
 from .hub import push_pruned
@@ -146,10 +146,28 @@ def check_settings(job: Job) -> None:
     Pruning(job.model, recipe.pruning, total_steps=steps, epoch_steps=steps / recipe.train.epochs).close()
     if recipe.rewinding is not None:
         check_rewinding(recipe.pruning)
+    if recipe.distillation is not None:
+        _check_lesson(recipe, job.model)
     metrics_of(job, job.model)
     if recipe.exports:
         check_exportable(job.model)
     check_run_folder(job.output)
+
+
+def _check_lesson(recipe: Recipe, model: Any) -> None:
+    """Refuse what a teacher like the model itself could not teach, or what of it could not be kept."""
+    from .distillation.kept import form_of
+    from .distillation.lesson import Lesson
+
+    told, cached = recipe.distillation, RECIPE_TASKS[recipe.task].cached
+    assert told is not None
+    if told.cache is not None and cached != ("rows" if told.top_k is None else "words"):
+        ways = {None: "cannot be kept: leave it out", "rows": "goes without top_k", "words": "needs top_k, such as 50"}
+        raise RecipeError(
+            f"distillation.cache of {recipe.task} {ways[cached]}. Received: cache={told.cache!r}, top_k={told.top_k}"
+        )
+    form_of(told, model, model)
+    Lesson(model, model, told)
 
 
 def train_dense(job: Job) -> None:
@@ -204,6 +222,11 @@ def save_and_compare(job: Job) -> None:
     before, after = (torch.stack([one[name] for name in job.task.outputs]) for one in outputs)
     difference = float((before - after).abs().max())
     say(f"Saved and reloaded: largest difference of the logits {difference:.1e}")
+    if not before.isfinite().all():
+        raise CheckpointError(
+            "The pruned model's outputs must be finite: training has diverged, and a lower train.learning_rate helps. "
+            f"Received: {float(before[~before.isfinite()][0])}, in {folder}"
+        )
     if difference > SAME * max(1.0, float(before.abs().max())):
         raise CheckpointError(
             f"The reloaded model must compute what the saved one did. Received: a difference of {difference:.2e}"

@@ -182,3 +182,27 @@ def test_ctrl_c_says_what_a_run_has_kept_and_how_to_go_on(stage, tmp_path, monke
         words = shlex.split(said.split("from there: hf-prune ")[1])
         assert "Training the dense model" not in ask(*words)
         assert (output / "model" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["distillation={cache: answers, top_k: 5}"], "image-classification goes without top_k"),
+        (["distillation={hidden: 1.0, relations: 1.0, relation_heads: 3}"], "relation_heads"),
+        (["distillation={relations: 1.0, relation_layer: 5}"], "relation_layer"),
+    ],
+)
+def test_what_a_teacher_cannot_teach_is_said_before_training(settings, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(workflow, "train_dense", lambda job: pytest.fail("training began"))
+    for command in ("validate", "run"):
+        words = [command, "quickstart", *TINY_RECIPE, f"output={tmp_path / 'out'}", *settings]
+        with pytest.raises(PruningError, match=message):
+            ask(*words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_diverged_is_no_success(tmp_path):
+    early = "schedule={kind: oneshot, begin: 1, end: 1}"  # before the loss is no number any more
+    quick = ["dense=null", "train.epochs=1", "train.learning_rate=1e20", "onnx=false", "distillation=null", early]
+    with pytest.raises(PruningError, match="training has diverged"):
+        ask("run", "quickstart", *TINY_RECIPE, *quick, f"output={tmp_path / 'out'}")

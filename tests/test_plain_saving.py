@@ -82,3 +82,10 @@ def test_plain_saving_leaves_a_single_file_beside_shards_and_ours_does_not(tmp_p
         stale = (tmp_path / "model.safetensors").exists()
         assert_same_weights(first if stale else second, load_pruned(tmp_path, dtype=torch.float32))
         assert stale is (save is not save_pruned)
+
+
+def test_a_folder_that_holds_another_model_now_no_longer_says_so(tmp_path):
+    shrink(build_bert(), UNEVEN).save_pretrained(tmp_path)
+    assert "BertForSequenceClassification" in (tmp_path / "README.md").read_text()
+    build_bert().save_pretrained(tmp_path)
+    assert not (tmp_path / "README.md").exists()

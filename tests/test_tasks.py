@@ -341,3 +341,11 @@ def test_scores_above_the_full_one_are_refused(home, tmp_path):
 def test_the_hub_has_its_own_names_for_tasks():
     card = model_card({"settings": {"task": "speech-recognition-ctc"}})
     assert "pipeline_tag: automatic-speech-recognition" in card
+
+
+def test_a_pair_without_a_score_is_refused(home, tmp_path):
+    data = scored(tmp_path)
+    lines = Path(data).read_text().splitlines()
+    Path(data).write_text("\n".join([*lines[:-1], lines[-1].rpartition(",")[0] + ","]) + "\n")
+    with pytest.raises(PruningError, match="a number in each row. Received: 'score', which has none in 1 of"):
+        guess(Wish(str(home / "sentences"), data, task="sentence-similarity"))

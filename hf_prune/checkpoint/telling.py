@@ -47,11 +47,17 @@ def tell_how_to_load(owner: Any) -> None:
         told = inspect.signature(stock).bind(self, save_directory, *args, **kwargs).arguments
         result = stock(self, save_directory, *args, **kwargs)
         card = Path(save_directory) / CARD
-        if told.get("is_main_process", True) and needs_us(self) and card.parent.is_dir() and not card.exists():
-            card.write_text(_TEXT.format(name=type(self).__name__, mark=MARK), "utf-8")
+        if told.get("is_main_process", True) and card.parent.is_dir() and (not card.exists() or _is_ours(card)):
+            card.unlink(missing_ok=True)
+            if needs_us(self):
+                card.write_text(_TEXT.format(name=type(self).__name__, mark=MARK), "utf-8")
         return result
 
     owner.save_pretrained = save_pretrained
+
+
+def _is_ours(card: Path) -> bool:
+    return MARK in card.read_text("utf-8", errors="replace")
 
 
 def needs_us(model: Any) -> bool:

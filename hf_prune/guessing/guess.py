@@ -237,7 +237,13 @@ class _Guesser:
         """Return keys of the data that are no columns."""
         limits: dict[str, Any] = {}
         if name == "sentence-similarity":
-            limits["full_score"] = max(1.0, float(np.max(self.splits[splits["train"]][columns["label"]][:])))
+            scores = np.array(self.splits[splits["train"]][columns["label"]][:], dtype=float)
+            if not np.isfinite(scores).all():
+                raise PruningError(
+                    f"--label must name a column with a number in each row. Received: '{columns['label']}', which has "
+                    f"none in {int((~np.isfinite(scores)).sum())} of {len(scores)} rows"
+                )
+            limits["full_score"] = max(1.0, float(scores.max()))
             self.say("data.full_score", limits["full_score"], "the largest score, which is a cosine of 1")
         if name == "speech-recognition" and _knows_languages(self.wish.model):
             limits["language"] = "english"
