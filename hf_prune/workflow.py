@@ -213,20 +213,24 @@ def save_and_compare(job: Job) -> None:
     Raises:
         CheckpointError: They differ.
     """
-    annotate(job.pruned, recipe=job.recipe.name, base_model=_base_of(job))
-    folder = save_pruned(job.pruned, job.output / "model", tokenizer=job.processor)
     batch = job.collator([job.evaluation[i] for i in range(min(8, len(job.evaluation)))])
-    reloaded = load_pruned(folder, model_class=type(job.pruned), dtype=torch.float32)
-    with torch.no_grad():
-        outputs = [model.cpu().eval()(**job.task.inputs(batch)) for model in (job.pruned, reloaded)]
-    before, after = (torch.stack([one[name] for name in job.task.outputs]) for one in outputs)
-    difference = float((before - after).abs().max())
-    say(f"Saved and reloaded: largest difference of the logits {difference:.1e}")
+
+    @torch.no_grad()
+    def compute(model: Any) -> torch.Tensor:
+        found = model.cpu().eval()(**job.task.inputs(batch))
+        return torch.stack([found[name] for name in job.task.outputs])
+
+    before = compute(job.pruned)
     if not before.isfinite().all():
         raise CheckpointError(
-            "The pruned model's outputs must be finite: training has diverged, and a lower train.learning_rate helps. "
-            f"Received: {float(before[~before.isfinite()][0])}, in {folder}"
+            "The pruned model's outputs must be finite: training has diverged, and a lower train.learning_rate helps; "
+            f"nothing was written. Received: {float(before[~before.isfinite()][0])}"
         )
+    annotate(job.pruned, recipe=job.recipe.name, base_model=_base_of(job))
+    folder = save_pruned(job.pruned, job.output / "model", tokenizer=job.processor)
+    reloaded = load_pruned(folder, model_class=type(job.pruned), dtype=torch.float32)
+    difference = float((before - compute(reloaded)).abs().max())
+    say(f"Saved and reloaded: largest difference of the logits {difference:.1e}")
     if difference > SAME * max(1.0, float(before.abs().max())):
         raise CheckpointError(
             f"The reloaded model must compute what the saved one did. Received: a difference of {difference:.2e}"

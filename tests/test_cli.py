@@ -206,3 +206,4 @@ def test_a_model_that_diverged_is_no_success(tmp_path):
     quick = ["dense=null", "train.epochs=1", "train.learning_rate=1e20", "onnx=false", "distillation=null", early]
     with pytest.raises(PruningError, match="training has diverged"):
         ask("run", "quickstart", *TINY_RECIPE, *quick, f"output={tmp_path / 'out'}")
+    assert not (tmp_path / "out" / "model").exists()
