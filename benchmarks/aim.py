@@ -31,24 +31,22 @@ from transformers import (
 from hf_prune import HeadPruner, NeuronPruner, Target, find_groups, prune
 from hf_prune.timing import Conditions, Stopwatch
 
-LENGTH = 128
+LENGTH, PIXELS = 128, 224  # as DINOv2's processor cuts images; its config names the 518 that it was trained with
 
 
 def build(folder: str | None) -> Any:
     torch.manual_seed(0)
     if folder:
         images = hasattr(AutoConfig.from_pretrained(folder), "image_size")
-        return (AutoModelForImageClassification if images else AutoModelForSequenceClassification).from_pretrained(
-            folder
-        )
+        kind = AutoModelForImageClassification if images else AutoModelForSequenceClassification
+        return kind.from_pretrained(folder)
     shape = {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
     return BertForSequenceClassification(BertConfig(**shape))
 
 
 def data_for(model: Any) -> list[dict[str, torch.Tensor]]:
     if model.main_input_name == "pixel_values":
-        side = model.config.image_size
-        return [{"pixel_values": torch.randn(4, 3, side, side), "labels": torch.arange(4) % 2}]
+        return [{"pixel_values": torch.randn(4, 3, PIXELS, PIXELS), "labels": torch.arange(4) % 2}]
     ids = torch.randint(5, 1000, (16, 32), generator=torch.Generator().manual_seed(0))
     return [{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(16) % 2}]
 
@@ -56,11 +54,11 @@ def data_for(model: Any) -> list[dict[str, torch.Tensor]]:
 def aim(dense: Any, speedup: float, batch: int, dtype: str) -> dict[str, Any]:
     """Prune a copy to a speed-up, and measure it anew."""
     model, start = copy.deepcopy(dense), time.perf_counter()
-    target = Target(speedup=speedup, batch=batch, length=LENGTH, dtype=dtype)
+    told = {"batch": batch, "length": LENGTH, "image_size": PIXELS, "dtype": dtype}
     pruners = [HeadPruner(min_kept=0), NeuronPruner(min_kept=0)]
-    found = prune(model, pruners, target=target, data=data_for(model)).settings
+    found = prune(model, pruners, target=Target(speedup=speedup, **told), data=data_for(model)).settings
     seconds = time.perf_counter() - start
-    watch = Stopwatch(dense, Conditions(batch=batch, length=LENGTH, dtype=dtype))
+    watch = Stopwatch(dense, Conditions(**told))
     measured = 1 / watch.ratio(model, find_groups(model), {}, seconds=4)
     told = {"measured_by_session": round(found["dense_ms"] / found["measured_ms"], 3), "measured": round(measured, 3)}
     told |= {"off": round(measured / speedup - 1, 4), "dense_ms": found["dense_ms"], "macs_left": found["macs_left"]}

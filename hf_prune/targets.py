@@ -30,6 +30,8 @@ class Target:
         device: For times: ``"cpu"``, or for torch ``"cuda"``.
         batch: For times: rows of a forward, at least 1.
         length: For times: tokens of a row, at least 1; images have none.
+        image_size: For times of images: pixels of a side, at least 1; by default what the model's config says. A recipe
+            takes it from its data.
         threads: For times: threads of one operator, at least 1.
         dtype: For times: of the pruned model, ``"fp32"`` or ``"int8"`` (quantized dynamically, in ONNX Runtime).
 
@@ -49,6 +51,7 @@ class Target:
     device: str = "cpu"
     batch: int = Field(default=1, ge=1)
     length: int = Field(default=128, ge=1)
+    image_size: int | None = Field(default=None, ge=1)
     threads: int = Field(default=1, ge=1)
     dtype: Literal["fp32", "int8"] = "fp32"
 

@@ -119,7 +119,16 @@ def prepare(recipe: Recipe) -> Job:
     model = dense_model(recipe, task.auto_class, options)
     processor = task.processor(recipe)
     train, evaluation = (task.rows(split, processor, recipe, model) for split in splits)
-    return Job(recipe, model, processor, train, evaluation, task.collator(processor, model))
+    job = Job(recipe, model, processor, train, evaluation, task.collator(processor, model))
+    if recipe.target is not None and recipe.target.image_size is None and model.main_input_name == "pixel_values":
+        side = _real_inputs(job, 1)["pixel_values"].shape[-1]  # a config may name another than its processor cuts
+        job.recipe = recipe.model_copy(update={"target": replace(recipe.target, image_size=side)})
+    return job
+
+
+def _real_inputs(job: Job, batch: int) -> dict[str, Any]:
+    """Return one row of the data, so many times."""
+    return job.task.inputs(job.collator([job.evaluation[0]] * batch))
 
 
 def _class_options(recipe: Recipe, splits: Splits, fitted: Classes) -> dict[str, Any]:
@@ -258,11 +267,12 @@ def measure_both(job: Job) -> None:
     dense, pruned = (model.cpu().eval() for model in (job.model, job.pruned))
     settings = job.recipe.measure
     halves = job.problem in ("seq2seq", "speech")  # an encoder's and a decoder's files are not timed
-    heard = job.task.inputs(job.collator([job.evaluation[0]] * settings.batch)) if job.task.hears else None
+    words = job.model.main_input_name == "input_ids"  # these can be made up; the data know how large images are
+    real = None if words else _real_inputs(job, settings.batch)
     told: dict[str, Any] = {**settings.model_dump(), "onnx": None if halves else job.onnx}
-    job.report.dense, job.report.pruned = measure_pair(dense, pruned, heard, **told)
+    job.report.dense, job.report.pruned = measure_pair(dense, pruned, real, **told)
     if job.exported and not halves:
-        inputs = random_inputs(job.pruned, settings.batch, settings.length) if heard is None else heard
+        inputs = random_inputs(job.pruned, settings.batch, settings.length) if real is None else real
         how = {"threads": settings.threads, "repeats": settings.repeats}
         job.report.exports = measure_exports(job.pruned, job.exported, inputs, **how)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-from hf_prune import PruningError, UnsupportedModelError, export_onnx, find_groups, save_pruned, shrink
+from hf_prune import PruningError, UnsupportedModelError, export, export_onnx, find_groups, save_pruned, shrink
 from hf_prune.exporting import OnnxExport, onnx_session
 from hf_prune.exporting.publishing import export_folder
 
@@ -88,6 +88,21 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     model = shrink(BUILD[request.param](), {**UNEVEN[request.param], **NEURONS})
     assert len({group.units for group in find_groups(model) if group.kind == "head"}) == 2
     return request.param, model, export_onnx(model, tmp_path_factory.mktemp("onnx") / "made" / "here")
+
+
+@pytest.mark.parametrize("quantize", [None, "dynamic"])
+def test_onnxruntime_does_not_fuse_sums_with_norms(tmp_path, quantize):
+    import onnx
+    import onnxruntime
+
+    done = export(build_bert(), tmp_path / "onnx", quantize=quantize)
+    (file,) = done.path.glob("*.onnx")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "run.onnx")
+    onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    run = [node.op_type for node in onnx.load(str(tmp_path / "run.onnx"), load_external_data=False).graph.node]
+    norms = 2 * SIZES["num_hidden_layers"] + 1  # and the embeddings'
+    assert (run.count("LayerNormalization"), run.count("SkipLayerNormalization")) == (norms, 0)
 
 
 @pytest.mark.parametrize(("batch", "length"), [(1, 5), (4, 31)])

@@ -210,9 +210,10 @@ def test_the_processor_of_images_lies_beside_the_model_only_where_it_was_there(t
 
     model, data = images(tmp_path)
     processor = getattr(transformers, "ViTImageProcessorPil", None) or transformers.ViTImageProcessor
-    told = {"image_mean": [0.1] * 3, "image_std": [0.2] * 3, "size": {"height": 8, "width": 8}}
+    told = {"image_mean": [0.1] * 3, "image_std": [0.2] * 3, "size": {"height": 12, "width": 12}}
     processor(**told).save_pretrained(model)
-    job = workflow.prepare(guess(Wish(model, data, output=tmp_path / "run")).recipe)
+    job = workflow.prepare(guess(Wish(model, data, output=tmp_path / "run"), ["target={speedup: 1.5}"]).recipe)
+    assert (job.model.config.image_size, job.recipe.target.image_size) == (8, 12)  # as large as it will be asked for
     row, image = job.train[0], job.train.with_format(None)[0]["image"]
     again = transformers.AutoImageProcessor.from_pretrained(model)(Image.fromarray(np.asarray(image.convert("RGB"))))
     assert np.allclose(row["pixel_values"].numpy(), np.asarray(again["pixel_values"][0]), atol=1e-6)

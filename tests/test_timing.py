@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import build_bert, build_llama, draw_batch
+from models import build_bert, build_llama, build_vit, draw_batch
 
 from hf_prune import HeadPruner, LayerPruner, NeuronPruner, Pruning, PruningError, Schedule, Target, prune
 from hf_prune.timing import LatencyTable, Option, choose_widths, stopwatch, table
@@ -228,6 +228,14 @@ def test_ranks_inside_groups_mean_nothing_to_a_time():
 def test_int8_is_timed_as_it_is_exported():
     model, conditions = build_bert(), stopwatch.Conditions(length=16, dtype="int8")
     assert stopwatch.Stopwatch(model, conditions).ratio(model, [], {}) > 0
+
+
+def test_images_are_timed_at_the_size_that_is_asked_for():
+    model = build_vit()
+    watched = stopwatch.Stopwatch(model, stopwatch.Conditions(runtime="torch", image_size=model.config.image_size))
+    assert watched.dense_ms > 0
+    with pytest.raises(PruningError, match="Input image size"):  # this model reads no other: it was asked for it
+        stopwatch.Stopwatch(model, stopwatch.Conditions(runtime="torch", image_size=2 * model.config.image_size))
 
 
 def test_what_cannot_run_says_so():

@@ -4,6 +4,7 @@ from .feeding import feed
 from .formats import FORMATS
 from .lanes import quiet
 from .measuring import measure_exports, open_exported
+from .norms import keep_sums_apart
 from .parity import onnx_session
 from .parts import TASKS, check_exportable
 from .precision import to_int8
@@ -18,6 +19,7 @@ __all__ = [
     "export",
     "export_onnx",
     "feed",
+    "keep_sums_apart",
     "measure_exports",
     "onnx_session",
     "open_exported",

@@ -16,6 +16,7 @@ from .executorch import export_executorch
 from .feeding import Batch, feed, read_batches
 from .formats import FORMATS, Format, require
 from .lanes import MANIFEST, Lane, choose_lane, export_parts, failing_as_ours, read_graph
+from .norms import keep_sums_apart
 from .openvino import to_openvino
 from .parity import Bound, check_parity
 from .parts import SEQ2SEQ, Part, choose_task, draw_inputs, split
@@ -138,6 +139,9 @@ def export(
             said = _write_executorch(job)
         else:
             export_parts(model, parts, folder, task, opset, chosen)
+            if (format, dtype) == ("onnx", "fp32"):  # fp16 is for GPUs, whose kernels are others
+                for part in parts:
+                    keep_sums_apart(folder / f"{part.name}.onnx")
             said = _described(job)
             apart = job.compare("onnx", "fp32")
             if (format, quantize, dtype) != ("onnx", None, "fp32"):

@@ -75,7 +75,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def random_inputs(model_or_config: Any, batch: int = 1, length: int = 128, seed: int = 0) -> dict[str, torch.Tensor]:
+def random_inputs(
+    model_or_config: Any, batch: int = 1, length: int = 128, seed: int = 0, image_size: int | None = None
+) -> dict[str, torch.Tensor]:
     """Make up inputs from a config: token ids with a full mask, pixels, or both.
 
     Args:
@@ -83,6 +85,7 @@ def random_inputs(model_or_config: Any, batch: int = 1, length: int = 128, seed:
         batch: Rows.
         length: Tokens per row of text.
         seed: Of the draw.
+        image_size: Pixels of an image's side; by default what the config says.
 
     Returns:
         ``input_ids`` and ``attention_mask`` ``(batch, length)`` and ``decoder_input_ids`` where the model is an
@@ -105,6 +108,7 @@ def random_inputs(model_or_config: Any, batch: int = 1, length: int = 128, seed:
         if getattr(config, "is_encoder_decoder", False):
             made["decoder_input_ids"] = torch.randint(words, (batch, length), generator=generator)
     if side is not None:
+        side = image_size or side
         height, width = side if isinstance(side, (list, tuple)) else (side, side)
         channels = _setting(config, "vision_config", "num_channels") or 3
         made["pixel_values"] = torch.randn(batch, channels, height, width, generator=generator)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PruningError
-from ..exporting import quiet, to_int8
+from ..exporting import keep_sums_apart, quiet, to_int8
 from ..plan import close_kept
 from ..removal import cut
 from ..report import compare_latency, onnx_subject, random_inputs, torch_subject, torch_threads
@@ -33,6 +33,7 @@ class Conditions:
         device: ``"cpu"``, or for torch ``"cuda"``.
         batch: Rows of a forward, at least 1.
         length: Tokens of a row, at least 1; images have none.
+        image_size: Pixels of an image's side, at least 1; by default what the model's config says.
         threads: Threads of one operator, at least 1.
         dtype: ``"fp32"``, or ``"int8"``: weights and activations quantized dynamically, in ONNX Runtime.
     """
@@ -41,6 +42,7 @@ class Conditions:
     device: str = "cpu"
     batch: int = 1
     length: int = 128
+    image_size: int | None = None
     threads: int = 1
     dtype: Literal["fp32", "int8"] = "fp32"
 
@@ -103,7 +105,8 @@ class Stopwatch:
                 setattr(model.config, name, False)
         if told.runtime == "onnxruntime":
             return _in_onnxruntime(model, told, dtype)
-        run = torch_subject(model.to(told.device), None, told.batch, told.length).run
+        inputs = random_inputs(model, told.batch, told.length, image_size=told.image_size)
+        run = torch_subject(model.to(told.device), inputs, told.batch, told.length).run
         with torch.inference_mode():
             run()  # what cannot run says so now
         return run
@@ -124,10 +127,11 @@ class _Outputs(nn.Module):
 
 def _in_onnxruntime(model: Any, told: Conditions, dtype: str) -> Run:
     """Return a forward of a graph with these very shapes, traced: 2 seconds where a real export takes 20."""
-    inputs = random_inputs(model, told.batch, told.length)
+    inputs = random_inputs(model, told.batch, told.length, image_size=told.image_size)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         _trace(model, inputs, file)
+        keep_sums_apart(file)
         if dtype == "int8":
             to_int8(file)
         return onnx_subject(file, inputs, told.batch, told.length, told.threads).run
