@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import PruningError, UnsupportedModelError, did_you_mean
 from ..given import told
 from .formats import FORMATS
+from .parts import PAST, SEQ2SEQ
 
 QUANTIZED = (None, "dynamic", "static")
 DTYPES = ("fp32", "fp16")
@@ -55,6 +56,18 @@ def check_together(format: str, quantize: str | None, dtype: str, lane: str, ops
         raise PruningError("quantize='static' calibrates on data: pass some batches. Received: data=None.")
     if quantize is None and data is not None:
         raise PruningError("data is what quantize='static' or 'dynamic' is tried on. Received: data, quantize=None.")
+
+
+def check_past(task: str, format: str, quantize: str | None, lane: str) -> None:
+    """Refuse a task with past where there is no way to export it."""
+    if not task.endswith(PAST):
+        return
+    if format != "onnx" or quantize == "static":
+        rule = "Tasks with past are exported to ONNX, in fp32, fp16 or with quantize='dynamic'"
+        raise UnsupportedModelError(f"{rule}. Received: task={task!r}, format={format!r}, quantize={quantize!r}.")
+    if lane == "native" and task.removesuffix(PAST) in SEQ2SEQ:
+        rule = f"Encoders with decoders are exported with past by lane 'optimum'; leave '{PAST}' out on transformers 5"
+        raise UnsupportedModelError(f"{rule}. Received: task={task!r}.")
 
 
 def _either(known: tuple[str | None, ...]) -> str:

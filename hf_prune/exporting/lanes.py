@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from ..errors import PruningError, did_you_mean
-from .parts import Part, draw_inputs
+from .parts import PAST, Part, draw_inputs, draw_prompt
 
 Lane = Literal["optimum", "native"]
 MANIFEST = "export.json"  # what transformers' exporter writes beside its graphs
@@ -29,7 +29,7 @@ def export_parts(model: Any, parts: Sequence[Part], folder: Path, task: str, ops
     """
     with failing_as_ours(f"Lane '{lane}' cannot export {type(model).__name__} as {task}"):
         _LANES[lane][1](model, parts, folder, task, opset)
-    written = [read_graph(folder / f"{part.name}.onnx")[0] for part in parts]
+    written = [read_graph(file)[0] for file in folder.glob("*.onnx")]
     if opset is not None and {*written} != {opset}:
         raise PruningError(f"Lane '{lane}' writes opset {written[0]} here. Received: opset={opset}.")
 
@@ -57,6 +57,14 @@ def _export_native(model: Any, parts: Sequence[Part], folder: Path, task: str, o
     from transformers.exporters import exporter_onnx as native
     from transformers.exporters.base import ExportedModel
 
+    if task.endswith(PAST):
+        config = native.OnnxConfig(dynamic=True, opset_version=opset)
+        told = model, draw_prompt(model, *_TRACED), config
+        exported = native.OnnxExporter().export_for_generation(*told, multi_token_decode=True)
+        for component in exported.components.values():
+            _tidy(component.program, {})
+        exported.save_pretrained(folder)
+        return
     exporter, done = native.OnnxExporter(), {}
     for part in parts:
         inputs = draw_inputs(part, model.config, [*part.axes], *_TRACED)

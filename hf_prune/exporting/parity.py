@@ -99,8 +99,22 @@ def check_parity(
         for part, graph in graphs
         for inputs in _batches(model, part, graph, data)
     ]
+    return judge(found, bound, f"{len(data)} batches of data" if data else f"{len(_CHECKED)} shapes")
+
+
+def judge(found: Sequence[Sequence[Any]], bound: Bound, ran: str) -> tuple[float, float]:
+    """Return the largest difference, and what was allowed.
+
+    Args:
+        found: The largest difference and the largest output of each comparison.
+        bound: How far they may be apart.
+        ran: What was compared, for the message.
+
+    Raises:
+        PruningError: They are further apart.
+    """
     difference, largest = torch.tensor(found).max(0).values.tolist()
-    atol, ran = bound.allowed(largest), f"{len(data)} batches of data" if data else f"{len(_CHECKED)} shapes"
+    atol = bound.allowed(largest)
     message = f"largest difference {difference:.2g} (atol {atol:.2g}), {ran}"
     if not difference <= atol:  # written so that NaN fails too
         raise PruningError(

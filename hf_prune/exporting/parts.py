@@ -25,6 +25,7 @@ TASKS: dict[str, tuple[str, ...]] = {
     "feature-extraction": ("Model",),
 }
 SEQ2SEQ = ("text2text-generation", "automatic-speech-recognition")  # two graphs: of an encoder and of a decoder
+PAST = "-with-past"  # behind the name of a task that generates, as optimum has it: graphs take a cache and return one
 # Axes whose size is free at run time.
 AXES: dict[str, tuple[str, ...]] = {
     "input_ids": ("batch_size", "sequence_length"),
@@ -116,8 +117,11 @@ def choose_task(model: Any, task: str) -> str:
     name = type(model).__name__
     if task == "auto":
         task = next((known for known, endings in TASKS.items() if name.endswith(endings)), f"auto, for {name}")
-    if task not in TASKS:
-        raise PruningError(f"task must be one of {', '.join(TASKS)}. Received: {task}.{did_you_mean(task, TASKS)}")
+    generates = [one + PAST for one in ("text-generation", *SEQ2SEQ)]
+    if task not in (*TASKS, *generates):
+        known = [*TASKS, *generates]
+        raise PruningError(f"task must be one of {', '.join(known)}. Received: {task}.{did_you_mean(task, known)}")
+    asked, task = task, task.removesuffix(PAST)
     if model.main_input_name not in AXES or (model.main_input_name == "input_features" and task not in SEQ2SEQ):
         rule = "Only models that read text or images, and Whisper, can be exported so far"
         raise UnsupportedModelError(f"{rule}. Received: {name}, which reads {model.main_input_name}.")
@@ -129,7 +133,7 @@ def choose_task(model: Any, task: str) -> str:
             f"text2text-generation is for encoders that read text, automatic-speech-recognition for Whisper. "
             f"Received: {name}, which reads {model.main_input_name}, for {task}."
         )
-    return task
+    return asked
 
 
 def check_exportable(model: Any) -> None:
@@ -214,6 +218,18 @@ def draw_inputs(part: Part, config: Any, names: Sequence[str], batch: int, lengt
             known = ", ".join({**AXES, **_DECODER_AXES})
             raise UnsupportedModelError(f"Inputs can be {known}. Received: {name}.")
     return drawn
+
+
+def draw_prompt(model: Any, batch: int, length: int) -> dict[str, Tensor]:
+    """Return what generation begins with; the second row of a text is padded on the left."""
+    if model.main_input_name == "input_features":
+        return {"input_features": torch.randn(batch, *_shape_of("input_features", model.config))}
+    mask = torch.ones(batch, length, dtype=torch.long)
+    mask[1:2, : length // 3] = 0
+    return {
+        "input_ids": torch.randint(1, model.config.get_text_config().vocab_size, mask.shape),
+        "attention_mask": mask,
+    }
 
 
 def _most_tokens(config: Any) -> int:

@@ -13,7 +13,8 @@ from ..folders import whole_folder
 from .lanes import MANIFEST
 
 _GRAPHS = ("model", "encoder_model", "decoder_model", "decoder_with_past_model", "decoder_model_merged")
-_FILES = tuple(file for name in _GRAPHS for file in (f"{name}.onnx", f"openvino_{name}.xml", f"{name}.pte"))
+_STEPS = ("prefill", "decode")  # as transformers 5 exports generation with past
+_FILES = tuple(file for name in _GRAPHS + _STEPS for file in (f"{name}.onnx", f"openvino_{name}.xml", f"{name}.pte"))
 _STALE = (MANIFEST, "openvino_*.bin", *(f"{name}*" for name in _FILES))  # of an earlier export
 # What belongs to a tokenizer or processor, so that an export of a folder can be used without the folder.
 _PROCESSOR_FILES = ("*token*.json", "vocab*", "merges.txt", "*.model", "chat_template*", "*processor_config.json")
