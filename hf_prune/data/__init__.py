@@ -1,6 +1,6 @@
 """Data for recipes: local files, names on the Hub and the embedded digits become datasets ready for a Trainer."""
 
-from .classes import Labels, element, is_listed, label_count, label_names, numbers_as_names
+from .classes import Labels, element, is_listed, label_count, label_names, numbers_as_names, occurring
 from .rows import (
     holds_images,
     prepare_answers,
@@ -14,7 +14,7 @@ from .rows import (
 )
 from .settings import DataSettings
 from .sounds import is_audio, prepare_sounds, prepare_speech
-from .sources import DIGITS, SPLITS, headless, load_source
+from .sources import DIGITS, SPLITS, files_alone, headless, load_source
 from .splits import Splits, data_revision, load_rows, load_split
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Splits",
     "data_revision",
     "element",
+    "files_alone",
     "headless",
     "holds_images",
     "is_audio",
@@ -35,6 +36,7 @@ __all__ = [
     "load_source",
     "load_split",
     "numbers_as_names",
+    "occurring",
     "prepare_answers",
     "prepare_images",
     "prepare_language",
