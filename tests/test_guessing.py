@@ -341,7 +341,7 @@ def test_what_would_be_guessed_wrong_is_refused(tmp_path):
         (Wish(tuned, text), "must name what a task reads"),  # no masked words: its head would be lost
         (Wish(model, text, text=["text"], label=["text"]), "must be different columns. Received: 'text' twice"),
         (Wish(model, data, text=["review", "sentiment", "id"]), "must name what a task reads"),
-        (Wish(model, data, image="review"), "must be one for ForImageClassification"),
+        (Wish(model, data, image="review"), "must hold what files hold, not their names"),
         (Wish(model, one), r"two classes or more. Received: \['pos'\]"),
     ):
         with pytest.raises(PruningError, match=words):

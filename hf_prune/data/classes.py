@@ -49,13 +49,24 @@ def numbers_as_names(dataset: Any, label: str = "label") -> list[int]:
 
 
 def occurring(dataset: Any, label: str) -> set[Any]:
-    """Return the labels that rows have, but for those that are ignored."""
+    """Return the labels that rows have, but for those that are ignored.
+
+    Raises:
+        PruningError: A list has a gap.
+    """
+    found = _values(dataset, label)
+    if None in found and is_listed(dataset.features[label]):
+        raise PruningError(f"data.label: lists of column '{label}' must hold a class at each place. Received: null")
+    return found - {IGNORED} if is_listed(dataset.features[label]) else found
+
+
+def _values(dataset: Any, label: str) -> set[Any]:
+    import pyarrow.compute as pc
+
     if not is_listed(dataset.features[label]):
         return {*dataset.unique(label)}
-    found = {one for row in dataset[label][:] for one in row} - {IGNORED}
-    if None in found:
-        raise PruningError(f"data.label: lists of column '{label}' must hold a class at each place. Received: null")
-    return found
+    lists = dataset.select_columns([label]).with_format("arrow")[:][label]
+    return {*pc.list_flatten(lists).unique().to_pylist()}
 
 
 def _dtype(dataset: Any, label: str) -> str:
@@ -226,8 +237,9 @@ def _mapped(dataset: Any, label: str, number: Callable[[Any], int], names: list[
 
     if not is_listed(dataset.features[label]):
         return _relabelled(dataset, label, number, ClassLabel(names=names))
-    ignored = "int" in _dtype(dataset, label) and any(IGNORED in row for row in dataset[label][:])
-    kind = Value("int64") if ignored else ClassLabel(names=names)  # which would refuse such a number
+    kind = (
+        Value("int64") if IGNORED in _values(dataset, label) else ClassLabel(names=names)
+    )  # which would refuse such a number
 
     def change(row: list[Any]) -> list[int]:
         return [one if one == IGNORED else number(one) for one in row]

@@ -334,6 +334,7 @@ class _Guesser:
         else:
             metrics = ["accuracy"]
         kind = f"{len(names)} classes" if names else _told(feature)
+        kind += " (regression; whole numbers would be classes)" if "float" in kind else ""
         self.say("metrics", metrics, f"labels are {kind}{', several a row' if is_listed(feature) else ''}")
         return {"metrics": metrics}
 
