@@ -1,6 +1,6 @@
 """Data for recipes: local files, names on the Hub and the embedded digits become datasets ready for a Trainer."""
 
-from .classes import Labels, element, is_listed, label_count, label_names, numbers_as_names, occurring
+from .classes import Labels, element, is_listed, label_count, label_names, numbers_as_names
 from .rows import (
     holds_images,
     prepare_answers,
@@ -36,7 +36,6 @@ __all__ = [
     "load_source",
     "load_split",
     "numbers_as_names",
-    "occurring",
     "prepare_answers",
     "prepare_images",
     "prepare_language",

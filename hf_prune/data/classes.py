@@ -148,7 +148,7 @@ def class_names(train: Any, label: str) -> list[str] | None:
         raise PruningError(f"data.label: column '{label}' must name a class in every row. Received: an empty name")
     if all(re.fullmatch(r"\s*\[.*\]\s*", value, re.DOTALL) for value in values):
         raise PruningError(
-            f"data.label: lists of classes must be lists, as in a jsonl or parquet file, not their text. "
+            "data.label: lists of classes must be lists, as in a jsonl or parquet file, not their text. "
             f"Received: {shown(min(values))}"
         )
     return sorted({value.strip() for value in values})
