@@ -35,6 +35,7 @@ CONFIG_OPTION = Annotated[str | None, typer.Option("--data-config", help="Config
 TASK_OPTION = Annotated[str | None, typer.Option(help="See [bold]hf-prune list tasks[/]; left out, it is guessed.")]
 TEXT_OPTION = Annotated[list[str] | None, typer.Option(help="Column with the text; twice for pairs.")]
 IMAGE_OPTION = Annotated[str | None, typer.Option(help="Column with the images.")]
+AUDIO_OPTION = Annotated[str | None, typer.Option(help="Column with the sounds.")]
 LABEL_OPTION = Annotated[list[str] | None, typer.Option(help="Column with the label; several of 0 and 1.")]
 MACS_OPTION = Annotated[float | None, typer.Option(help="Share of the multiply-accumulates that remains. [0.5]")]
 SPEEDUP_OPTION = Annotated[float | None, typer.Option(help="How many times as fast: 2, measured on this machine.")]
@@ -70,6 +71,7 @@ def run(
     task: TASK_OPTION = None,
     text: TEXT_OPTION = None,
     image: IMAGE_OPTION = None,
+    audio: AUDIO_OPTION = None,
     label: LABEL_OPTION = None,
     macs: MACS_OPTION = None,
     speedup: SPEEDUP_OPTION = None,
@@ -94,7 +96,7 @@ def run(
         return
     from .commands import run_guessed, wish_of
 
-    told: dict[str, Any] = {"text": text or (), "image": image, "label": label or (), "teacher": teacher}
+    told: dict[str, Any] = {"text": text, "image": image, "audio": audio, "label": label, "teacher": teacher}
     budgets = {"macs": macs, "speedup": speedup, "max_drop": max_drop}
     wish = wish_of(model, data, budgets, config=data_config, task=task, output=output, **told)
     run_guessed(wish, [*([recipe] if recipe else []), *(overrides or [])], max_drop)
@@ -109,6 +111,7 @@ def init(
     task: TASK_OPTION = None,
     text: TEXT_OPTION = None,
     image: IMAGE_OPTION = None,
+    audio: AUDIO_OPTION = None,
     label: LABEL_OPTION = None,
     macs: MACS_OPTION = None,
     speedup: SPEEDUP_OPTION = None,
@@ -122,7 +125,7 @@ def init(
     """
     from .commands import wish_of, write_recipe
 
-    told: dict[str, Any] = {"text": text or (), "image": image, "label": label or (), "teacher": teacher}
+    told: dict[str, Any] = {"text": text, "image": image, "audio": audio, "label": label, "teacher": teacher}
     wish = wish_of(model, data, {"macs": macs, "speedup": speedup}, config=data_config, task=task, **told)
     _say(f"Written: {write_recipe(wish, overrides or [], output, force=force)}")
 

@@ -27,7 +27,7 @@ def wish_of(model: str | None, data: str | None, budgets: dict[str, float | None
         model: ``--model``.
         data: ``--data``.
         budgets: What remains, of which one is said at most: ``{"macs": 0.5, "speedup": None}``.
-        **told: The others of `Wish`.
+        **told: The others of `Wish`; ``None`` is its default.
 
     Raises:
         PruningError: Model or data is missing, or several budgets are said.
@@ -43,7 +43,8 @@ def wish_of(model: str | None, data: str | None, budgets: dict[str, float | None
         raise PruningError(f"Only one of --macs, --speedup and --max-drop can decide. Received: {named}")
     if "max_drop" in said:
         said = {}  # the search begins with the half
-    return Wish(model, data, target=said or {"macs": 0.5}, **told)
+    others = {key: value for key, value in told.items() if value is not None}
+    return Wish(model, data, target=said or {"macs": 0.5}, **others)
 
 
 def run_guessed(wish: Wish, overrides: Sequence[str], max_drop: float | None = None) -> None:

@@ -20,11 +20,13 @@ class Classes(NamedTuple):
         names: By the model's number; ``None`` where nobody named them.
         numbers: From the data's number to the model's.
         options: For ``from_pretrained``: empty where the model's own head stays as it is.
+        scores: Whether the model has one output for all: its numbers are scores (regression), not classes.
     """
 
     names: list[str] | None
     numbers: list[int]
     options: dict[str, Any]
+    scores: bool = False
 
 
 def fit_classes(
@@ -41,7 +43,7 @@ def fit_classes(
         config: The model's; ``None``, or one whose ``architectures`` have another head: the head will be new, and the
             data's numbers count.
         classes: The data's names by number; or how many numbers without names there are, 1 for regression; or these
-            numbers, where they do not begin at 0 (stars from 1 to 5): then they are names.
+            numbers, where they do not count from 0 (stars from 1 to 5; -1 and 1): then they are names.
         head: How the model's class ends, such as ``"ForSequenceClassification"``.
         retrain: Whether a head that does not fit may be replaced by a new one, as it is trained now.
         numbered: Whether the data's numbers mean something; false: they are the order of the alphabet.
@@ -82,7 +84,7 @@ def _values_and_names(classes: Sequence[str] | Sequence[int] | int) -> tuple[lis
 def _as_the_data(classes: Sequence[str] | int) -> Classes:
     count = classes if isinstance(classes, int) else len(classes)
     if isinstance(classes, int):
-        return Classes(None, list(range(count)), {"num_labels": count})
+        return Classes(None, list(range(count)), {"num_labels": count}, scores=count == 1)
     return Classes(list(classes), list(range(count)), {"num_labels": count, **_named(classes)})
 
 
@@ -116,11 +118,13 @@ def _by_value(own: list[str], values: Sequence[int]) -> Classes | None:
     """Map by the number that a name begins with, as ``1 star``; else leave numbers that the model has outputs for."""
     if not values:
         return None
-    leading = [match[0] if (match := re.match(r"\d+\b", name)) else name for name in own]
+    leading = [match[0] if (match := re.match(r"-?\d+\b", name)) else name for name in own]
     fitted = _by_name(leading, [str(value) for value in values])
     if fitted is not None:
         return fitted._replace(names=own)
-    return Classes(None, list(values), {}) if len(own) == 1 or max(values) < len(own) else None
+    scores = len(own) == 1
+    fits = scores or (min(values) >= 0 and max(values) < len(own))
+    return Classes(None, list(values), {}, scores) if fits else None
 
 
 def _by_name(own: list[str], classes: Sequence[str] | int) -> Classes | None:
@@ -140,7 +144,7 @@ def _by_number(own: list[str], classes: Sequence[str] | int, numbered: bool) -> 
         regression = len(own) == 1
         fits = regression or 1 < classes <= len(own)
         names = None if _are_nameless(own) else own
-        return Classes(names, list(range(classes)), {}) if fits else None
+        return Classes(names, list(range(classes)), {}, regression) if fits else None
     if not numbered or not _are_nameless(own) or len(classes) != len(own):
         return None
     return Classes(list(classes), list(range(len(own))), _named(classes))

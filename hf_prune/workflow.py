@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ from .run_folder import RUN, check_run_folder
 from .session import Pruning
 
 SAME = 1e-5  # of the largest logit: a reloaded model computes what the saved one did
+_NAMED = 20  # classes in a message
 _CALIBRATION = 16  # batches that a score needs after each round of rewinding
 console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
@@ -135,9 +137,10 @@ def _class_options(recipe: Recipe, splits: Splits, fitted: Classes) -> dict[str,
     """Return what the model must be told of its classes, and say where numbers of the data are their names."""
     label = recipe.data.label_column
     several = recipe.task != "token-classification" and is_listed(splits.train.features[label])
-    names = label_names(splits.train, label) or ["0"]
-    if names[0] != "0" and all(name.isdigit() for name in names):
-        say(f"The labels {', '.join(names)} are the classes 0 to {len(names) - 1}, and these their names")
+    names = label_names(splits.train, label) or []
+    if all(re.fullmatch(r"-?\d+", name) for name in names) and names != list(map(str, range(len(names)))):
+        told = ", ".join([*names[:_NAMED], *(["…"] if len(names) > _NAMED else [])])
+        say(f"The labels {told} are the classes 0 to {len(names) - 1}, and these their names")
     return {**fitted.options, **({"problem_type": "multi_label_classification"} if several else {})}
 
 

@@ -202,7 +202,7 @@ def test_a_public_test_set_without_labels(folder):
 
 def test_a_file_without_a_header_is_recognised(tmp_path):
     path = tmp_path / "reviews.csv"
-    path.write_text("a good film,1\na bad film,0\na dull film,0\n")
+    path.write_text("a good film,1\na bad film,0\na nice film,1\n")
     with pytest.raises(
         PruningError, match="first line of 'reviews.csv' looks like data, .*such as text,label above it"
     ):

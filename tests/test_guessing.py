@@ -279,7 +279,7 @@ def test_validate_trains_and_writes_nothing(tmp_path, monkeypatch):
 def test_what_cannot_be_guessed_is_said(tmp_path):
     model, _ = classes(tmp_path)
     numbers = write(tmp_path / "numbers.csv", [{"a": n / 3, "b": n / 7} for n in range(9)])
-    with pytest.raises(PruningError, match=r"--text, --image or --label .* a \(float64\), b \(float64\)"):
+    with pytest.raises(PruningError, match=r"--text, --image, --audio or --label .* a \(float64\), b \(float64\)"):
         guess(Wish(model, numbers))
     with pytest.raises(PruningError, match="Did you mean 'masked-lm'"):
         guess(Wish(model, numbers, task="maskedlm"))
@@ -342,7 +342,7 @@ def test_what_would_be_guessed_wrong_is_refused(tmp_path):
         (Wish(tuned, text), "must name what a task reads"),  # no masked words: its head would be lost
         (Wish(model, text, text=["text"], label=["text"]), "must be different columns. Received: 'text' twice"),
         (Wish(model, data, text=["review", "sentiment", "id"]), "must name what a task reads"),
-        (Wish(model, data, image="review"), "must be one for ForImageClassification"),
+        (Wish(model, data, image="review"), "must hold what files hold, not their names"),
         (Wish(model, one), r"two classes or more. Received: \['pos'\]"),
     ):
         with pytest.raises(PruningError, match=words):

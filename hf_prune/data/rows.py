@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import PruningError
-from .classes import is_listed
+from .classes import IGNORED, is_listed
+from .damage import check_images
 from .settings import DataSettings
-
-IGNORED = -100  # the label that losses and metrics skip
 
 
 def prepare_text(dataset: Any, tokenizer: Any, settings: DataSettings, *, num_labels: int | None = None) -> Any:
@@ -213,6 +212,7 @@ def prepare_images(
         raise PruningError("data.image must name the column with the images. Received: None.")
     convert = label_converter(dataset.features[label], num_labels)
     if holds_images(dataset, column):
+        check_images(dataset, column)
         return dataset.with_transform(_reader(processor, column, label, convert))
 
     def normalise(batch: dict[str, list[Any]]) -> dict[str, Any]:

@@ -25,10 +25,11 @@ class DataSettings(BaseModel):
             token classification the column with the list of words.
         image: The column with images, or with arrays in [0, 1].
         audio: The column with sounds: wav files, or what soundfile reads (extra ``audio``).
-        label: The column with the label: a class (number or string; numbers that do not begin at
+        label: The column with the label: a class (number or string; numbers that do not count from
             0, such as stars, are names of classes), or a float for regression; a list of them for
-            tokens, and where a row has several classes, for which also several columns of 0 and 1 may be named; a text
-            to write, for seq2seq, or that was said; answers as in SQuAD. Language models need none.
+            tokens, and where a row has several classes, for which also a list of 0 and 1, or several columns of them
+            may be named; a text to write, for seq2seq, or that was said; answers as in SQuAD. Language models need
+            none.
         full_score: For sentence-similarity: the score of two sentences that mean the same, 5 in STS-B; cosines learn
             score / full_score.
         language: For speech-recognition by a model of many languages, such as Whisper: what is spoken (``"english"``).

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import PruningError
 from ..files import is_inside
+from .damage import check_each
 from .rows import label_converter
 from .settings import DataSettings
 
@@ -26,8 +27,9 @@ logger = logging.getLogger(__name__)
 
 # folders
 def find_sounds(folder: Path) -> list[Path]:
-    """Return the files of a folder, and of those inside, that hold sounds."""
-    return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in _TYPES and path.is_file()]
+    """Return the files of a folder, and of those inside, that hold sounds; hidden ones hold other things."""
+    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in _TYPES and path.is_file()]
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 
 def rows_of_sounds(files: Sequence[Path], folder: Path) -> Any:
@@ -141,13 +143,17 @@ def _by_soundfile(data: bytes, name: str) -> tuple[int, Any]:
         import soundfile
     except (ImportError, OSError):  # OSError: the library that it loads is not there
         raise PruningError(
-            "data.audio: plain wav files are read as they are, others by soundfile: pip install 'hf_prune[audio]'. "
-            f"Received: '{name}'"
+            "data.audio: plain wav files are read as they are, others, if they are not damaged, by soundfile: "
+            f"pip install 'hf_prune[audio]'. Received: '{name}'"
         ) from None
     try:
         samples, rate = soundfile.read(BytesIO(data), dtype="float32")
     except soundfile.LibsndfileError as error:
-        raise PruningError(f"data.audio: a sound cannot be read: {error.error_string} Received: '{name}'") from None
+        reason = error.error_string.rstrip(".")
+        raise PruningError(
+            f"data.audio: a sound cannot be read ({reason}): it is damaged, or of a type that is not known. "
+            f"Received: '{name}'"
+        ) from None
     return rate, samples
 
 
@@ -171,6 +177,7 @@ def prepare_sounds(dataset: Any, extractor: Any, settings: DataSettings, *, num_
         num_labels: Of the model, where rows have several classes.
     """
     column, label, rate = _audio_column(settings), settings.label_column, extractor.sampling_rate
+    _lengths(dataset, column)
     most, convert = round(settings.max_seconds * rate), label_converter(dataset.features[label], num_labels)
 
     def read(batch: dict[str, list[Any]]) -> dict[str, Any]:
@@ -209,9 +216,20 @@ def _audio_column(settings: DataSettings) -> str:
     return settings.audio
 
 
+def _lengths(dataset: Any, column: str) -> list[float]:
+    """Return how long each sound is, having checked that each can be read and holds something."""
+
+    def read(value: Mapping[str, Any]) -> float:
+        seconds = seconds_of(value)
+        if not seconds:
+            raise PruningError(f"a sound has no samples: leave it out. Received: '{value.get('path')}'")
+        return seconds
+
+    return check_each((row[column] for row in dataset.select_columns([column])), "data.audio", read)
+
+
 def _short_ones(dataset: Any, column: str, most: float) -> Any:
-    sounds = (row[column] for row in dataset.select_columns([column]))
-    fit = [number for number, value in enumerate(sounds) if seconds_of(value) <= most]
+    fit = [number for number, seconds in enumerate(_lengths(dataset, column)) if seconds <= most]
     if not fit:
         raise PruningError(f"data.max_seconds: some sounds must be that short. Received: {most:g}, all are longer")
     if len(fit) < len(dataset):

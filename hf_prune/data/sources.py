@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,19 @@ import numpy as np
 
 from ..errors import PruningError, did_you_mean
 from .settings import DataSettings
+from .sheets import check_encoding, is_headless, options_of, tidied
 from .sounds import METADATA, find_sounds, rows_of_sounds, with_metadata, without_decoding
 
 DIGITS = "digits"  # the data set inside scikit-learn: 1797 images of 8 x 8
 _FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".txt": "text"}
 SPLITS = ("train", "validation", "valid", "val", "dev", "eval", "test")  # what files and splits are usually called
-_LOOKED_AT = 1000  # rows
+_HELP = {  # what `datasets` and pandas say, and what that means
+    "Error tokenizing data": 'a text with the separator in it, or with a line break, stands in "quotes"',
+    "Failed to parse string": "a column must hold numbers in all rows, or text in all, as a parquet file says",
+    "truncated converting to int": "a column must hold whole numbers in all rows, or fractions in all, such as 1.0",
+    "corresponds to no data": "there are no rows",
+    "StopIteration": "there are no rows",
+}
 _HELD_OUT_SEED = 0  # what is held out is the same in every run, whatever the seed of the training
 
 
@@ -54,25 +60,26 @@ def headless(settings: DataSettings, dataset: Any, columns: Iterable[str]) -> st
     Args:
         settings: What was loaded.
         dataset: Its rows; their columns have the names that the first line says.
-        columns: Names to look at: a number above numbers, or a text that stands below itself again, is no name.
+        columns: Names to look at.
     """
     files = [path for path in local_files(settings) if _format(path) == "csv"]
-    counted = dataset.column_names == [str(number) for number in range(len(dataset.column_names))]  # as pandas does
-    if not files or counted or not any(_is_value(dataset, name) for name in columns):
+    if not files or not is_headless(dataset, columns):
         return ""
     names = ",".join(["text", "label", *(f"column{n}" for n in range(3, 99))][: len(dataset.column_names)])
     return (
         f"The first line of '{files[0].name}' looks like data, and must be names of columns: write a line such as "
-        f"{names} above it"
+        f"{names} above it (where they are names, say --text and --label)"
     )
 
 
-def _is_value(dataset: Any, column: str) -> bool:
-    """Whether a column's name looks like one of its values."""
-    kind = str(getattr(dataset.features[column], "dtype", ""))
-    if "int" in kind or "float" in kind:
-        return re.fullmatch(r"[+-]?\d+(\.\d+)*", column) is not None  # datasets call a second 1 "1.1"
-    return "string" in kind and dataset[column][:_LOOKED_AT].count(column) > 1
+def files_alone(dataset: Any) -> str:
+    """Return what a folder of sounds or images must have where its files say nothing else; empty where they do."""
+    if [type(kind).__name__ for kind in dataset.features.values()] not in (["Audio"], ["Image"]):
+        return ""
+    return (
+        "Files need a label: put those of each class into a folder of its own, or write a metadata.csv beside them, "
+        "with the columns file_name and label (for speech: file_name and text)"
+    )
 
 
 def _as_list(paths: str | list[str]) -> list[str]:
@@ -85,27 +92,24 @@ def _load_files(files: dict[str, list[str]], key: str) -> Any:
         if not path.is_file():
             raise PruningError(f"{key}: no such file. Received: '{path}'.")
     formats = {_format(path) for path in paths}
-    separators = {_separator(path) if _format(path) == "csv" else "," for path in paths}
-    if len(formats) != 1 or None in formats or len(separators) != 1:
+    if len(formats) != 1 or None in formats:
         raise PruningError(f"{key}: files must all be of one type of {', '.join(_FORMATS)}. Received: {files}.")
-    expanded = {split: [str(Path(path).expanduser()) for path in several] for split, several in files.items()}
     builder = str(formats.pop())
-    told = {"sep": separators.pop()} if builder == "csv" else {}
     # one call a split: within one call, all splits must have the same columns
-    return {
-        split: _call_datasets(key, builder, data_files={split: expanded[split]}, **told)[split] for split in expanded
-    }
+    return {split: _load_split(key, builder, split, several) for split, several in files.items()}
 
 
-def _separator(path: Path) -> str:
-    """Say what stands between a file's columns, by its first line: many a spreadsheet writes ``;`` into a csv."""
-    import fsspec
-
-    if ".tsv" in path.suffixes:
-        return "\t"
-    with fsspec.open(str(path), "rt", encoding="utf-8", errors="replace", compression="infer") as file:
-        head = file.readline()
-    return next((one for one in (",", ";", "\t") if one in head), ",")
+def _load_split(key: str, builder: str, split: str, files: list[str]) -> Any:
+    paths = [Path(path).expanduser() for path in files]
+    for path in paths if builder != "parquet" else ():
+        check_encoding(path)
+    told = [options_of(path) for path in paths] if builder == "csv" else [{}]
+    if any(one != told[0] for one in told):
+        raise PruningError(f"{key}: files of one split must have one separator between columns. Received: {files}")
+    utf8 = {"encoding": "utf-8-sig"} if builder == "text" else {}  # else a mark at the beginning is text
+    data_files = {split: [str(path) for path in paths]}
+    rows = _call_datasets(key, builder, data_files=data_files, **told[0], **utf8)[split]
+    return tidied(rows, paths[0].name) if builder == "csv" else rows
 
 
 def _format(path: Path) -> str | None:
@@ -115,18 +119,39 @@ def _format(path: Path) -> str | None:
 
 def _load_folder(folder: Path, wanted: list[str] | None) -> Any:
     """Read ``<split>.<type>`` for each wanted split; a folder laid out otherwise is left to `datasets`."""
-    if (folder / "dataset_dict.json").is_file():  # DatasetDict.save_to_disk
-        from datasets import load_from_disk
-
-        return load_from_disk(str(folder))
+    saved = _load_saved(folder, wanted)
+    if saved is not None:
+        return saved
     by_split = {path.name.split(".")[0]: path for path in sorted(folder.iterdir()) if _format(path) and path.is_file()}
     wanted = [name for name in by_split if name in SPLITS] if wanted is None else wanted
     if not set(wanted) & set(by_split):
-        return _load_sounds(folder) or _call_datasets("data.name", str(folder))
+        return _load_sounds(folder) or _load_others(folder, [*wanted, "train"][0])
     for split in wanted:
         if split not in by_split:
             raise missing(f"data.name: folder '{folder}' has no file for split '{split}'", split, by_split)
     return _load_files({split: [str(by_split[split])] for split in wanted}, "data.name")
+
+
+def _load_others(folder: Path, train: str) -> Any:
+    """Read the only file of a folder as we read files; what is laid out otherwise is left to `datasets`."""
+    there = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    if len(there) == 1 and _format(there[0]) and there[0].is_file():
+        return _load_files({train: [str(there[0])]}, "data.name")
+    return _call_datasets("data.name", str(folder))
+
+
+def _load_saved(folder: Path, wanted: list[str] | None) -> Any:
+    """Read what `save_to_disk` has written: a DatasetDict, or one Dataset, which is the split to train on."""
+    from datasets import load_from_disk
+
+    several = (folder / "dataset_dict.json").is_file()
+    if not several and not ((folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()):
+        return None
+    try:
+        found = load_from_disk(str(folder)).with_format(None)  # a format would make tensors of values
+    except Exception as error:  # a damaged folder: as many types as there are files
+        raise PruningError(f"data.name: cannot be loaded: {_reason(error)}. Received: '{folder}'") from error
+    return found if several else {(wanted or ["train"])[0]: found}
 
 
 def _load_sounds(folder: Path) -> dict[str, Any]:
@@ -135,6 +160,10 @@ def _load_sounds(folder: Path) -> dict[str, Any]:
     `datasets` wants torchcodec for such folders, only to note their names.
     """
     places = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and path.name in SPLITS}
+    if places and any((folder / name).is_file() for name in METADATA):  # one file for all splits
+        whole = _sounds_of(folder)
+        inside = [Path(one["path"]).relative_to(folder.absolute()).parts[0] for one in whole["audio"][:]]
+        return {split: whole.select([at for at, one in enumerate(inside) if one == split]) for split in places}
     found = {split: _sounds_of(place) for split, place in (places or {"train": folder}).items()}
     return {split: rows for split, rows in found.items() if rows is not None}
 
@@ -161,9 +190,14 @@ def _call_datasets(key: str, *args: Any, **kwargs: Any) -> Any:
     try:
         return load_dataset(*args, **kwargs)
     except Exception as error:  # offline, unknown name, broken file: datasets raises a dozen types
-        cause = error.__cause__ or error  # "An error occurred while generating the dataset" says nothing
-        reason = (str(cause).splitlines() or [type(cause).__name__])[0].rstrip(".")
-        raise PruningError(f"{key}: cannot be loaded: {reason}. Received: {kwargs or args}.") from error
+        raise PruningError(f"{key}: cannot be loaded: {_reason(error)}. Received: {kwargs or args}.") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return what went wrong, and what helps where it is a frequent one."""
+    cause = error.__cause__ or error  # "An error occurred while generating the dataset" says nothing
+    reason = (str(cause).splitlines() or [type(cause).__name__])[0].rstrip(".")
+    return reason + next((f" ({help})" for words, help in _HELP.items() if words in reason), "")
 
 
 def _load_digits() -> dict[str, Any]:
@@ -185,9 +219,16 @@ def hold_out(dataset: Any, label: str | None, fraction: float) -> tuple[Any, Any
         dataset: The rows.
         label: The column whose classes count; ``None``: rows have none.
         fraction: Of the second part.
+
+    Raises:
+        PruningError: One part would have no rows.
     """
     from sklearn.model_selection import train_test_split
 
+    if not 0 < int(np.ceil(fraction * len(dataset))) < len(dataset):
+        raise PruningError(
+            f"data.test_size must leave rows in both parts. Received: {fraction:g} of {len(dataset)} rows"
+        )
     stratify = None if label is None or "float" in dataset.features[label].dtype else dataset[label][:]
     _, counts = np.unique([] if stratify is None else stratify, return_counts=True)
     held_out = int(np.ceil(fraction * len(dataset)))

@@ -11,9 +11,20 @@ import numpy as np
 from ..errors import PruningError
 from ..files import sha256_of
 from ..labels import Classes
-from .classes import Labels, class_names, element, is_listed, joined, renumbered, with_classes
+from .classes import (
+    Labels,
+    as_whole_numbers,
+    class_names,
+    element,
+    is_listed,
+    joined,
+    label_names,
+    occurring,
+    renumbered,
+    with_classes,
+)
 from .settings import DataSettings
-from .sources import headless, hold_out, load_source, local_files, missing
+from .sources import files_alone, headless, hold_out, load_source, local_files, missing
 
 
 class Splits(NamedTuple):
@@ -64,7 +75,7 @@ def _checked(settings: DataSettings, wanted: list[str], labels: Labels) -> list[
     splits = load_source(settings, wanted)
     for split in wanted:
         _check_split(splits, split, settings)
-        _check_columns(splits[split], split, settings, labelled=labels != "none")
+        _check_columns(splits[split], split, settings, labels)
     return [_used(splits[split], settings, labelled=labels != "none") for split in wanted]
 
 
@@ -77,11 +88,29 @@ def _labelled(
     label, splits = settings.label_column, [joined(one, settings) for one in splits]
     if labels == "list" and not is_listed(splits[0].features[label]):
         raise PruningError(f"data.label: rows must have a list of labels. Received: {splits[0].features[label]}")
-    told = class_names(splits[0], label)
-    if labels == "classes" and told is not None and len(told) < 2 and not is_listed(splits[0].features[label]):
-        raise PruningError(f"data.label: column '{label}' must have two classes or more. Received: {told}")
-    numbered = [with_classes(one, name, label, told) for one, name in zip(splits, names, strict=True)]
-    return numbered if fit is None else renumbered(numbered, label, fit, numbered=told is None)
+    if labels == "classes":
+        splits = as_whole_numbers(splits, label)
+    train = splits[0]
+    told = class_names(train, label)
+    if labels == "classes":
+        _check_classes(train, label, told)
+    numbered = told is None or label_names(train, label) is not None  # else they are the order of the alphabet
+    splits = [with_classes(one, name, train, label, told) for one, name in zip(splits, names, strict=True)]
+    return splits if fit is None else renumbered(splits, names, label, fit, numbered=numbered)
+
+
+def _check_classes(train: Any, label: str, told: list[str] | None) -> None:
+    """Refuse rows with one class alone, and lists of fractions."""
+    kind = str(getattr(element(train.features[label]), "dtype", ""))
+    if is_listed(train.features[label]):
+        if "float" in kind:
+            raise PruningError(
+                f"data.label: lists of column '{label}' must hold classes, or 0 and 1 for each class. Received: {kind}"
+            )
+        return
+    found = sorted(occurring(train, label)) if told is None else told
+    if "float" not in kind and len(found) < 2:
+        raise PruningError(f"data.label: column '{label}' must have two classes or more. Received: {found}")
 
 
 def load_rows(settings: DataSettings) -> Any:
@@ -92,7 +121,7 @@ def load_rows(settings: DataSettings) -> Any:
     """
     splits = load_source(settings, [settings.train])
     _check_split(splits, settings.train, settings)
-    _check_columns(splits[settings.train], settings.train, settings, labelled=False)
+    _check_columns(splits[settings.train], settings.train, settings, "none")
     return _limit(splits[settings.train], settings)
 
 
@@ -118,10 +147,12 @@ def _check_split(splits: Any, split: str, settings: DataSettings) -> None:
         key = "train" if split == settings.train else "evaluation"
         hint = " (data.test_size holds out a part of the only split)" if len(splits) == 1 else ""
         raise missing(f"data.{key}: no split '{split}'{hint}", split, splits)
+    if not len(splits[split]):
+        raise PruningError(f"data: split '{split}' must have rows. Received: none")
 
 
-def _check_columns(dataset: Any, split: str, settings: DataSettings, *, labelled: bool = True) -> None:
-    label = settings.label_columns if labelled else []
+def _check_columns(dataset: Any, split: str, settings: DataSettings, labels: Labels) -> None:
+    label = settings.label_columns if labels != "none" else []
     columns = [
         *(("text", one) for one in settings.texts),
         ("image", settings.image),
@@ -135,20 +166,36 @@ def _check_columns(dataset: Any, split: str, settings: DataSettings, *, labelled
         if column is None:
             continue
         if column not in dataset.column_names:
-            hint = headless(settings, dataset, dataset.column_names)
+            hint = headless(settings, dataset, dataset.column_names) or files_alone(dataset)
             what = f"data.{key}: no column '{column}' in split '{split}'{hint and f'. {hint}'}"
             raise missing(what, column, dataset.column_names)
-        empty = dataset.data.column(column).null_count
-        if empty:
-            raise PruningError(
-                f"data.{key}: column '{column}' of split '{split}' must be filled in every row. "
-                f"Received: {empty} empty rows of {len(dataset):,}"
-            )
-        dtype = getattr(element(dataset.features[column]), "dtype", "")
-        if key == "text" and "string" not in dtype:
-            raise PruningError(f"data.text: column '{column}' of split '{split}' must hold text. Received: {dtype}.")
-        if key == "audio" and type(dataset.features[column]).__name__ != "Audio":
-            raise PruningError(f"data.audio: column '{column}' of split '{split}' must hold sounds. Received: {dtype}.")
+        _check_column(dataset, split, key, column, labels)
+
+
+def _check_column(dataset: Any, split: str, key: str, column: str, labels: Labels) -> None:
+    """Check that a column is filled in each row, and holds what it is used for."""
+    which, kind = f"data.{key}: column '{column}' of split '{split}'", dataset.features[column]
+    empty, dtype = dataset.data.column(column).null_count, str(getattr(element(kind), "dtype", ""))
+    if key == "label" and "float" in dtype and not is_listed(kind):
+        empty = int((~np.isfinite(np.array(dataset[column][:], dtype=float))).sum())
+    if empty:
+        raise PruningError(
+            f"{which} must be filled in every row; NA, NULL, None and NaN of a csv file count as empty. "
+            f"Received: {empty} empty rows of {len(dataset):,}"
+        )
+    told = f"fields {', '.join(kind)}" if isinstance(kind, dict) else dtype or type(kind).__name__
+    told = f"lists of {told}" if is_listed(kind) else told
+    if key == "text" and ("string" not in dtype or (is_listed(kind) and labels != "list")):
+        raise PruningError(f"{which} must hold text. Received: {told}.")
+    if key == "label" and labels in ("classes", "list") and not re.search("int|float|bool|string", dtype):
+        raise PruningError(f"{which} must hold names of classes, or numbers. Received: {told}.")
+    if key in ("audio", "image") and "string" in dtype:
+        raise PruningError(
+            f"{which} must hold what files hold, not their names: give --data a folder with the files and a "
+            f"metadata.csv, whose column file_name has these names. Received: {told}."
+        )
+    if key == "audio" and type(kind).__name__ != "Audio":
+        raise PruningError(f"{which} must hold sounds. Received: {told}.")
 
 
 def _used(dataset: Any, settings: DataSettings, *, labelled: bool) -> Any:

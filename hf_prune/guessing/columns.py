@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..data import element, is_audio, is_listed
@@ -28,7 +28,8 @@ _WRITTEN = (
     ("src", "tgt"),
 )
 _TEXTS = ("text", "sentence", "content", "review", "document", "body", "comment", "message", "title", "question")
-_LABELS = ("label", "labels", "target", "class", "category", "score", "sentiment", "rating", "stars", "y")
+_LABELS = ("label", "labels", "target", "class", "category", "score", "sentiment", "rating", "stars", "similarity", "y")
+_SCORES = ("score", "similarity", "similarity_score", "relatedness", "relatedness_score")
 _SPOKEN = ("text", "transcription", "transcript", "sentence", "normalized_text")
 _WORDS, _TAGS = ("tokens", "words"), ("ner_tags", "tags", "ner", "pos_tags", "labels", "label")
 
@@ -167,8 +168,17 @@ def _audio(asked: Asked) -> str | None:
 def _pair_and_score(asked: Asked) -> Columns | None:
     pair = asked.text or asked.pair(_PAIRS)
     scores = asked.of(_is_fraction)
-    label = asked.label[0] if asked.label else asked.named(_LABELS, scores) or next(iter(scores), None)
+    named = asked.named(_LABELS, scores) or asked.named(_SCORES, asked.of(_is_number))
+    label = asked.label[0] if asked.label else named or next(iter(scores), None)
     return None if pair is None or len(pair) != 2 or label is None else {"text": pair, "label": label}
+
+
+def is_whole_score(asked: Asked, columns: Columns) -> bool:
+    """Whether a classifier would take for classes what are scores of pairs, in whole numbers."""
+    text, label = columns.get("text"), columns.get("label")
+    if not isinstance(text, list) or not isinstance(label, str):
+        return False
+    return label.lower() in _SCORES and "int" in getattr(asked.rows.features[label], "dtype", "")
 
 
 def _words_and_tags(asked: Asked) -> Columns | None:
@@ -195,6 +205,33 @@ def _two_texts(asked: Asked) -> Columns | None:
 def _one_text(asked: Asked) -> Columns | None:
     text = asked.text[0] if asked.text else longest_text(asked)
     return None if text is None else {"text": text}
+
+
+def can_evaluate(rows: Any, train: Any, columns: Mapping[str, Any]) -> bool:
+    """Whether a split has the columns that a task reads, and is no public test set without labels.
+
+    Args:
+        rows: The split.
+        train: The split to train on.
+        columns: Those of `train`.
+    """
+    labels, texts = (_as_list(columns.get(key, [])) for key in ("label", "text"))
+    if not {*labels, *texts} <= {*rows.column_names} or not len(rows):
+        return False
+    return not any(_is_hidden(rows, one) and not _is_hidden(train, one) for one in labels)
+
+
+def _as_list(columns: str | list[str]) -> list[str]:
+    return [columns] if isinstance(columns, str) else columns
+
+
+def _is_hidden(rows: Any, label: str) -> bool:
+    """Whether labels are all empty or -1; those of named classes also where some are."""
+    kind = rows.features[label]
+    if is_listed(kind) or not hasattr(kind, "dtype"):  # such as answers
+        return False
+    found = {None if one in (-1, "") else one for one in rows.unique(label)}
+    return found == {None} or (bool(getattr(kind, "names", None)) and None in found)
 
 
 # what each task reads; the first that fits is meant where neither a person nor the model says it

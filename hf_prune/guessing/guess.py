@@ -21,6 +21,7 @@ from ..data import (
     SPLITS,
     DataSettings,
     element,
+    files_alone,
     headless,
     is_listed,
     label_count,
@@ -36,7 +37,7 @@ from ..recipe import METRICS_OF, Recipe, recipe_of
 from ..recipe_tasks import RECIPE_TASKS, RecipeTask
 from ..similarity import modules_folder
 from ..tables import aligned
-from .columns import FINDERS, Asked
+from .columns import FINDERS, Asked, can_evaluate, is_whole_score
 
 _HELD_OUT = 0.2
 _STEPS, _FEWEST, _MOST = 600, 2, 20  # optimizer steps that pruning wants; epochs at least and at most
@@ -136,8 +137,9 @@ class _Guesser:
 
     def guess(self, overrides: Sequence[str]) -> Guess:
         wish = self.wish
-        splits = self._splits()
-        name, columns = self._task(self.splits[splits["train"]])
+        train = self._train()
+        name, columns = self._task(self.splits[train])
+        splits = {"train": train, **self._evaluation(train, columns)}
         task = RECIPE_TASKS[name]
         data = {"name": wish.data, "config": wish.config, **splits, **columns, **self._limits(name, splits, columns)}
         data = {key: value for key, value in data.items() if value is not None}
@@ -162,23 +164,21 @@ class _Guesser:
         return Guess(recipe_of(plain, overrides, source=_name_of(wish)), self.reasons)
 
     # data
-    def _splits(self) -> dict[str, Any]:
-        there = list(self.splits)
-        train = "train" if "train" in there else there[0]
-        others = [name for name in SPLITS if name in there and name != train and self._has_labels(name)]
-        rows = {name: len(self.splits[name]) for name in there}
-        self.say("data.train", train, f"{rows[train]:,} rows")
-        if others:
-            self.say("data.evaluation", others[0], f"{rows[others[0]]:,} rows")
-            return {"train": train, "evaluation": others[:1]}
-        self.say("data.test_size", _HELD_OUT, "there is one split: a part of it is held out, the same in every run")
-        return {"train": train, "test_size": _HELD_OUT}
+    def _train(self) -> str:
+        train = "train" if "train" in self.splits else next(iter(self.splits))
+        self.say("data.train", train, f"{len(self.splits[train]):,} rows")
+        return train
 
-    def _has_labels(self, split: str) -> bool:
-        """Whether a split is no public test set, whose labels are all -1."""
-        rows = self.splits[split]
-        numbers = [one for one in rows.column_names if getattr(rows.features[one], "names", None)]
-        return all(min(rows.unique(one), default=0) >= 0 for one in numbers)
+    def _evaluation(self, train: str, columns: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what is evaluated on: the first split whose rows have what the task reads, or a part of training."""
+        others = [name for name in SPLITS if name in self.splits and name != train]
+        useful = [name for name in others if can_evaluate(self.splits[name], self.splits[train], columns)]
+        if useful:
+            self.say("data.evaluation", useful[0], f"{len(self.splits[useful[0]]):,} rows")
+            return {"evaluation": useful[:1]}
+        why = f"{', '.join(others)} has no labels, or other columns" if others else "there is one split"
+        self.say("data.test_size", _HELD_OUT, f"{why}: a part of {train} is held out, the same in every run")
+        return {"test_size": _HELD_OUT}
 
     def _task(self, rows: Any) -> tuple[str, dict[str, Any]]:
         asked = Asked(rows, self.wish.text, self.wish.image, self.wish.label, self.wish.audio)
@@ -187,11 +187,14 @@ class _Guesser:
         self._check_header(rows, next(iter(found.values()), {}))
         if not found:
             there = ", ".join(f"{name} ({_told(kind)})" for name, kind in rows.features.items())
+            hint = files_alone(rows)
             raise PruningError(
-                f"--text, --image or --label must name what {self.wish.task or 'a task'} reads: it is not found. "
-                f"Received columns: {there}"
+                f"--text, --image, --audio or --label must name what {self.wish.task or 'a task'} reads: it is not "
+                f"found. {hint and hint + '. '}Received columns: {there}"
             )
         name, columns = next(iter(found.items()))
+        if name != self.own and "sentence-similarity" in found and is_whole_score(asked, columns):
+            name, columns = "sentence-similarity", found["sentence-similarity"]
         self.say("task", name, self._why(name))
         for key, value in columns.items():
             self.say(f"data.{key}", value, "you say so" if getattr(self.wish, key) else "by its name and type")
@@ -199,7 +202,7 @@ class _Guesser:
 
     def _check_header(self, rows: Any, columns: Mapping[str, Any]) -> None:
         """Refuse a file whose first line would be lost: names that nobody has said, and that are a row of data."""
-        said = {*self.wish.text, *self.wish.label, self.wish.image}
+        said = {*self.wish.text, *self.wish.label, self.wish.image, self.wish.audio}
         used = {name for one in columns.values() for name in ([one] if isinstance(one, str) else one)}
         hint = headless(self.settings, rows, (used or {*rows.column_names}) - said)
         if hint:
@@ -208,9 +211,10 @@ class _Guesser:
     def _fits(self, columns: Mapping[str, Any]) -> bool:
         """Whether a task reads what a person has named, and not only something else."""
         used = {key: {one} if isinstance(one, str) else {*one} for key, one in columns.items()}
-        labels, images = used.get("label", set()), used.get("image", set())
+        labels, wish = used.get("label", set()), self.wish
+        files = used.get("image", set()) | used.get("audio", set())
         texts = used.get("text", set()) | labels  # two texts may be named in turn
-        named = (self.wish.text, texts), (self.wish.label, labels), ([self.wish.image or ""], images | {""})
+        named = (wish.text, texts), (wish.label, labels), ([one for one in (wish.image, wish.audio) if one], files)
         return all(set(said) <= there for said, there in named)
 
     def _candidates(self) -> list[str]:
@@ -255,7 +259,8 @@ class _Guesser:
     # model
     def _dense(self, name: str, task: RecipeTask, settings: DataSettings) -> tuple[bool, int]:
         """Return whether the model must be trained first, and how many rows there are to train on."""
-        splits = load_split(settings, labels=task.labels)
+        new = partial(fit_classes, None, head=task.head) if task.has_classes and self.own != name else None
+        splits = load_split(settings, new, task.labels)
         made = ", ".join(self.config.architectures or ["a config alone"])
         if self.own != name:
             self.say("dense", "trained first", f"{name} is new to the model, which is {made}")
@@ -329,6 +334,7 @@ class _Guesser:
         else:
             metrics = ["accuracy"]
         kind = f"{len(names)} classes" if names else _told(feature)
+        kind += " (regression; whole numbers would be classes)" if "float" in kind else ""
         self.say("metrics", metrics, f"labels are {kind}{', several a row' if is_listed(feature) else ''}")
         return {"metrics": metrics}
 

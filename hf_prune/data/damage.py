@@ -1,0 +1,70 @@
+"""Files of images and sounds that cannot be read: found before training, and named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import PruningError
+
+_CURE = "take such files out of the folder, or copy them again"
+
+
+def check_each(values: Iterable[Mapping[str, Any]], key: str, read: Callable[[Mapping[str, Any]], Any]) -> list[Any]:
+    """Read each file once: training would find a damaged one after hours, and not say which.
+
+    Args:
+        values: ``path`` and ``bytes`` of each.
+        key: Of the data's settings.
+        read: What raises a `PruningError` where a file cannot be read.
+
+    Returns:
+        What was read of each.
+
+    Raises:
+        PruningError: Files are empty or damaged; says how many, and what is wrong with the first.
+    """
+    found, wrong = [], []
+    for value in values:
+        path = Path(value.get("path") or "")
+        try:
+            if value.get("bytes") is None and path.is_file() and not path.stat().st_size:
+                raise PruningError(f"the file is empty: {_CURE}. Received: '{path}'")
+            found.append(read(value))
+        except PruningError as error:
+            wrong.append(str(error).removeprefix(f"{key}: "))
+    if wrong:
+        others = f", and {len(wrong) - 1} other files" if len(wrong) > 1 else ""
+        raise PruningError(f"{key}: {wrong[0]}{others}")
+    return found
+
+
+def check_images(dataset: Any, column: str) -> None:
+    """Read each image that is a file of its own once, as small as its type lets us.
+
+    Args:
+        dataset: Rows with images; those that a data set holds itself have come whole.
+        column: Of them.
+
+    Raises:
+        PruningError: Files are empty or damaged.
+    """
+    from datasets import Image
+
+    undecoded = dataset.select_columns([column]).cast_column(column, Image(decode=False))
+    check_each((row[column] for row in undecoded if row[column]["bytes"] is None), "data.image", _open_image)
+
+
+def _open_image(value: Mapping[str, Any]) -> None:
+    from PIL import Image, UnidentifiedImageError
+
+    path = value["path"]
+    try:
+        with Image.open(path) as image:
+            image.draft("L", (8, 8))  # a JPEG is decoded to an eighth, which still needs all of its bytes
+            image.load()
+    except UnidentifiedImageError:
+        raise PruningError(f"a file is no image, or damaged: {_CURE}. Received: '{path}'") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what PIL's readers raise
+        raise PruningError(f"an image cannot be read ({error}): {_CURE}. Received: '{path}'") from None
