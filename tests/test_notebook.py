@@ -28,7 +28,7 @@ def executed(tmp_path_factory):
 
     notebook, home = nbformat.read(NOTEBOOK, as_version=4), tmp_path_factory.mktemp("notebook")
     environment = {**os.environ, "PYTHONPATH": str(NOTEBOOK.parent.parent)}
-    client.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(home)}}).execute(env=environment)
+    client.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(home)}}).execute(env=environment)
     return notebook, home
 
 

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = "notebook.ipynb"  # of examples/
 OF_ROOT = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}  # file of the repository -> page
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
+HYPHENATED = re.compile(r"(?<![^\s])[^\s&]{0,12}-[^\s&]{1,24}(?![^\s])")
 PAPER = re.compile(r"(?:((?:[A-Z][\w'-]+(?:,| &| and| et al\.)? )+\d{4}),? \(?)?arXiv:(\d{4}\.\d{4,5})")
 
 
@@ -48,6 +49,15 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     markdown = re.sub(r"^<!-- (list|api|papers)(?:: (.+?))? -->$", _generated, markdown, flags=re.MULTILINE)
     markdown = re.sub(r"^\|.*$", lambda row: _without_escapes(row[0]), markdown, flags=re.MULTILINE)
     return _with_links_inside(markdown, page.file.src_uri)
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Keep words with hyphens whole in code inside of sentences: browsers break lines behind each hyphen."""
+    return re.sub(r"<code>([^<]*)</code>", lambda code: f"<code>{HYPHENATED.sub(_whole, code[1])}</code>", html)
+
+
+def _whole(word: re.Match[str]) -> str:
+    return f'<span class="whole">{word[0]}</span>'
 
 
 # what is generated

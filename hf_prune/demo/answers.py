@@ -101,7 +101,7 @@ def _masked(tokenizer: Any, model: Any, text: str) -> Any:
 
 
 def _check(text: str) -> None:
-    if not text.strip():
+    if not (text or "").strip():
         raise PruningError("There must be a text to ask about. Received: an empty one")
 
 

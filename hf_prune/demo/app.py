@@ -12,7 +12,9 @@ from typing import Any
 from rich.console import Console
 
 from ..errors import PruningError, visible
-from ..page.pictures import COLOURS, DARK, kept_pictures
+from ..page.pictures import COLOURS, DARK, Picture, kept_pictures
+from ..page.writing import speed_up
+from ..report import Report
 from ..report.display import html_table
 from .answers import Cell, Row
 from .comparing import Pair, load_pair
@@ -107,13 +109,12 @@ def _check_gradio() -> Any:
 def _blocks(gradio: Any, pair: Pair) -> Any:
     def compare(*given: Any) -> tuple[str, str]:
         try:
-            found = pair.compare(*given)
+            return _compared(pair, *given)
         except PruningError as error:
             raise gradio.Error(str(error), print_exception=False) from error
-        return _answers(found.rows), f'<div class="wide">{html_table(found.report)}</div>'
 
-    title, example = f"{pair.folder.resolve().name}: dense and pruned", pair.example()
-    first_answers, first_costs = compare(example)
+    title, example = f"{_short(pair.folder)}, pruned", pair.example()
+    first_answers, first_costs = _compared(pair, example)
     with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 600)) as blocks:
         gradio.HTML(_head(pair))
         with gradio.Row(equal_height=False):
@@ -123,7 +124,7 @@ def _blocks(gradio: Any, pair: Pair) -> Any:
                 answers = gradio.HTML(first_answers)
             with gradio.Column():
                 costs = gradio.HTML(first_costs)
-        gradio.HTML(_kept(pair))
+        gradio.HTML(_kept(pair.report))
         triggers = [button.click, *(one.submit for one in asked if hasattr(one, "submit"))]
         gradio.on(triggers, compare, asked, [answers, costs], api_name="compare", concurrency_limit=1)
     return blocks
@@ -137,17 +138,25 @@ def _questions(gradio: Any, asks: str, example: Any) -> list[Any]:
 
 
 # what stands in it
+def _compared(pair: Pair, *given: Any) -> tuple[str, str]:
+    found = pair.compare(*given)
+    return _answers(found.rows), _costs(found.report)
+
+
 def _style() -> str:
     """Return the colours of pictures, light and dark, and the page's own rules."""
     light, dark = ("".join(f"--{name}: {value}; " for name, value in one.items()) for one in (COLOURS, DARK))
     return f":root {{ {light}}}\n.dark {{ {dark}}}\n{(_HERE / 'page.css').read_text('utf-8')}"
 
 
+def _short(folder: str | Path) -> str:
+    return "/".join(Path(folder).parts[-2:])
+
+
 def _head(pair: Pair) -> str:
-    beside = f"beside the dense model <code>{escape(pair.dense)}</code>" if pair.dense else "alone"
+    dense = f"beside its dense model <code>{escape(_short(pair.dense))}</code>" if pair.dense else "alone"
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in pair.notes)
-    summary = f"<p>{escape(pair.report.summary())}</p>" if pair.report.units else ""
-    return f"<h1>The pruned model <code>{escape(str(pair.folder))}</code> {beside}</h1>{summary}{notes}"
+    return f"<h1><code>{escape(_short(pair.folder))}</code> {dense}</h1>{notes}"
 
 
 def _answers(rows: list[Row]) -> str:
@@ -168,9 +177,17 @@ def _cell(cell: Cell) -> str:
     return f"<td>{escape(cell.said)} {cell.share:.1%}{bar}</td>"
 
 
-def _kept(pair: Pair) -> str:
-    pictures = "".join(
-        f'<h2>{escape(one.title)}</h2><div class="wide" role="group" aria-label="{escape(one.says)}">{one.svg()}</div>'
-        for one in kept_pictures(pair.report)
-    )
-    return f"<section>{pictures}</section>" if pictures else ""
+def _costs(report: Report) -> str:
+    faster = speed_up(report)
+    headline = f"<h2>{faster[1]:.2f} times as fast on this input</h2>" if faster else ""
+    return f'{headline}<div class="wide">{html_table(report)}</div>'
+
+
+def _kept(report: Report) -> str:
+    pictures = "".join(map(_figure, kept_pictures(report)))
+    return f'<div class="kept">{pictures}</div>' if pictures else ""
+
+
+def _figure(one: Picture) -> str:
+    picture = f'<div class="wide" role="group" aria-label="{escape(one.says)}">{one.svg()}</div>'
+    return f"<div><h2>{escape(one.title)}</h2>{picture}</div>"
