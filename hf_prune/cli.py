@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from . import shared_options as shared
 from .errors import PruningError, visible
 
 app = typer.Typer(
@@ -23,24 +24,6 @@ app = typer.Typer(
 )
 # paths, names and errors are text: what looks like markup or an emoji's name in them is neither
 console = Console(markup=False, emoji=False)
-MODEL = Annotated[str, typer.Argument(metavar="MODEL", help="Folder, or name on the Hub.")]
-
-
-MODEL_OPTION = Annotated[str | None, typer.Option("--model", "-m", help="Folder, or name on the Hub.")]
-DATA_OPTION = Annotated[
-    str | None,
-    typer.Option("--data", "-d", help="csv, tsv, json(l), parquet, txt; folder of them, images, sounds; a Hub name."),
-]
-CONFIG_OPTION = Annotated[str | None, typer.Option("--data-config", help="Configuration of the data on the Hub.")]
-TASK_OPTION = Annotated[str | None, typer.Option(help="See [bold]hf-prune list tasks[/]; left out, it is guessed.")]
-TEXT_OPTION = Annotated[list[str] | None, typer.Option(help="Column with the text; twice for pairs.")]
-IMAGE_OPTION = Annotated[str | None, typer.Option(help="Column with the images.")]
-AUDIO_OPTION = Annotated[str | None, typer.Option(help="Column with the sounds.")]
-LABEL_OPTION = Annotated[list[str] | None, typer.Option(help="Column with the label; several of 0 and 1.")]
-MACS_OPTION = Annotated[float | None, typer.Option(help="Share of the multiply-accumulates that remains. [0.5]")]
-SPEEDUP_OPTION = Annotated[float | None, typer.Option(help="How many times as fast: 2, measured on this machine.")]
-TEACHER_OPTION = Annotated[str, typer.Option(help="self: the dense model teaches the small one; none.")]
-OVERRIDES = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.")]
 
 
 def _version(wanted: bool) -> None:
@@ -64,21 +47,21 @@ def run(
         str | None,
         typer.Argument(help="A shipped recipe's name (see [bold]hf-prune list recipes[/]) or a YAML file."),
     ] = None,
-    overrides: OVERRIDES = None,
-    model: MODEL_OPTION = None,
-    data: DATA_OPTION = None,
-    data_config: CONFIG_OPTION = None,
-    task: TASK_OPTION = None,
-    text: TEXT_OPTION = None,
-    image: IMAGE_OPTION = None,
-    audio: AUDIO_OPTION = None,
-    label: LABEL_OPTION = None,
-    macs: MACS_OPTION = None,
-    speedup: SPEEDUP_OPTION = None,
+    overrides: shared.OVERRIDES = None,
+    model: shared.MODEL = None,
+    data: shared.DATA = None,
+    data_config: shared.CONFIG = None,
+    task: shared.TASK = None,
+    text: shared.TEXT = None,
+    image: shared.IMAGE = None,
+    audio: shared.AUDIO = None,
+    label: shared.LABEL = None,
+    macs: shared.MACS = None,
+    speedup: shared.SPEEDUP = None,
     max_drop: Annotated[
         float | None, typer.Option(help="Search for the smallest that loses at most so much of the metric: 0.01.")
     ] = None,
-    teacher: TEACHER_OPTION = "self",
+    teacher: shared.TEACHER = "self",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run.")] = None,
 ) -> None:
     """Run a recipe: train, prune, distil, save, reload, export, measure, card.
@@ -104,18 +87,18 @@ def run(
 
 @app.command()
 def init(
-    overrides: OVERRIDES = None,
-    model: MODEL_OPTION = None,
-    data: DATA_OPTION = None,
-    data_config: CONFIG_OPTION = None,
-    task: TASK_OPTION = None,
-    text: TEXT_OPTION = None,
-    image: IMAGE_OPTION = None,
-    audio: AUDIO_OPTION = None,
-    label: LABEL_OPTION = None,
-    macs: MACS_OPTION = None,
-    speedup: SPEEDUP_OPTION = None,
-    teacher: TEACHER_OPTION = "self",
+    overrides: shared.OVERRIDES = None,
+    model: shared.MODEL = None,
+    data: shared.DATA = None,
+    data_config: shared.CONFIG = None,
+    task: shared.TASK = None,
+    text: shared.TEXT = None,
+    image: shared.IMAGE = None,
+    audio: shared.AUDIO = None,
+    label: shared.LABEL = None,
+    macs: shared.MACS = None,
+    speedup: shared.SPEEDUP = None,
+    teacher: shared.TEACHER = "self",
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("recipe.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
@@ -133,8 +116,8 @@ def init(
 @app.command()
 def validate(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name or a YAML file.")],
-    overrides: OVERRIDES = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    overrides: shared.OVERRIDES = None,
+    as_json: shared.JSON = False,
 ) -> None:
     """Check a recipe with its model and data: keys, columns, metrics, target, folder. Nothing is trained or written.
 
@@ -149,7 +132,7 @@ def validate(
 
 @app.command()
 def inspect(
-    model: MODEL,
+    model: shared.MODEL_ARGUMENT,
     verify: Annotated[
         bool, typer.Option("--verify", help="Try it on copies: does removing random units equal masking them?")
     ] = False,
@@ -169,7 +152,7 @@ def inspect(
 @app.command()
 def search(
     recipe: Annotated[str, typer.Argument(help="A recipe with a target, whose key changes between trials.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it.")] = None,
+    overrides: shared.OVERRIDES = None,
     max_drop: Annotated[float, typer.Option(help="How much of the metric may be lost, absolute.")] = 0.01,
     metric: Annotated[str | None, typer.Option(help="By default the recipe's first.")] = None,
     trials: Annotated[int, typer.Option(help="How many end at most, of all processes together.")] = 8,
@@ -196,11 +179,9 @@ def search(
 @app.command()
 def sensitivity(
     what: Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help="A recipe, or with --data a folder or Hub name.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to a recipe.")
-    ] = None,
+    overrides: shared.OVERRIDES = None,
     data: Annotated[str | None, typer.Option(help="Of a model: data set on the Hub, folder, file or digits.")] = None,
-    text: Annotated[list[str] | None, typer.Option(help="Column with the text; twice for pairs.")] = None,
+    text: shared.TEXT = None,
     image: Annotated[str | None, typer.Option(help="Column with image arrays.")] = None,
     label: Annotated[str, typer.Option(help="Column with the label; language models need none.")] = "label",
     split: Annotated[str, typer.Option(help="Split of --data.")] = "train",
@@ -234,7 +215,7 @@ def sensitivity(
 @app.command("list")
 def list_(
     what: Annotated[str | None, typer.Argument(help="Such as scores; left out, what there is is shown.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    as_json: shared.JSON = False,
 ) -> None:
     """List what can be named in a recipe: scores, schedules, rules, tasks, metrics, recipes, architectures, ….
 
@@ -304,7 +285,7 @@ def report(
 
 @app.command()
 def export(
-    model: MODEL,
+    model: shared.MODEL_ARGUMENT,
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
     task: Annotated[str, typer.Option(help="As in `hf_prune.export`; auto takes it from the model.")] = "auto",
     lane: Annotated[str, typer.Option(help="auto, optimum (transformers 4.57) or native (transformers 5).")] = "auto",
@@ -369,6 +350,25 @@ def card(
 
     written = write_card(folder, force=force, repo_id=repo_id, base_model=base_model, license=license_)
     console.print(f"Written: {visible(str(written))}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run, or of a saved model.")],
+    dense: Annotated[str | None, typer.Option(help="The dense model; by default what DIR's files say.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="By default the first free one from 7860.")] = None,
+    share: Annotated[bool, typer.Option(help="Let Gradio's own server make a public address of it.")] = False,
+) -> None:
+    """Try a pruned model beside its dense one in the browser, on a text or an image of your own.
+
+    It shows what both answer, how long they take on that input, what they weigh and which units were kept. Nothing
+    leaves this machine unless you say --share. Needs the extra [bold]demo[/].
+
+    Example: [bold]hf-prune demo runs/quickstart[/]
+    """
+    from .demo import open_demo
+
+    open_demo(folder, dense=dense, port=port, share=share)
 
 
 @app.command()

@@ -117,7 +117,7 @@ def _image_processor(recipe: Recipe) -> Any:
         return None
 
 
-def _plain_processor(config: Any) -> Any:
+def plain_processor(config: Any) -> Any:
     """Return what scales images to a model's size, and their values to [-1, 1]: for a model without a processor."""
     made = getattr(transformers, "ViTImageProcessorPil", None) or transformers.ViTImageProcessor  # 5 wants torchvision
     side, channels = getattr(config, "image_size", None) or 224, getattr(config, "num_channels", None) or 3
@@ -127,7 +127,7 @@ def _plain_processor(config: Any) -> Any:
 
 
 def _images(split: Any, processor: Any, recipe: Recipe, model: Any) -> Any:
-    processor = processor or _plain_processor(model.config)
+    processor = processor or plain_processor(model.config)
     return prepare_images(split, recipe.data, processor, num_labels=model.config.num_labels)
 
 

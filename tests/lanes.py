@@ -22,12 +22,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LANES = {"optimum": "optimum,openvino,test", "v5": "onnx,test,dev"}  # lane -> extras
 EXTRAS = (
-    "", "[optimum]", "[onnx]", "[openvino]", "[executorch]", "[audio]", "[search]", "[docs]", "[test]", "[dev]",
+    "", "[optimum]", "[onnx]", "[openvino]", "[executorch]", "[audio]", "[search]", "[demo]", "[docs]", "[test]",
+    "[dev]",
 )  # fmt: skip
 WORKERS = 2
 # These ask nothing that differs between the lanes but torch's own modules and ours: once is enough.
 ON_V5_ALONE = (
-    "allocation", "contributing", "extensions", "house", "metrics", "plan", "public", "schedules", "site", "states",
+    "allocation", "contributing", "extensions", "house", "metrics", "notebook", "plan", "public", "schedules", "site",
+    "states",
 )  # fmt: skip
 
 # Most of the time goes into these: processes that import transformers, groups of processes, exports, model zoos.

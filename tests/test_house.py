@@ -46,8 +46,8 @@ ROWS = (
     "recipe_tasks run_folder",
     "job",
     "workflow arguments",
-    "batches searching guessing reference interrupting",
-    "commands inspecting listing",
+    "batches searching guessing reference interrupting demo",
+    "commands inspecting listing shared_options",
     "cli",
 )
 RANK = {module: rank for rank, row in enumerate(ROWS) for module in row.split()}
@@ -309,7 +309,7 @@ def test_wheel_holds_recipes_cards_and_the_typing_marker(built):
     assert {path.parent.name for path in DATA} == {"recipes", "model_cards"}
     assert {f"hf_prune/{path.parent.name}/{path.name}" for path in DATA} <= names
     assert {f"hf_prune/{path.relative_to(PACKAGE).as_posix()}" for path in modules()} <= names
-    assert {"hf_prune/py.typed", "hf_prune/page/report.html.j2"} <= names
+    assert {"hf_prune/py.typed", "hf_prune/page/report.html.j2", "hf_prune/demo/page.css"} <= names
     assert built[".whl"].name.startswith(f"hf_prune-{hf_prune.__version__}-")
 
 

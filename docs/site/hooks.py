@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -14,17 +15,30 @@ import hf_prune
 from hf_prune.listing import listed
 
 ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOK = "notebook.ipynb"  # of examples/
 OF_ROOT = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}  # file of the repository -> page
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
+HYPHENATED = re.compile(r"(?<![^\s])[^\s&]{0,12}-[^\s&]{1,24}(?![^\s])")
 PAPER = re.compile(r"(?:((?:[A-Z][\w'-]+(?:,| &| and| et al\.)? )+\d{4}),? \(?)?arXiv:(\d{4}\.\d{4,5})")
 
 
 # mkdocs calls these
 def on_files(files: Any, config: Any) -> Any:
-    """Add pages that are files of the repository's root."""
+    """Add pages that are files of the repository's root, and the notebook: as a page, and as the file itself."""
     for name, page in OF_ROOT.items():
         files.append(File.generated(config, page, content=(ROOT / name).read_text("utf-8")))
+    notebook = (ROOT / "examples" / NOTEBOOK).read_text("utf-8")
+    files.append(File.generated(config, f"tutorials/{NOTEBOOK}", content=notebook))
+    files.append(File.generated(config, "tutorials/notebook.md", content=_page_of(json.loads(notebook))))
     return files
+
+
+def _page_of(notebook: dict[str, Any]) -> str:
+    """Return a notebook's cells as a page, whose first paragraph says where the file is."""
+    cells = [("".join(cell["source"]), cell["cell_type"] == "code") for cell in notebook["cells"]]
+    first, *others = [f"```python\n{text}\n```" if is_code else text for text, is_code in cells]
+    here = f"This page is a notebook: [download it]({NOTEBOOK}), and run it in Jupyter or Colab."
+    return "\n\n".join([first, here, *others])
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
@@ -35,6 +49,15 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     markdown = re.sub(r"^<!-- (list|api|papers)(?:: (.+?))? -->$", _generated, markdown, flags=re.MULTILINE)
     markdown = re.sub(r"^\|.*$", lambda row: _without_escapes(row[0]), markdown, flags=re.MULTILINE)
     return _with_links_inside(markdown, page.file.src_uri)
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Keep words with hyphens whole in code inside of sentences: browsers break lines behind each hyphen."""
+    return re.sub(r"<code>([^<]*)</code>", lambda code: f"<code>{HYPHENATED.sub(_whole, code[1])}</code>", html)
+
+
+def _whole(word: re.Match[str]) -> str:
+    return f'<span class="whole">{word[0]}</span>'
 
 
 # what is generated

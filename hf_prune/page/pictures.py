@@ -26,6 +26,17 @@ COLOURS = {
     "purple": "#8a5bb0",
     "red": "#b8434e",
 }
+DARK = {  # what those variables are where the page is dark
+    "ink": "#e7eaee",
+    "muted": "#9aa4b1",
+    "line": "#333a44",
+    "gone": "#2a3039",
+    "blue": "#6ba6ea",
+    "orange": "#e9995a",
+    "green": "#62bd8c",
+    "purple": "#b48bd6",
+    "red": "#e07c84",
+}
 SERIES = ("blue", "orange", "green", "purple", "red")
 _WIDTH = 6.6  # inches
 _MOST_CELLS = 64  # units of a layer that can be shown one by one

@@ -12,7 +12,7 @@ from ..errors import PruningError
 from ..files import write_text
 from ..report import Report
 from ..report.display import short, table_rows
-from .pictures import COLOURS, Bar, Picture, kept_pictures, latency_picture, scatter_picture, training_picture
+from .pictures import COLOURS, DARK, Bar, Picture, kept_pictures, latency_picture, scatter_picture, training_picture
 from .runs import RunFolder, read_run, runs_in
 from .weights import weight_pictures
 
@@ -259,5 +259,5 @@ def _render(shown: Sequence[Shown], together: Sequence[Picture]) -> str:
     names = [one.run.name for one in shown]
     title = f"{names[0]}: pruning report" if len(names) == 1 else f"{len(names)} pruning runs"
     return template.render(
-        runs=shown, together=together, title=title, ours=Markup(_OURS), colours=COLOURS, version=__version__
+        runs=shown, together=together, title=title, ours=Markup(_OURS), colours=COLOURS, dark=DARK, version=__version__
     )
