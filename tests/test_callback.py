@@ -405,6 +405,8 @@ def test_a_callback_says_what_it_does_and_draws_its_curves(tmp_path):
     assert told.endswith("Target(macs=0.5)): not begun")
     with pytest.raises(PruningError, match="two rows that a Trainer has logged.*Received: 0"):
         callback.plot()
+    with pytest.raises(PruningError, match=r"format that matplotlib writes: .*, png, .*svg.* Received: .*curves.foo"):
+        callback.plot(tmp_path / "curves.foo")
     trainer = make_trainer(tmp_path, callback, eval_strategy="steps", eval_steps=5, logging_steps=2)
     trainer.eval_dataset = draw_rows(trainer.model, 8)
     trainer.compute_metrics = lambda told: {"accuracy": 0.5}

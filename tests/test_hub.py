@@ -456,13 +456,6 @@ def test_what_is_no_recipe_or_report_of_ours_stays(text: str, saved: Path, tmp_p
     assert "recipe.yaml" not in push_pruned(folder, "me/x", dry_run=True).left
 
 
-def test_the_keys_of_a_recipe_are_known_where_it_is_pushed() -> None:
-    from hf_prune.hub.choosing import _RECIPE
-    from hf_prune.recipe import Recipe
-
-    assert _RECIPE.split() == list(Recipe.model_fields)
-
-
 def test_every_name_of_a_tokenizers_file_is_known() -> None:
     """Each `vocab_files_names` of transformers may go up, but for pickles and what only converters read."""
     import transformers

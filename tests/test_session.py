@@ -128,7 +128,7 @@ def test_shrinking_live_is_the_masked_run(name, clip):
     kept, models = [], []
     for live in (False, True):
         model = BUILD[name]()
-        pruning, _ = run_loop(model, BOTH, target=Target(macs=0.5), shrink_live=live, clip=clip, double=True)
+        pruning, _ = run_loop(model, BOTH, target=Target(macs=0.5), shrink_during_training=live, clip=clip, double=True)
         assert not pruning.masking.leaking
         kept.append(pruning.finish().kept)
         models.append(model)
@@ -145,7 +145,7 @@ def test_twenty_steps_after_the_cut_a_masked_run_is_the_shrunk_one(name):
     kept, models, schedule = [], [], Schedule("oneshot", begin=2, end=2)
     for live in (False, True):
         model = BUILD[name]()
-        settings = {"shrink_live": live, "clip": 0.05, "double": True}
+        settings = {"shrink_during_training": live, "clip": 0.05, "double": True}
         pruning, logs = run_loop(model, BOTH, schedule, steps=22, target=Target(macs=0.5), **settings)
         assert [entry["macs_left"] <= 0.5 for entry in logs] == [False] + [True] * 21
         kept.append(pruning.finish().kept)
@@ -166,7 +166,7 @@ def test_masks_are_held_where_masked_units_get_gradients(build, pruners):
     kept, models = [], []
     for live in (False, True):
         model = build()
-        pruning, _ = run_loop(model, pruners, shrink_live=live, clip=None, double=True)
+        pruning, _ = run_loop(model, pruners, shrink_during_training=live, clip=None, double=True)
         assert bool(pruning.masking.leaking) != live, "held while masked, and not once nothing is masked"
         if not live:
             assert_same_outputs(model, shrink(copy.deepcopy(model)))
@@ -289,7 +289,12 @@ def test_a_restored_session_goes_on_bitwise(live):
         model = build_bert(seed=seed)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         pruners = [*BOTH, WeightPruner(sparsity=0.5)]
-        settings = {"target": Target(macs=0.4), "total_steps": 8, "optimizer": optimizer, "shrink_live": live}
+        settings = {
+            "target": Target(macs=0.4),
+            "total_steps": 8,
+            "optimizer": optimizer,
+            "shrink_during_training": live,
+        }
         return model, optimizer, Pruning(model, pruners, EARLY, **settings)
 
     def advance(model: Any, optimizer: Any, pruning: Pruning, steps: range) -> None:
