@@ -126,10 +126,10 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         epoch = epoch_steps_of(args, state, kwargs.get("train_dataloader"))
         told: dict[str, Any] = {"total_steps": state.max_steps, "epoch_steps": epoch}
         self.pruning = Pruning(model, self.settings, optimizer=kwargs["optimizer"], **told)
-        if state.global_step:
-            with or_close(self.pruning.close):
+        with or_close(self.pruning.close):
+            if state.global_step:
                 self._resume(resumed_folder(args, state.global_step), state.global_step)
-        join_checkpoints(state, STATE, lambda folder: self._complete(folder, args))
+            join_checkpoints(state, STATE, lambda folder: self._complete(folder, args))
         self._log = TrainingLog(Path(args.output_dir) / FILE) if state.is_world_process_zero else None
         if self._log is not None:
             self._log.begin(state.global_step)

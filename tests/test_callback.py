@@ -418,6 +418,19 @@ def test_a_callback_says_what_it_does_and_draws_its_curves(tmp_path):
     assert (tmp_path / "new" / "curves.png").stat().st_size > 0
 
 
+def test_two_callbacks_of_one_trainer_are_refused(tmp_path):
+    """Each would record what it has removed alone, and the folder could not be loaded."""
+    first, second = (PruningCallback(one(sparsity=0.5), EARLY) for one in (HeadPruner, NeuronPruner))
+    trainer = make_trainer(tmp_path, first)
+    for callback in (first, second):
+        callback.attach(trainer)
+    with pytest.raises(PruningError, match=r"give all pruners to one PruningCallback. Received: two"):
+        trainer.train()
+    trainer.remove_callback(second)
+    trainer.train()
+    assert load_pruned(save_pruned(trainer.model, tmp_path / "model"))
+
+
 def test_a_callback_without_training_has_no_session(tmp_path):
     callback = make_callback()
     with pytest.raises(PruningError, match="while a Trainer trains. Received: none"):

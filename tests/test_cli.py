@@ -204,13 +204,13 @@ def test_ctrl_c_is_not_lost_where_libraries_collect_garbage(tmp_path, monkeypatc
         Doomed()
         gc.collect()
         time.sleep(60)
+        pytest.fail("nobody heard of it")
 
     monkeypatch.setattr(workflow, "train_dense", collect)
-    hook, began = sys.unraisablehook, time.time()
+    hook = sys.unraisablehook
     result = CliRunner().invoke(cli.app, ["run", "quickstart", *TINY_RECIPE, f"output={tmp_path / 'out'}"])
     assert result.exit_code == 130
     assert "Kept: the recipe alone" in " ".join(result.output.split())
-    assert time.time() - began < 50
     assert sys.unraisablehook is hook
 
 

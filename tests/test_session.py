@@ -34,8 +34,10 @@ from hf_prune import (
     UnsupportedModelError,
     WeightPruner,
     find_groups,
+    load_pruned,
     prune,
     register_schedule,
+    save_pruned,
     shrink,
 )
 from hf_prune.architectures import prunable_macs
@@ -514,3 +516,33 @@ def test_scores_are_read_from_one_step_in_four_and_right_before_a_change():
             read.append(step)
         pruning.step()
     assert read == [*range(1, 17), 18, 22, 24, 28, 32, 33, 37, 41]  # changes after 22, 32 and 41
+
+
+def test_a_model_that_another_session_has_cut_is_not_cut_again(tmp_path):
+    model = build_bert()
+    sessions = [
+        Pruning(model, one(sparsity=0.5, score="l1"), Schedule("oneshot", begin=1, end=1), total_steps=2)
+        for one in (HeadPruner, NeuronPruner)
+    ]
+    for pruning in sessions:
+        pruning.step()
+    sessions[0].finish()
+    with pytest.raises(PruningError, match=r"Only one session may cut.*another size of 'layers.0.attention.heads'"):
+        sessions[1].finish()
+    assert_same_outputs(model, load_pruned(save_pruned(shrink(model), tmp_path), dtype=torch.float32))
+
+
+def test_who_calls_may_have_switched_gradients_off(tmp_path):
+    kept = []
+    for gradients in (torch.enable_grad(), torch.no_grad()):
+        model = build_bert()
+        with gradients:
+            report = prune(model, BOTH, target=Target(macs=0.5), data=[draw_batch(model)])
+        kept.append(report.kept)
+    assert kept[0] == kept[1]
+    with torch.inference_mode(), pytest.raises(PruningError, match=r"inference_mode forbids.*a call inside of it"):
+        prune(model, BOTH, target=Target(macs=0.4), data=[draw_batch(model)])
+    with torch.inference_mode():
+        made_inside = build_bert()
+    with pytest.raises(PruningError, match=r"inference_mode forbids.*a model that was made inside of it"):
+        prune(made_inside, HeadPruner(sparsity=0.5, score="l1"))

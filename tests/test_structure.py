@@ -232,3 +232,14 @@ def test_finding_groups_changes_nothing():
     model = build_bert()
     find_groups(model)
     assert_same_outputs(build_bert(), model, atol=0)
+
+
+def test_weights_that_are_computed_from_others_are_not_offered():
+    model = build_bert()
+    first, _ = (layer.intermediate.dense for layer in model.bert.encoder.layer)
+    torch.nn.utils.parametrizations.weight_norm(first)
+    assert {group.name for group in find_groups(model, ["neuron"])} == {"layers.1.mlp.neurons"}
+    refused = next(one for one in inspect_model(model).refusals if one.place == "layers.0.mlp.neurons")
+    assert "is computed from other tensors: call hf_prune.adopt_torch_masks" in refused.reason
+    torch.nn.utils.parametrize.remove_parametrizations(first, "weight")
+    assert len(find_groups(model, ["neuron"])) == 2

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .. import given
@@ -28,6 +29,7 @@ from .tasks import Task, Tasks
 def check_kinds(model: Any, total_steps: Any, optimizer: Any) -> None:
     """Every argument is of its kind."""
     given.check_model(model)
+    _check_changeable(model)
     given.check_given("total_steps", total_steps, Integral, "a whole number of optimizer steps, at least 1")
     if total_steps < 1:
         raise PruningError(
@@ -35,6 +37,16 @@ def check_kinds(model: Any, total_steps: Any, optimizer: Any) -> None:
         )
     if optimizer is not None and not hasattr(optimizer, "param_groups"):
         raise PruningError(f"optimizer must be torch's, or one like it. Received: {given.told(optimizer)}")
+
+
+def _check_changeable(model: nn.Module) -> None:
+    """Weights are such that they can be changed in place, now and when the model is trained again."""
+    if torch.is_inference_mode_enabled() or any(one.is_inference() for one in model.parameters()):
+        raise PruningError(
+            "Pruning changes weights in place, which torch.inference_mode forbids: make or load the model, and prune "
+            "it, outside of that (torch.no_grad is no hindrance). Received: "
+            f"{'a call inside of it' if torch.is_inference_mode_enabled() else 'a model that was made inside of it'}"
+        )
 
 
 def has_units(pruners: Sequence[Pruner]) -> bool:
