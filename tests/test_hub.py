@@ -456,6 +456,15 @@ def test_what_is_no_recipe_or_report_of_ours_stays(text: str, saved: Path, tmp_p
     assert "recipe.yaml" not in push_pruned(folder, "me/x", dry_run=True).left
 
 
+def test_a_token_in_the_place_of_a_name_is_not_repeated(saved: Path) -> None:
+    from hf_prune import PruningError, push_pruned
+
+    token = "hf_" + "a" * 34
+    with pytest.raises(PruningError, match="Received: an access token") as error:
+        push_pruned(saved, token)
+    assert token not in str(error.value)
+
+
 def test_every_name_of_a_tokenizers_file_is_known() -> None:
     """Each `vocab_files_names` of transformers may go up, but for pickles and what only converters read."""
     import transformers
