@@ -70,7 +70,7 @@ def fit(
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     schedule, target = Schedule(begin=0.05, end=0.6, frequency=10), Target(macs)
     pruning = pruners and Pruning(
-        model, pruners, schedule, target=target, total_steps=steps, optimizer=optimizer, shrink_live=True
+        model, pruners, schedule, target=target, total_steps=steps, optimizer=optimizer, shrink_during_training=True
     )
     model.train()
     for _ in range(epochs):

@@ -81,7 +81,7 @@ def main() -> None:
         total_steps=total,
         optimizer=optimizer,
         accelerator=accelerator,
-        shrink_live=True,  # what leaves takes no more time; under DDP too
+        shrink_during_training=True,  # what leaves takes no more time; under DDP too
     )
     model.train()
     for epoch in range(args.epochs):

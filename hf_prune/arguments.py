@@ -128,7 +128,7 @@ class PruningArguments:
         self._check(pruners)
         target = _named(Target, **self._wanted) if self._wanted else None
         told: dict[str, Any] = {"guards": self._guards(), "seed": seed, "regularisation": self._regularisation()}
-        told["shrink_live"] = self.prune_shrink_during_training
+        told["shrink_during_training"] = self.prune_shrink_during_training
         settings = PruningSettings(pruners, self._schedule(), target, data, **told)
         return PruningCallback(settings, shrink_at_end=self.prune_shrink_at_end)
 

@@ -15,7 +15,7 @@ from .live import Snapshot
 from .page import training_picture
 from .pruners import Pruner
 from .report import Report
-from .report.display import for_notebooks
+from .report.display import check_picture, for_notebooks, write_picture
 from .resume import (
     STATE,
     check_resumable,
@@ -89,9 +89,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         seed: int = 0,
         guard: Guard | Sequence[Guard] | None = None,
     ) -> None:
-        self.settings = as_settings(
-            pruners, schedule, target, data, None, guard, shrink_live=shrink_during_training, seed=seed
-        )
+        self.settings = as_settings(pruners, schedule, target, data, None, guard, shrink_during_training, seed)
         self.shrink_at_end = shrink_at_end
         self.pruning: Pruning | None = None
         self.report: Report | None = None
@@ -128,10 +126,10 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         epoch = epoch_steps_of(args, state, kwargs.get("train_dataloader"))
         told: dict[str, Any] = {"total_steps": state.max_steps, "epoch_steps": epoch}
         self.pruning = Pruning(model, self.settings, optimizer=kwargs["optimizer"], **told)
-        if state.global_step:
-            with or_close(self.pruning.close):
+        with or_close(self.pruning.close):
+            if state.global_step:
                 self._resume(resumed_folder(args, state.global_step), state.global_step)
-        join_checkpoints(state, STATE, lambda folder: self._complete(folder, args))
+            join_checkpoints(state, STATE, lambda folder: self._complete(folder, args))
         self._log = TrainingLog(Path(args.output_dir) / FILE) if state.is_world_process_zero else None
         if self._log is not None:
             self._log.begin(state.global_step)
@@ -194,11 +192,12 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             A ``matplotlib.figure.Figure``, which a notebook shows.
 
         Raises:
-            PruningError: Fewer than two rows were logged.
+            PruningError: Fewer than two rows were logged, or matplotlib writes no such format.
 
         Example:
             >>> callback.plot("curves.png")  # doctest: +SKIP
         """
+        check_picture(path)
         rows = [] if self._log is None else self._log.rows()
         picture = training_picture(rows)
         if picture is None:
@@ -207,8 +206,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
                 f"Received: {len(rows)}"
             )
         if path is not None:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            picture.figure.savefig(path, dpi=150)
+            write_picture(picture.figure, path)
         return for_notebooks(picture.figure)
 
     def __repr__(self) -> str:
@@ -245,7 +243,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
                 "than changes. Received: eval_strategy='no'"
             )
         beginning_again, flat = args.auto_find_batch_size, getattr(args, "deepspeed", None)
-        if self.settings.shrink_live and (beginning_again or flat):
+        if self.settings.shrink_during_training and (beginning_again or flat):
             raise PruningError(
                 "shrink_during_training needs a run that does not begin again with all units, and parameters that no "
                 "engine has copied into flat buffers. Received: "

@@ -201,7 +201,9 @@ def sensitivity(
     """
     from . import layerwise
     from .batches import Told, model_and_batches
+    from .report.display import check_picture
 
+    check_picture(plot)
     told = Told(data, text or (), image, label, split, rows, batch_size)
     model, batches = model_and_batches(what, overrides or [], told)
     found = layerwise.sensitivity(model, batches, shares=share or layerwise.SHARES, score=score, batches=len(batches))

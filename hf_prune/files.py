@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,6 +71,17 @@ def write_text(path: str | Path, text: str) -> Path:
     with new_file(path) as file:
         file.write_text(text, "utf-8")
     return Path(path)
+
+
+def try_writing(folder: Path) -> None:
+    """Try to write into a folder that is there or is to be made; nothing stays. Rights alone do not tell of /proc.
+
+    Raises:
+        OSError: It cannot be done.
+    """
+    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    with tempfile.TemporaryFile(dir=there):
+        pass
 
 
 def is_inside(folder: str | Path, path: str | Path) -> bool:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import shlex
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .card import RECIPE, REPORT
 from .workflow import say
 
 INTERRUPTED = 130  # the exit status of what a signal has ended, as shells say it
+_AGAIN = 0.1  # seconds until what was lost is sent again
 
 
 @contextmanager
@@ -27,10 +32,36 @@ def or_say_what_was_kept(kept: Callable[[float], str]) -> Iterator[None]:
     """
     began = time.time()
     try:
-        yield
+        with _until_it_arrives():
+            yield
     except KeyboardInterrupt:
         say(f"Stopped. {kept(began)}")
         raise SystemExit(INTERRUPTED) from None
+
+
+@contextmanager
+def _until_it_arrives() -> Iterator[None]:
+    """Send Ctrl-C again where it was lost.
+
+    Python drops what is raised in `__del__`, in a callback of a weak reference or of C code; libraries collect garbage
+    in the midst of their work, and what falls there would reach nobody. `sys.unraisablehook` is told of it.
+    """
+    before, again = sys.unraisablehook, list[threading.Timer]()
+
+    def hear(lost: Any) -> None:
+        if lost.exc_type is KeyboardInterrupt:  # not from here: it would be dropped too
+            again.append(threading.Timer(_AGAIN, _thread.interrupt_main))
+            again[-1].start()
+        else:
+            before(lost)
+
+    sys.unraisablehook = hear
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        for one in again:
+            one.cancel()
 
 
 def kept_of_run(output: Path, since: float) -> str:

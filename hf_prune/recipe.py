@@ -223,7 +223,7 @@ class Recipe(RecipeSettings):
             self.schedule,
             self.target,
             guards=[self.guard] if self.guard is not None else [],
-            shrink_live=self.shrink_during_training,
+            shrink_during_training=self.shrink_during_training,
             seed=self.seed,
             regularisation=self.regularisation,
         )

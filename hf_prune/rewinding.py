@@ -63,10 +63,11 @@ def check_rewinding(pruning: PruningSettings) -> WeightPruner:
             "Rewinding keeps masks of single weights: give one WeightPruner with a sparsity. Received: "
             f"{', '.join(type(one).__name__ for one in pruning.pruners)}"
         )
-    if pruner.may_revive() or pruning.guards or pruning.shrink_live:
-        what = "a guard" if pruning.guards else "shrink_live" if pruning.shrink_live else "a rule that takes masks back"
+    if pruner.may_revive() or pruning.guards or pruning.shrink_during_training:
+        others = {"a guard": pruning.guards, "shrink_during_training": pruning.shrink_during_training}
+        what = next((name for name, used in others.items() if used), "a rule that takes masks back")
         raise PruningError(
-            f"Rewinding prunes once a round, for good, without guards and live shrinking. Received: {what}"
+            f"Rewinding prunes once a round, for good, without guards and shrink_during_training. Received: {what}"
         )
     return pruner
 

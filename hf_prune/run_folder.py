@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from .card import REPORT
 from .errors import CheckpointError, PruningError
-from .files import read_json
+from .files import read_json, try_writing
 
 RUN = ".hf_prune_run"  # an empty file that only a run writes, into its output folder
 
@@ -22,10 +21,8 @@ def check_run_folder(output: Path) -> None:
         raise PruningError(
             f"output must be a new folder or that of an earlier run. Received: '{output}', which holds other files"
         )
-    parent = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     try:
-        with tempfile.TemporaryFile(dir=parent):
-            pass
+        try_writing(output)
     except OSError as error:
         raise PruningError(
             f"output must be a folder that can be written. Received: '{output}' ({error.strerror})"

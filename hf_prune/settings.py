@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -40,6 +41,34 @@ def settings(*, frozen: bool = False) -> Callable[[type[T]], type[T]]:
 
         made.__init__ = __init__
         return made  # type: ignore[no-any-return]
+
+    return decorate
+
+
+def renamed(old: str, new: str) -> Callable[[type[T]], type[T]]:
+    """Let a class take an argument by its older name too, with a warning, until version 0.3.
+
+    Args:
+        old: The name before.
+        new: The name now, by which it is given as a keyword or by place.
+
+    Returns:
+        A decorator for a class.
+    """
+
+    def decorate(cls: type[T]) -> type[T]:
+        made = cls.__init__
+
+        @functools.wraps(made)
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+            if old in kwargs:
+                told = f"{cls.__name__}: '{old}' is called '{new}' now, and the older name goes in version 0.3"
+                warnings.warn(told, FutureWarning, stacklevel=2)
+                kwargs[new] = kwargs.pop(old)
+            made(self, *args, **kwargs)
+
+        cls.__init__ = __init__  # type: ignore[method-assign]
+        return cls
 
     return decorate
 

@@ -73,7 +73,7 @@ class Counter:
     of: Literal["units", "units_per_part"] = "units"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Group:
     """Units of one place that are chosen among: the heads of one attention, the neurons of one feed-forward block.
 
@@ -109,6 +109,10 @@ class Group:
     core: str = ""
     arguments: tuple[tuple[str, str], ...] = ()
     modules: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Say what it is in short: its slices would fill a screen, and a list of groups many."""
+        return f"Group('{self.name}', {self.kind}, {self.units} units)"
 
     @property
     def traits(self) -> KindTraits:

@@ -170,6 +170,7 @@ def _check_lesson(recipe: Recipe, model: Any) -> None:
     """Refuse what a teacher like the model itself could not teach, or what of it could not be kept."""
     from .distillation.kept import form_of
     from .distillation.lesson import Lesson
+    from .distillation.memory import writable_cache
 
     told, cached = recipe.distillation, RECIPE_TASKS[recipe.task].cached
     assert told is not None
@@ -178,6 +179,8 @@ def _check_lesson(recipe: Recipe, model: Any) -> None:
         raise RecipeError(
             f"distillation.cache of {recipe.task} {ways[cached]}. Received: cache={told.cache!r}, top_k={told.top_k}"
         )
+    if told.cache is not None:
+        writable_cache(told.cache)
     form_of(told, model, model)
     Lesson(model, model, told)
 

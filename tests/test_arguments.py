@@ -41,7 +41,11 @@ def test_a_command_line_becomes_a_callback():
     ]
     assert callback.settings.schedule == Schedule("linear", begin=0.2, end=40, frequency=5)
     assert callback.settings.target == Target(0.5)
-    assert (callback.shrink_at_end, callback.settings.shrink_live, callback.settings.seed) == (False, True, 3)
+    assert (callback.shrink_at_end, callback.settings.shrink_during_training, callback.settings.seed) == (
+        False,
+        True,
+        3,
+    )
 
 
 @pytest.mark.parametrize(

@@ -405,6 +405,8 @@ def test_a_callback_says_what_it_does_and_draws_its_curves(tmp_path):
     assert told.endswith("Target(macs=0.5)): not begun")
     with pytest.raises(PruningError, match="two rows that a Trainer has logged.*Received: 0"):
         callback.plot()
+    with pytest.raises(PruningError, match=r"format that matplotlib writes: .*, png, .*svg.* Received: .*curves.foo"):
+        callback.plot(tmp_path / "curves.foo")
     trainer = make_trainer(tmp_path, callback, eval_strategy="steps", eval_steps=5, logging_steps=2)
     trainer.eval_dataset = draw_rows(trainer.model, 8)
     trainer.compute_metrics = lambda told: {"accuracy": 0.5}
@@ -414,6 +416,19 @@ def test_a_callback_says_what_it_does_and_draws_its_curves(tmp_path):
     assert [ax.get_ylabel() for ax in figure.axes] == ["sparsity", "loss", "metric"]
     assert figure._repr_png_().startswith(b"\x89PNG")
     assert (tmp_path / "new" / "curves.png").stat().st_size > 0
+
+
+def test_two_callbacks_of_one_trainer_are_refused(tmp_path):
+    """Each would record what it has removed alone, and the folder could not be loaded."""
+    first, second = (PruningCallback(one(sparsity=0.5), EARLY) for one in (HeadPruner, NeuronPruner))
+    trainer = make_trainer(tmp_path, first)
+    for callback in (first, second):
+        callback.attach(trainer)
+    with pytest.raises(PruningError, match=r"give all pruners to one PruningCallback. Received: two"):
+        trainer.train()
+    trainer.remove_callback(second)
+    trainer.train()
+    assert load_pruned(save_pruned(trainer.model, tmp_path / "model"))
 
 
 def test_a_callback_without_training_has_no_session(tmp_path):

@@ -320,6 +320,13 @@ def test_a_folder_that_names_no_class_says_so(tmp_path):
         load_pruned(tmp_path)
 
 
+def test_a_path_that_no_system_takes_is_refused(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path in ("", tmp_path / ("n" * 300), f"{tmp_path}/a\0b", tmp_path / "loop"):
+        with pytest.raises(PruningError, match=r"^path must be a folder.* Received: '"):
+            save_pruned(build_bert(), path)
+
+
 def test_the_tokenizer_is_saved_beside(tmp_path):
     processor = transformers.ViTImageProcessor(size={"height": 16, "width": 16})
     save_pruned(BUILD["vit"](), tmp_path, tokenizer=processor)

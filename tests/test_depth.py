@@ -289,7 +289,7 @@ def test_shrinking_live_is_the_masked_run(unit):
     for live in (False, True):
         model = build_llama(num_hidden_layers=4).double()
         pruners = [LayerPruner(unit=unit, include=["layers", "*.branch"]), NeuronPruner()]
-        pruning, log = run_session(model, pruners, target=Target(macs=0.4), shrink_live=live)
+        pruning, log = run_session(model, pruners, target=Target(macs=0.4), shrink_during_training=live)
         kept.append({name: units for name, units in pruning.finish().kept.items() if units})
         models.append(model)
         logs.append(log)
@@ -302,7 +302,9 @@ def test_shrinking_live_is_the_masked_run(unit):
 def test_layers_and_weights_together(live):
     """Masks follow parameters whose names have changed."""
     model = build_bert(num_hidden_layers=3)
-    pruning, log = run_session(model, [LayerPruner(sparsity=0.34), WeightPruner(sparsity=0.5)], shrink_live=live)
+    pruning, log = run_session(
+        model, [LayerPruner(sparsity=0.34), WeightPruner(sparsity=0.5)], shrink_during_training=live
+    )
     assert log[-1]["sparsity"] > 0.5
     pruning.finish()
     assert len(model.bert.encoder.layer) == 2

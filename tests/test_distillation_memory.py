@@ -166,6 +166,24 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path):
     for place in ("file", "file/below"):
         with pytest.raises(PruningError, match=r"cache must be a folder that can be written. Received: '.*file"):
             train(tmp_path / "run", student, teacher, tmp_path / place)
+    with pytest.raises(PruningError, match=r"distillation.cache must be .* Received: '/proc/x' \("):
+        train(tmp_path / "run", student, teacher, "/proc/x")  # root has all rights there
+
+
+def test_a_disk_that_fills_does_not_end_training(tmp_path, caplog):
+    student, teacher = pair()
+    (tmp_path / "answers").mkdir()
+
+    class Full(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                (tmp_path / "answers").rename(tmp_path / "away")
+                (tmp_path / "answers").write_text("in the way")
+
+    trainer = train(tmp_path / "run", student, teacher, tmp_path / "answers", [Full()])
+    assert trainer.state.global_step == 6
+    assert "distillation.cache" in caplog.text
+    assert len(trainer.lesson.memory.known) == 8
 
 
 def test_the_same_weights_under_another_config_are_another_teacher(tmp_path):

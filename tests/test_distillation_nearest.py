@@ -104,3 +104,9 @@ def test_layers_are_matched_behind_the_matrix(tmp_path):
 def test_maps_of_attention_are_not_matched_so():
     with pytest.raises(PruningError, match=r"for attention take another map. Received: .*attention=1.0"):
         Distillation(hidden=1.0, attention=1.0, layer_map="nearest")
+
+
+@pytest.mark.parametrize("layer_map", ["nearest", "last", {0: 1}])
+def test_a_map_of_layers_needs_a_term_of_layers(layer_map):
+    with pytest.raises(PruningError, match=r"give hidden or attention a weight.* Received: layer_map=.*, hidden=0.0"):
+        Distillation(relations=1.0, layer_map=layer_map)

@@ -95,7 +95,7 @@ def test_a_score_shrinks_live_as_it_masks_or_refuses(name, of):
     more = [NeuronPruner(sparsity=0.5, score="l1")] if of == "weight" else []
     pruners = pruners_of(name, of)
     pruners = [*(pruners if isinstance(pruners, list) else [pruners]), *more]
-    settings = [told_of(name, of, pruners=pruners, shrink_live=live) for live in (False, True)]
+    settings = [told_of(name, of, pruners=pruners, shrink_during_training=live) for live in (False, True)]
     if SCORES[name][of].reversible:
         with pytest.raises(PruningError, match="removes for good"):
             start("evidence", told=settings[1])

@@ -92,20 +92,24 @@ CASES: dict[str, Callable[..., PruningSettings]] = {
     ),
 }
 LIVE = {  # beside what is masked, units leave physically
-    "evidence": lambda: PruningSettings([WeightPruner(sparsity=0.5, score="sure"), *UNITS], EARLY, shrink_live=True),
-    "budget": lambda: CASES["budget"](shrink_live=True),
+    "evidence": lambda: PruningSettings(
+        [WeightPruner(sparsity=0.5, score="sure"), *UNITS], EARLY, shrink_during_training=True
+    ),
+    "budget": lambda: CASES["budget"](shrink_during_training=True),
     "pattern": lambda: PruningSettings(
         [WeightPruner(sparsity=0.5, score="l1", pattern="2:4"), NeuronPruner(sparsity=0.5, multiple_of=4)],
         EARLY,
-        shrink_live=True,
+        shrink_during_training=True,
     ),
-    "kind": lambda: CASES["kind"](shrink_live=True),
-    "l0": lambda: CASES["l0"](shrink_live=True),
+    "kind": lambda: CASES["kind"](shrink_during_training=True),
+    "l0": lambda: CASES["l0"](shrink_during_training=True),
     "soft movement": lambda: PruningSettings(
-        [WeightPruner(sparsity=0.5, score="soft_movement", reversible=False), *UNITS], LEARNED, shrink_live=True
+        [WeightPruner(sparsity=0.5, score="soft_movement", reversible=False), *UNITS],
+        LEARNED,
+        shrink_during_training=True,
     ),
-    "movement by Adam": lambda: CASES["movement by Adam"](shrink_live=True),
-    "regularisation": lambda: CASES["regularisation"](shrink_live=True),
+    "movement by Adam": lambda: CASES["movement by Adam"](shrink_during_training=True),
+    "regularisation": lambda: CASES["regularisation"](shrink_during_training=True),
 }
 
 
@@ -169,7 +173,7 @@ def test_an_extension_follows_a_cut(case):
     sizes, model = [], build(case)
     for live in (False, True):
         told = LIVE[case]()
-        told = dataclasses.replace(told, shrink_live=live)
+        told = dataclasses.replace(told, shrink_during_training=live)
         model, _, pruning, go = start(case, told=told)
         go(0, STEPS)
         report = pruning.finish()
@@ -308,7 +312,9 @@ def test_given_masks_follow_a_cut():
     model = build("evidence")
     name = "bert.encoder.layer.0.attention.self.query.weight"
     given = {name: torch.arange(256).view(16, 16) % 3 > 0}
-    told = PruningSettings([HeadPruner(sparsity=0.5), WeightPruner(sparsity=0.5, score="l1")], EARLY, shrink_live=True)
+    told = PruningSettings(
+        [HeadPruner(sparsity=0.5), WeightPruner(sparsity=0.5, score="l1")], EARLY, shrink_during_training=True
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     pruning = Pruning(model, told, total_steps=STEPS, optimizer=optimizer, masks=given)
     for step in range(STEPS):
@@ -378,9 +384,12 @@ def test_units_of_a_new_kind_leave():
 @pytest.mark.parametrize(
     ("told", "message"),
     [
-        (lambda: CASES["rule"](shrink_live=True), "must not be reversible"),
-        (lambda: CASES["rigl"](shrink_live=True), "must not be reversible"),
-        (lambda: CASES["guard"](shrink_live=True), "A guard that goes back needs masks.*shrink_live"),
+        (lambda: CASES["rule"](shrink_during_training=True), "must not be reversible"),
+        (lambda: CASES["rigl"](shrink_during_training=True), "must not be reversible"),
+        (
+            lambda: CASES["guard"](shrink_during_training=True),
+            "A guard that goes back needs masks.*shrink_during_training",
+        ),
         (lambda: PruningSettings(Returning(sparsity=0.5)), "Rule 'drop_and_grow' chooses single weights"),
         (
             lambda: PruningSettings(NeuronPruner(sparsity=0.5, score="sure")),

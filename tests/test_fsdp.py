@@ -202,7 +202,7 @@ def refusals() -> dict[str, str]:
     return {
         "shrink": message_of(shrink, model),
         "save": message_of(save_pruned, model, "never"),
-        "live": message_of(lambda: Pruning(model, pruner, total_steps=4, shrink_live=True)),
+        "live": message_of(lambda: Pruning(model, pruner, total_steps=4, shrink_during_training=True)),
         "trainer": message_of(lambda: train_layers(Path("ddp"), gradient_checkpointing=True)),
         "no refusal": message_of(lambda: train_layers(Path("ddp"))),
         "unused": message_of(lambda: Pruning(build("bert", "ddp")[1], LayerPruner(sparsity=0.5), total_steps=4)),
@@ -305,7 +305,7 @@ def test_processes_that_differ_all_stop_and_name_what_differs(seen):
 def test_what_is_not_possible_says_what_is(seen):
     assert "Pruning.finish() gathers" in seen[0]["refusals"]["shrink"]
     assert seen[0]["refusals"]["save"] == seen[0]["refusals"]["shrink"]
-    assert "Live shrinking" in seen[0]["refusals"]["live"]
+    assert "shrink_during_training needs whole parameters" in seen[0]["refusals"]["live"]
     assert "needs whole parameters: without it masks train under FSDP" in seen[0]["refusals"]["live"]
     assert "DDP needs find_unused_parameters=True" in seen[0]["refusals"]["unused"]
     assert seen[0]["refusals"]["trainer"] == seen[0]["refusals"]["unused"]

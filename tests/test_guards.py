@@ -178,7 +178,10 @@ def test_recovery_without_undoing_by_hand():
     guard = AccuracyGuard(dense=0.9, undo=False, patience=3)
     assert not guard.goes_back
     told = PruningSettings(
-        NeuronPruner(sparsity=0.5), Schedule("linear", begin=1, end=3, frequency=1), guards=guard, shrink_live=True
+        NeuronPruner(sparsity=0.5),
+        Schedule("linear", begin=1, end=3, frequency=1),
+        guards=guard,
+        shrink_during_training=True,
     )
     pruning = Pruning(model, told, total_steps=12, optimizer=optimizer)
     found, changes = [0.9, 0.9, 0.8, 0.8, 0.9, 0.8, 0.8, 0.8, 0.8], []

@@ -456,11 +456,13 @@ def test_what_is_no_recipe_or_report_of_ours_stays(text: str, saved: Path, tmp_p
     assert "recipe.yaml" not in push_pruned(folder, "me/x", dry_run=True).left
 
 
-def test_the_keys_of_a_recipe_are_known_where_it_is_pushed() -> None:
-    from hf_prune.hub.choosing import _RECIPE
-    from hf_prune.recipe import Recipe
+def test_a_token_in_the_place_of_a_name_is_not_repeated(saved: Path) -> None:
+    from hf_prune import PruningError, push_pruned
 
-    assert _RECIPE.split() == list(Recipe.model_fields)
+    token = "hf_" + "a" * 34
+    with pytest.raises(PruningError, match="Received: an access token") as error:
+        push_pruned(saved, token)
+    assert token not in str(error.value)
 
 
 def test_every_name_of_a_tokenizers_file_is_known() -> None:

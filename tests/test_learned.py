@@ -122,7 +122,7 @@ def test_a_gates_gradient_is_that_of_the_loss():
 def test_what_is_left_of_gates_goes_into_the_weights(live):
     """A closed gate and a unit that is gone are the same; one that is half open is half of its output weights."""
     told = PruningSettings(
-        NeuronPruner(sparsity=0.5, score="l0"), Schedule("oneshot", begin=2, end=2), shrink_live=live
+        NeuronPruner(sparsity=0.5, score="l0"), Schedule("oneshot", begin=2, end=2), shrink_during_training=live
     )
     run = model, optimizer, pruning = start(told, rate=0.0)
     train(run, 1)
@@ -218,7 +218,7 @@ def test_recipes_of_the_document_begin(snippet):
     recipe = load_recipe(
         "quickstart", [f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in told.items()]
     )
-    plain = dataclasses.replace(recipe.pruning, shrink_live=False)
+    plain = dataclasses.replace(recipe.pruning, shrink_during_training=False)
     run = start(plain, steps=100, model=build_vit())
     train(run, 2)
 

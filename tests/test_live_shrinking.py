@@ -98,7 +98,7 @@ def train_net(wrap: Callable[[nn.Module], Any], *, live: bool, finish: int = STE
     whole = Inside(Net()).double()
     model, call = whole.model, wrap(whole)
     optimizer = torch.optim.AdamW(whole.parameters(), lr=1e-2)
-    told = {"target": Target(macs=0.4), "total_steps": finish, "optimizer": optimizer, "shrink_live": live}
+    told = {"target": Target(macs=0.4), "total_steps": finish, "optimizer": optimizer, "shrink_during_training": live}
     pruning = Pruning(model, NeuronPruner(score="l2"), SCHEDULE, **told)
     draw, losses, widths = torch.Generator().manual_seed(0), [], []
     for step in range(STEPS):
@@ -199,7 +199,7 @@ def refusals() -> dict[str, str]:
     """Say why these cannot be, before anything is cut."""
 
     def begin(model: nn.Module) -> Pruning:
-        return Pruning(model, NeuronPruner(sparsity=0.5), total_steps=4, shrink_live=True)
+        return Pruning(model, NeuronPruner(sparsity=0.5), total_steps=4, shrink_during_training=True)
 
     low_rank, copies = ddp()(Net()), ddp()(Net())
     low_rank.register_comm_hook(powerSGD_hook.PowerSGDState(None), powerSGD_hook.powerSGD_hook)

@@ -242,7 +242,7 @@ def train(model: nn.Module, x: Tensor, steps: int, pruners, **settings) -> tuple
     pruning = Pruning(model, pruners, Schedule(frequency=2), total_steps=steps, optimizer=optimizer, **settings)
     for _ in range(steps):
         take_step(nn.functional.mse_loss(model(x), target), optimizer, pruning)
-    return pruning, pruning.finish(settings.get("shrink_live", False))
+    return pruning, pruning.finish(settings.get("shrink_during_training", False))
 
 
 @pytest.mark.parametrize("name", ["cnn", "lstm"])
@@ -251,7 +251,7 @@ def test_gradual_pruning_live_and_by_zeros_is_the_same(name):
     models = [draw(BUILD[name]()) for _ in range(2)]
     kept = []
     for model, live in zip(models, (False, True)):
-        _, report = train(model, inputs_of(name), 20, pruners, target=Target(0.5), shrink_live=live)
+        _, report = train(model, inputs_of(name), 20, pruners, target=Target(0.5), shrink_during_training=live)
         kept.append(report.kept)
     assert kept[0] == kept[1]
     assert len(next(iter(models[1].parameters()))) < len(next(iter(models[0].parameters())))
@@ -434,7 +434,7 @@ def test_adopted_masks_follow_a_cut_and_their_moments_are_zero():
     torch_prune.l1_unstructured(model.conv2, "weight", amount=0.5)
     masks = adopt_torch_masks(model)
     pruner = ChannelPruner(sparsity=0.5)
-    pruning, _ = train(model, inputs_of("cnn"), 20, pruner, masks=masks, shrink_live=True)
+    pruning, _ = train(model, inputs_of("cnn"), 20, pruner, masks=masks, shrink_during_training=True)
     (weight, mask), state = (model.conv2.weight, pruning.masks["conv2.weight"]), pruning.live.optimizer.state
     assert mask.shape == weight.shape != (6, 4, 3, 3)
     assert (~mask).any()

@@ -187,6 +187,16 @@ def test_pruned_adapters_and_their_base_are_saved_in_two_parts(tmp_path):
         peft.PeftModel.from_pretrained(build_bert(), tmp_path / "adapter")
 
 
+def test_a_whole_model_is_not_saved_under_adapters(tmp_path):
+    """Transformers puts the adapters of a folder on top of its model: what was merged would be so twice."""
+    model = adapt(build_llama(), PLACES["llama"])
+    model.save_pretrained(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(PruningError, match=r"path must not hold adapters.* Take another folder. Received"):
+        save_pruned(merge_adapters(model), tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_what_cannot_be_is_refused(tmp_path):
     model = adapt(build_bert(), ["query"])
     with pytest.raises(PruningError, match=r"merge_adapters\(model\).*Received: PeftModel"):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from models import build_bert
 
 import hf_prune
 
@@ -50,6 +52,17 @@ def test_a_public_name_takes_what_it_took(name):
         names = [one[0] for one in listed]
         assert all(map(takes, [one for one in now[method] if one[0] in names], listed)), method
         assert [one[0] for one in now[method] if one[0] in names] == names, method
+
+
+def test_an_older_name_of_an_argument_still_serves():
+    with pytest.warns(FutureWarning, match="'shrink_live' is called 'shrink_during_training' now.*0.3"):
+        told = hf_prune.PruningSettings(hf_prune.HeadPruner(sparsity=0.5), shrink_live=True)
+    assert told.shrink_during_training is told.shrink_live is True
+    now = hf_prune.PruningSettings(hf_prune.HeadPruner(sparsity=0.5))
+    with pytest.warns(FutureWarning, match="'shrink_live' is called"):
+        assert dataclasses.replace(now, shrink_live=True).shrink_during_training
+    with pytest.warns(FutureWarning, match="Pruning: 'shrink_live'"):
+        hf_prune.Pruning(build_bert(), told.pruners, total_steps=4, shrink_live=True).close()
 
 
 if __name__ == "__main__":

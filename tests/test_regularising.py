@@ -231,7 +231,7 @@ def test_a_regularisation_resumes_bit_for_bit_and_shrinks_live(kind, tmp_path):
     again[2].load_state_dict(read_state(tmp_path / "state.safetensors"))
     train(again, 4, STEPS)
     assert all(map(torch.equal, run[0].state_dict().values(), again[0].state_dict().values()))
-    live = start(kind, shrink_live=True)
+    live = start(kind, shrink_during_training=True)
     train(live, 0, STEPS)
     masked, cut = run[2].finish(), live[2].finish()
     assert masked.kept == cut.kept

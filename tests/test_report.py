@@ -354,7 +354,7 @@ def test_plot_writes_a_picture(tmp_path, layers):
         report.units[f"layers.{layer}.attention.heads"] = 4
     path = report.plot(tmp_path / "new" / "kept.png")
     picture = imread(path)
-    assert path == tmp_path / "new" / "kept.png"
+    assert path == tmp_path / "new" / "kept.png" == report.plot(tmp_path / "new" / "kept")
     assert picture.shape[:2] == (795, 1275 if layers == 2 else 2100)
     assert len(np.unique(picture[::5, ::5, :3].reshape(-1, 3), axis=0)) > 3  # more than an empty frame
 
@@ -362,6 +362,9 @@ def test_plot_writes_a_picture(tmp_path, layers):
 def test_plot_without_groups(tmp_path):
     with pytest.raises(PruningError, match=r"Received: units=\{\}"):
         Report().plot(tmp_path / "nothing.png")
+    for name, rule in (("kept.foo", "format that matplotlib writes: .*png"), ("", "must be a picture's file")):
+        with pytest.raises(PruningError, match=rf"path .*{rule}.*Received"):
+            Report().plot(tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 

@@ -428,8 +428,16 @@ def test_a_lost_state_is_recovered_once_nothing_changes():
 @pytest.mark.parametrize(
     ("pruners", "settings", "message"),
     [
-        (UNITS, {"target": Target(macs=0.5), "shrink_live": True}, "removes for good.*HeadPruner with score='taylor'"),
-        (WeightPruner(sparsity=0.5, score="movement"), {"shrink_live": True}, "WeightPruner with score='movement'"),
+        (
+            UNITS,
+            {"target": Target(macs=0.5), "shrink_during_training": True},
+            "removes for good.*HeadPruner with score='taylor'",
+        ),
+        (
+            WeightPruner(sparsity=0.5, score="movement"),
+            {"shrink_during_training": True},
+            "WeightPruner with score='movement'",
+        ),
         (LayerPruner(sparsity=0.5, reversible=True), {}, "Only heads, KV groups and neurons.*layers"),
         (
             [WeightPruner(sparsity=0.5, score="movement"), WeightPruner(sparsity=0.2, include=["*dense*"])],

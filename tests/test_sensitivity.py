@@ -157,6 +157,8 @@ def test_table_csv_and_heat_map_say_the_same(tmp_path):
     picture = figure.axes[0].images[0].get_array()
     assert picture.shape == (2, 5)
     assert sorted(picture.flatten().tolist()) == pytest.approx(sorted(effect.increase for effect in found.effects))
+    with pytest.raises(PruningError, match=r"format that matplotlib writes.*Received: 's.foo'"):
+        found.plot("s.foo")
 
 
 @pytest.mark.parametrize(

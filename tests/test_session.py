@@ -34,8 +34,10 @@ from hf_prune import (
     UnsupportedModelError,
     WeightPruner,
     find_groups,
+    load_pruned,
     prune,
     register_schedule,
+    save_pruned,
     shrink,
 )
 from hf_prune.architectures import prunable_macs
@@ -128,7 +130,7 @@ def test_shrinking_live_is_the_masked_run(name, clip):
     kept, models = [], []
     for live in (False, True):
         model = BUILD[name]()
-        pruning, _ = run_loop(model, BOTH, target=Target(macs=0.5), shrink_live=live, clip=clip, double=True)
+        pruning, _ = run_loop(model, BOTH, target=Target(macs=0.5), shrink_during_training=live, clip=clip, double=True)
         assert not pruning.masking.leaking
         kept.append(pruning.finish().kept)
         models.append(model)
@@ -145,7 +147,7 @@ def test_twenty_steps_after_the_cut_a_masked_run_is_the_shrunk_one(name):
     kept, models, schedule = [], [], Schedule("oneshot", begin=2, end=2)
     for live in (False, True):
         model = BUILD[name]()
-        settings = {"shrink_live": live, "clip": 0.05, "double": True}
+        settings = {"shrink_during_training": live, "clip": 0.05, "double": True}
         pruning, logs = run_loop(model, BOTH, schedule, steps=22, target=Target(macs=0.5), **settings)
         assert [entry["macs_left"] <= 0.5 for entry in logs] == [False] + [True] * 21
         kept.append(pruning.finish().kept)
@@ -166,7 +168,7 @@ def test_masks_are_held_where_masked_units_get_gradients(build, pruners):
     kept, models = [], []
     for live in (False, True):
         model = build()
-        pruning, _ = run_loop(model, pruners, shrink_live=live, clip=None, double=True)
+        pruning, _ = run_loop(model, pruners, shrink_during_training=live, clip=None, double=True)
         assert bool(pruning.masking.leaking) != live, "held while masked, and not once nothing is masked"
         if not live:
             assert_same_outputs(model, shrink(copy.deepcopy(model)))
@@ -289,7 +291,12 @@ def test_a_restored_session_goes_on_bitwise(live):
         model = build_bert(seed=seed)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         pruners = [*BOTH, WeightPruner(sparsity=0.5)]
-        settings = {"target": Target(macs=0.4), "total_steps": 8, "optimizer": optimizer, "shrink_live": live}
+        settings = {
+            "target": Target(macs=0.4),
+            "total_steps": 8,
+            "optimizer": optimizer,
+            "shrink_during_training": live,
+        }
         return model, optimizer, Pruning(model, pruners, EARLY, **settings)
 
     def advance(model: Any, optimizer: Any, pruning: Pruning, steps: range) -> None:
@@ -509,3 +516,33 @@ def test_scores_are_read_from_one_step_in_four_and_right_before_a_change():
             read.append(step)
         pruning.step()
     assert read == [*range(1, 17), 18, 22, 24, 28, 32, 33, 37, 41]  # changes after 22, 32 and 41
+
+
+def test_a_model_that_another_session_has_cut_is_not_cut_again(tmp_path):
+    model = build_bert()
+    sessions = [
+        Pruning(model, one(sparsity=0.5, score="l1"), Schedule("oneshot", begin=1, end=1), total_steps=2)
+        for one in (HeadPruner, NeuronPruner)
+    ]
+    for pruning in sessions:
+        pruning.step()
+    sessions[0].finish()
+    with pytest.raises(PruningError, match=r"Only one session may cut.*another size of 'layers.0.attention.heads'"):
+        sessions[1].finish()
+    assert_same_outputs(model, load_pruned(save_pruned(shrink(model), tmp_path), dtype=torch.float32))
+
+
+def test_who_calls_may_have_switched_gradients_off(tmp_path):
+    kept = []
+    for gradients in (torch.enable_grad(), torch.no_grad()):
+        model = build_bert()
+        with gradients:
+            report = prune(model, BOTH, target=Target(macs=0.5), data=[draw_batch(model)])
+        kept.append(report.kept)
+    assert kept[0] == kept[1]
+    with torch.inference_mode(), pytest.raises(PruningError, match=r"inference_mode forbids.*a call inside of it"):
+        prune(model, BOTH, target=Target(macs=0.4), data=[draw_batch(model)])
+    with torch.inference_mode():
+        made_inside = build_bert()
+    with pytest.raises(PruningError, match=r"inference_mode forbids.*a model that was made inside of it"):
+        prune(made_inside, HeadPruner(sparsity=0.5, score="l1"))

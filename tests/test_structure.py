@@ -94,6 +94,16 @@ def test_groups_print_as_a_table_and_are_a_list():
     assert "| layers.1.mlp.neurons" in found._repr_html_()
 
 
+def test_a_part_of_what_was_found_is_no_wall_of_text():
+    found = find_groups(build_llama())
+    assert repr(found[:2]) == str(found[:2]) == found[:2].table()
+    assert len(repr(found[:2]).splitlines()) == 4
+    assert isinstance(found[0], Group)
+    assert repr([one for one in found if one.kind == "kv_group"][:1]) == (
+        f"[Group('layers.0.attention.kv_groups', kv_group, {found[0].units} units)]"
+    )
+
+
 def test_misspelt_kind_is_named():
     with pytest.raises(PruningError, match=r"kinds must be among head, .*Did you mean 'head'\? Received: 'heads'"):
         find_groups(build_bert(), kinds=["heads"])
@@ -222,3 +232,14 @@ def test_finding_groups_changes_nothing():
     model = build_bert()
     find_groups(model)
     assert_same_outputs(build_bert(), model, atol=0)
+
+
+def test_weights_that_are_computed_from_others_are_not_offered():
+    model = build_bert()
+    first, _ = (layer.intermediate.dense for layer in model.bert.encoder.layer)
+    torch.nn.utils.parametrizations.weight_norm(first)
+    assert {group.name for group in find_groups(model, ["neuron"])} == {"layers.1.mlp.neurons"}
+    refused = next(one for one in inspect_model(model).refusals if one.place == "layers.0.mlp.neurons")
+    assert "is computed from other tensors: call hf_prune.adopt_torch_masks" in refused.reason
+    torch.nn.utils.parametrize.remove_parametrizations(first, "weight")
+    assert len(find_groups(model, ["neuron"])) == 2

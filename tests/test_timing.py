@@ -113,7 +113,7 @@ def test_a_table_that_was_wrong_is_corrected_on_the_way(by_width, monkeypatch):
     schedule = Schedule("linear", begin=1, end=8, frequency=1)
     pruning = Pruning(
         model, BOTH, schedule, target=Target(speedup=1.8, **TORCH), total_steps=8, data=[draw_batch(model)],
-        shrink_live=True,
+        shrink_during_training=True,
     )  # fmt: skip
     for _ in range(8):
         pruning.step()
@@ -123,12 +123,12 @@ def test_a_table_that_was_wrong_is_corrected_on_the_way(by_width, monkeypatch):
     assert drops[-1] < 2 * sum(drops) / len(drops)
 
 
-@pytest.mark.parametrize("shrink_live", [True, False])
-def test_a_time_that_cannot_be_met_takes_all_that_may_go(by_width, shrink_live, caplog):
+@pytest.mark.parametrize("shrink_during_training", [True, False])
+def test_a_time_that_cannot_be_met_takes_all_that_may_go(by_width, shrink_during_training, caplog):
     model = build_bert()
     schedule = Schedule("linear", begin=1, end=4, frequency=1)
     told = {"target": Target(speedup=50, **TORCH), "total_steps": 4, "data": [draw_batch(model)]}
-    pruning = Pruning(model, BOTH, schedule, shrink_live=shrink_live, **told)
+    pruning = Pruning(model, BOTH, schedule, shrink_during_training=shrink_during_training, **told)
     for _ in range(4):
         pruning.step()
     report = pruning.finish()

@@ -11,7 +11,7 @@ from ..errors import PruningError, UnsupportedModelError, did_you_mean
 from ..given import check_model
 from ..kinds import KINDS, Kind
 from ..registry import Registry, load_entry_points
-from ..structure import Group, live_shapes, matrix_entries
+from ..structure import Group, live_shapes, matrix_entries, named_tensors
 from .big_bird import big_bird
 from .codegen import codegen
 from .conventions import FEED_FORWARDS, FUSED, QUERY_KEY_VALUE
@@ -99,7 +99,23 @@ def inspect_model(model: nn.Module) -> Found:
         whole = [group for group in found.groups if group.traits.is_module]
         found.refusals += [Refusal(group.name, "adapters lie inside: merge them first") for group in whole]
         found.groups = cut_with_adapters(model, [group for group in found.groups if group not in whole])
+    _refuse_computed(model, found)
     return found
+
+
+def _refuse_computed(model: nn.Module, found: Found) -> None:
+    """Take out what owns entries of a tensor that is none of the model's, but is computed from others each time."""
+    tensors = named_tensors(model)
+    for group in found.groups:
+        computed = next((part.parameter for part in group.slices if part.parameter not in tensors), None)
+        if computed is not None:
+            reason = (
+                f"{computed} is computed from other tensors: call hf_prune.adopt_torch_masks (torch.nn.utils.prune) or "
+                "torch.nn.utils.parametrize.remove_parametrizations first"
+            )
+            found.refusals.append(Refusal(group.name, reason))
+    refused = {one.place for one in found.refusals}
+    found.groups = [group for group in found.groups if group.name not in refused]
 
 
 def _inspect(model: nn.Module) -> Found:

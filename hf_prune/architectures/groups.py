@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 from html import escape
+from typing import Any, SupportsIndex, overload
 
 from ..structure import Group
 from ..tables import aligned
 
 
 class Groups(list[Group]):
-    """Groups of a model, in layer order; printed, a table of them."""
+    """Groups of a model, in layer order; printed, a table of them, and so is a slice."""
 
     def table(self) -> str:
         """Return a line for each group, as a Markdown table that is aligned for plain text."""
         lines = [(group.name, group.kind, f"{group.units:,}") for group in self]
         return "\n".join(aligned([("group", "kind", "units"), *lines]))
 
-    def __str__(self) -> str:
+    @overload
+    def __getitem__(self, at: SupportsIndex) -> Group: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Groups: ...
+
+    def __getitem__(self, at: Any) -> Any:
+        found = super().__getitem__(at)
+        return Groups(found) if isinstance(at, slice) else found
+
+    def __repr__(self) -> str:
         return self.table()
+
+    __str__ = __repr__
 
     def _repr_html_(self) -> str:
         """Show the table in a notebook's cell."""

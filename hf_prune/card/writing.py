@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import MARK, own_code
 from ..errors import CheckpointError, PruningError
-from ..files import is_inside, new_file, shipped, write_text
+from ..files import is_inside, shipped, write_text
 from ..secrets import without_secrets
 from .escaping import Safe, block, code, text
 from .facts import (
@@ -183,8 +183,7 @@ def draw_plot(told: Mapping[str, Any], path: Path) -> None:
     """Draw what a report says was kept, where it says it."""
     report = sound_report(told)
     if report.kept and all(report.units.values()):
-        with new_file(path) as file:
-            report.plot(file)
+        report.plot(path)
 
 
 def _files_told(folder: Path, told: Mapping[str, Any]) -> dict[str, Any]:

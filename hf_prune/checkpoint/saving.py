@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ..adapters import adapted
 from ..architectures import find_groups
-from ..errors import PruningError
+from ..errors import PruningError, shown
 from ..folders import whole_folder
 from ..given import check_given, check_model
 from ..parts import of_sentence_transformers
@@ -23,6 +23,7 @@ from .reading import CONFIG, write_digests
 from .standalone import FILE, drop_strange_code, forget_standalone, state_standalone
 from .telling import CARD
 
+ADAPTER = "adapter_config.json"  # of PEFT; from_pretrained loads what it names
 # what an older save wrote and this one may not: a single file beside shards would be loaded instead of them
 _STALE = (
     *("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json"),
@@ -67,7 +68,7 @@ def save_pruned(
             yet; or the folder cannot be written.
     """
     check_model(model)
-    check_given("path", path, (str, Path), "a folder")
+    _check_place(path)
     if stock not in ("auto", "never", "require"):
         raise PruningError(f"stock must be 'auto', 'never' or 'require'. Received: {stock!r}")
     if of_sentence_transformers(model):
@@ -90,6 +91,28 @@ def save_pruned(
             forget_standalone(model)
         write_record(model, record)
     return Path(path)
+
+
+def _check_place(path: Any) -> None:
+    """Refuse a path that no system can take, and a folder whose adapters would be put on top of what is saved.
+
+    Raises:
+        PruningError: It is such a one.
+    """
+    check_given("path", path, (str, Path), "a folder")
+    try:
+        adapter = (Path(path).resolve() / ADAPTER).is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero in it, links in a circle
+        raise PruningError(
+            f"path must be a folder that can be written. Received: {shown(str(path))} ({error})"
+        ) from None
+    if not str(path):
+        raise PruningError("path must be a folder: '.' is the one that you are in. Received: ''")
+    if adapter:
+        raise PruningError(
+            f"path must not hold adapters: from_pretrained would put those of {ADAPTER} on top of what is saved. Take "
+            f"another folder. Received: {shown(str(path))}"
+        )
 
 
 def _add_files(folder: Path, model: Any, code: str, tokenizer: Any, digest: bool) -> None:

@@ -18,11 +18,10 @@ from ..errors import PruningError
 from ..plan import BLOCK
 from ..sharding import any_sharded
 from .reading import CONFIG
-from .saving import save_pruned
+from .saving import ADAPTER, save_pruned
 
 logger = logging.getLogger(__name__)
 BASE = "pruned_base"  # the folder beside the adapters
-_ADAPTER = "adapter_config.json"
 _NAME = "base_model_name_or_path"
 
 
@@ -54,7 +53,7 @@ def _save_base(model: Any, folder: Path) -> None:
         return
     with _without_adapters(bare(model)) as base:
         save_pruned(base, folder / BASE)
-    for path in (*folder.glob(_ADAPTER), *folder.glob(f"*/{_ADAPTER}")):
+    for path in (*folder.glob(ADAPTER), *folder.glob(f"*/{ADAPTER}")):
         plain = json.loads(path.read_text("utf-8"))
         path.write_text(json.dumps({**plain, _NAME: str(folder / BASE)}, indent=2, sort_keys=True), "utf-8")
 

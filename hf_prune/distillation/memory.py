@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import PruningError
-from ..files import new_file
+from ..files import new_file, try_writing
 from .hearing import flat
 from .kept import Form, Record, Whole, decoded
 
@@ -47,7 +46,7 @@ class Memory:
     def __init__(
         self, folder: str | Path, teacher: Any, precision: str = "", rank: int = 0, form: Form = _WHOLE
     ) -> None:
-        self.folder, self.rank, self.form = _writable(Path(folder).expanduser()), rank, form
+        self.folder, self.rank, self.form = writable_cache(folder), rank, form
         self.name = digest_of(teacher, f"{precision} {form}")
         self.asked, self.found = 0, 0
         self.new = 0  # rows that were not known, since this was made
@@ -108,7 +107,10 @@ class Memory:
                 self.known.setdefault(key, row)
 
     def write(self) -> None:
-        """Write what this process has asked for since it wrote last, as a file of its own."""
+        """Write what this process has asked for since it wrote last, as a file of its own.
+
+        Where the disk is full, what is remembered still serves this run, and is tried again with what comes next.
+        """
         if not self._unwritten:
             return
         keys = sorted(self._unwritten)
@@ -116,6 +118,14 @@ class Memory:
         packed = {name: torch.cat([row[name] for row in rows]) for name in self.form.names}
         packed["keys"] = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(-1, _KEY)
         packed["lengths"] = torch.tensor([len(row[self.form.names[0]]) for row in rows])
+        try:
+            self._write(packed)
+        except (OSError, SafetensorError) as error:
+            logger.warning("distillation.cache %s cannot be written, training goes on: %s", self.folder, error)
+        else:
+            self._unwritten.clear()
+
+    def _write(self, packed: Mapping[str, Tensor]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.read()  # another run may have written meanwhile
         files = (self.folder / f"{self.name}-{self.rank}-{number}.safetensors" for number in itertools.count())
@@ -123,14 +133,21 @@ class Memory:
         with new_file(own) as file:
             save_file(packed, file)
         self._read.add(own)
-        self._unwritten.clear()
 
 
-def _writable(folder: Path) -> Path:
-    """Return a folder that is there or can be made: an epoch must not end with what cannot be kept."""
-    there = next(one for one in (folder, *folder.parents) if one.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise PruningError(f"Distillation.cache must be a folder that can be written. Received: '{folder}'")
+def writable_cache(told: str | Path) -> Path:
+    """Return a folder that is there or can be made: an epoch must not end with what cannot be kept.
+
+    Raises:
+        PruningError: It cannot be written.
+    """
+    folder = Path(told).expanduser()
+    try:
+        try_writing(folder)
+    except OSError as error:
+        raise PruningError(
+            f"distillation.cache must be a folder that can be written. Received: '{told}' ({error.strerror})"
+        ) from None
     return folder
 
 

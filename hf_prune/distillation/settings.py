@@ -92,7 +92,7 @@ class Distillation:
     relation_layer: int | None = Field(default=None, ge=0)
 
     def __post_init__(self) -> None:
-        """Only logits are kept."""
+        """Only logits are kept, and what is said of layers is for terms of layers."""
         if self.top_k is not None and self.cache is None:
             raise PruningError(
                 "top_k says what cache keeps of a language model: give cache a folder, or leave top_k out. "
@@ -102,6 +102,11 @@ class Distillation:
             raise PruningError(
                 "layer_map='nearest' matches the outputs of layers: for attention take another map. "
                 f"Received: layer_map='nearest', attention={self.attention!r}"
+            )
+        if self.layer_map != "uniform" and not (self.uses("hidden") or self.uses("attention")):
+            raise PruningError(
+                "layer_map says which layers are compared: give hidden or attention a weight, or leave layer_map out. "
+                f"Received: layer_map={self.layer_map!r}, hidden={self.hidden!r}, attention={self.attention!r}"
             )
         inside = [term for term in ("hidden", "attention", "relations") if self.uses(term)]
         if self.cache is not None and inside:

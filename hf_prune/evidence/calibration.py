@@ -64,7 +64,7 @@ def backward_all(
     half = any(one.dtype == torch.float16 for one in parameters) and not any(map(is_sharded, parameters))
     forwards = bool(evidence) and all(one.takes == "forwards" for one in evidence)
     scale, count = _LARGEST_SCALE if half and not forwards else 1.0, 0
-    with evaluating(model):
+    with evaluating(model), torch.enable_grad():  # whoever calls may have switched gradients off
         for batch in logging.tqdm(data, desc="Calibrating", leave=False):
             compute = functools.partial(loss or model_loss, model, on_device(batch, device))
             scale = _backward(compute, parameters, evidence, scale, forwards)

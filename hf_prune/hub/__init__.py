@@ -114,6 +114,8 @@ def _api(token: str | None) -> HfApi:
 def _check_name(repo_id: str) -> None:
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+    if without_tokens(str(repo_id)) != str(repo_id):  # arguments that were mixed up
+        raise PruningError("repo_id must be 'namespace/name', and token=… the access token. Received: an access token.")
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:

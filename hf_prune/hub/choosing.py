@@ -13,6 +13,7 @@ from ..card import CARD, PLOT, RECIPE, REPORT
 from ..checkpoint import own_code
 from ..errors import CheckpointError, PruningError, RecipeError
 from ..files import is_inside, read_json
+from ..recipe import Recipe
 from ..secrets import without_secrets, without_tokens
 from ..settings import read_yaml
 
@@ -47,11 +48,6 @@ _INSIDE = {
 }
 _NEEDED = (*_CONFIGS[:1], "tokenizer_config.json")  # without which what goes up would be another model
 _TEXT = (".json", ".txt", ".md", ".rst", ".yaml", ".py", ".jinja", ".codes", "")
-# the keys of a recipe; `tests/test_hub.py` compares them with `Recipe`'s
-_RECIPE = (
-    "name task model data dense train pruners target schedule regularisation guard rewinding distillation "
-    "shrink_during_training metrics measure onnx export card push output report_to seed"
-)
 
 
 class Chosen(NamedTuple):
@@ -206,4 +202,4 @@ def _is_recipe(path: Path) -> bool:
     except (OSError, UnicodeDecodeError, RecipeError):
         return False
     keys = set(told) if isinstance(told, dict) else set()
-    return {"name"} <= keys <= set(_RECIPE.split()) and without_secrets(text) == text
+    return {"name"} <= keys <= set(Recipe.model_fields) and without_secrets(text) == text

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..files import new_file
+from ..report.display import check_picture, write_picture
 from ..tables import aligned, write_csv
 
 WHOLE = 1.0  # the share of a branch or a layer that goes as one
@@ -108,12 +108,14 @@ class Sensitivity:
 
         Returns:
             A `matplotlib.figure.Figure`.
+
+        Raises:
+            PruningError: Matplotlib writes no such format.
         """
+        check_picture(path)
         figure = _heat_map(*self._grid(), self.headline)
         if path is not None:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            with new_file(path) as file:
-                figure.savefig(file, dpi=150)
+            write_picture(figure, path)
         return figure
 
     def _grid(self) -> tuple[list[str], list[Column], dict[tuple[str, Column], float]]:

@@ -131,7 +131,11 @@ class LiveModel:
         Args:
             kept: Group name to the live numbers of units that stay: a closed plan.
             vectors: The same by tensor.
+
+        Raises:
+            PruningError: Somebody else has cut the model since: a second session, or `shrink`.
         """
+        self._check_untouched()
         before, self.record = self.record, self.record.after(self.groups, kept)
         if self.record:
             note_dense(self.model, self.groups, before)
@@ -147,6 +151,15 @@ class LiveModel:
             {name: live[id(one)] for name, one in tensors.items() if id(one) in live},
             frozenset(group.name for group in self.groups),
         )
+
+    def _check_untouched(self) -> None:
+        known, now = ({one.name: one.units for one in groups} for groups in (self.groups, find_groups(self.model)))
+        other = [name for name, units in known.items() if now.get(name) != units]
+        if other:
+            raise PruningError(
+                "Only one session may cut a model: give all pruners to one Pruning or PruningCallback. What was masked "
+                f"are zeros, which hf_prune.shrink(model) removes. Received: another size of '{other[0]}'"
+            )
 
     def gather(self) -> bool:
         """Go on with a plain copy of a sharded model; return whether units can be removed now."""

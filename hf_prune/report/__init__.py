@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, overload
 
-from .display import draw, html_table, plain_table, pruned_line
+from .display import check_picture, draw, html_table, plain_table, pruned_line, write_picture
 from .exports import export_rows, exports_table
 from .figures import Figures
 from .grid import Grid, Timing, measure_grid
@@ -97,18 +97,14 @@ class Report(Figures):
             The path of the picture; without `path` a ``matplotlib.figure.Figure``, which a notebook shows.
 
         Raises:
-            PruningError: The report has no groups to draw.
+            PruningError: The report has no groups to draw, or matplotlib writes no such format.
 
         Example:
             >>> report.plot().savefig("kept.pdf")  # doctest: +SKIP
         """
+        check_picture(path)
         figure = draw(self)
-        if path is None:
-            return figure
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
-        return path
+        return figure if path is None else write_picture(figure, path)
 
 
 def _plain(value: Any) -> Any:

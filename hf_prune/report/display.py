@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from html import escape
 from io import BytesIO, StringIO
+from pathlib import Path
 from typing import Any
 
-from ..errors import PruningError
+from ..errors import PruningError, shown
+from ..files import new_file
 from .figures import Figures
 from .measurement import Measurement
 
@@ -168,6 +170,38 @@ def draw(report: Figures) -> Any:
     axes[-1].set_xlabel("layer")
     figure.suptitle(headline(report), fontsize=10)
     return for_notebooks(figure)
+
+
+def check_picture(path: str | Path | None) -> None:
+    """Check, before a picture is drawn, that matplotlib can write what its file's name asks for.
+
+    Args:
+        path: Where it is to be written; ``None``: nowhere.
+
+    Raises:
+        PruningError: The suffix is of no format that it knows, or a folder is there.
+    """
+    if path is None:
+        return
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known, suffix = FigureCanvasBase.get_supported_filetypes(), Path(path).suffix.removeprefix(".").lower()
+    if suffix and suffix not in known:
+        raise PruningError(
+            f"path must end with a format that matplotlib writes: {', '.join(sorted(known))}. "
+            f"Received: {shown(str(path))}"
+        )
+    if Path(path).is_dir():
+        raise PruningError(f"path must be a picture's file. Received: the folder {shown(str(path))}")
+
+
+def write_picture(figure: Any, path: str | Path) -> Path:
+    """Write a figure in one step, and return its path, which `check_picture` has seen."""
+    path = Path(path) if Path(path).suffix else Path(f"{path}.png")  # as matplotlib would have it
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as file:
+        figure.savefig(file, dpi=150)
+    return path
 
 
 def for_notebooks(figure: Any) -> Any:

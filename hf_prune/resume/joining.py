@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, PruningError
 from ..packing import pack, unpack
 
 STATE = "pruning_state.safetensors"
@@ -36,10 +36,17 @@ def join_checkpoints(state: Any, file: str, write: Callable[[Path], None]) -> No
         file: The part: one file, which `write_part` or `seal` writes.
         write: Writes it into a folder; or sees to it that it is written later, where processes must agree first.
 
+    Raises:
+        PruningError: Somebody else writes this file, such as a second callback.
+
     Example:
         >>> join_checkpoints(state, "gates.safetensors", lambda folder: ...)  # doctest: +SKIP
     """
     parts: dict[str, Callable[[Path], None]] = vars(state).setdefault(_PARTS, {})
+    if file in parts:
+        raise PruningError(
+            f"A Trainer takes one callback that writes {file}: give all pruners to one PruningCallback. Received: two"
+        )
     parts[file] = write
     plain = type(state).save_to_json
 

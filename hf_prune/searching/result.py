@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ..files import new_file
+from ..report.display import check_picture, write_picture
 from ..tables import aligned, write_csv
 
 _GOOD, _BAD, _DENSE = "#2f6db5", "#b8434e", "#5a6470"
@@ -142,12 +142,14 @@ class SearchResult:
 
         Returns:
             A `matplotlib.figure.Figure`.
+
+        Raises:
+            PruningError: Matplotlib writes no such format.
         """
+        check_picture(path)
         figure = _drawn(self)
         if path is not None:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            with new_file(path) as file:
-                figure.savefig(file, dpi=150)
+            write_picture(figure, path)
         return figure
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .. import given
@@ -28,6 +29,7 @@ from .tasks import Task, Tasks
 def check_kinds(model: Any, total_steps: Any, optimizer: Any) -> None:
     """Every argument is of its kind."""
     given.check_model(model)
+    _check_changeable(model)
     given.check_given("total_steps", total_steps, Integral, "a whole number of optimizer steps, at least 1")
     if total_steps < 1:
         raise PruningError(
@@ -35,6 +37,16 @@ def check_kinds(model: Any, total_steps: Any, optimizer: Any) -> None:
         )
     if optimizer is not None and not hasattr(optimizer, "param_groups"):
         raise PruningError(f"optimizer must be torch's, or one like it. Received: {given.told(optimizer)}")
+
+
+def _check_changeable(model: nn.Module) -> None:
+    """Weights are such that they can be changed in place, now and when the model is trained again."""
+    if torch.is_inference_mode_enabled() or any(one.is_inference() for one in model.parameters()):
+        raise PruningError(
+            "Pruning changes weights in place, which torch.inference_mode forbids: make or load the model, and prune "
+            "it, outside of that (torch.no_grad is no hindrance). Received: "
+            f"{'a call inside of it' if torch.is_inference_mode_enabled() else 'a model that was made inside of it'}"
+        )
 
 
 def has_units(pruners: Sequence[Pruner]) -> bool:
@@ -110,18 +122,18 @@ def check_shards(model: nn.Module, told: PruningSettings) -> None:
             "FSDP's first version flattens parameters: use fully_shard (fsdp_version: 2). Received: FSDP 1"
         )
     sharded, goes_back = any_sharded(model.parameters()), any(guard.goes_back for guard in told.guards)
-    if told.shrink_live and sharded:
+    if told.shrink_during_training and sharded:
         raise PruningError(
-            "Live shrinking (shrink_live, of a callback shrink_during_training) needs whole parameters: without it "
-            "masks train under FSDP, and finish() removes units. Received: a model sharded by FSDP"
+            "shrink_during_training needs whole parameters: without it masks train under FSDP, and finish() removes "
+            "units. Received: a model sharded by FSDP"
         )
-    if told.shrink_live:
+    if told.shrink_during_training:
         check_wrappers(model)
-    if goes_back and (told.shrink_live or sharded):
+    if goes_back and (told.shrink_during_training or sharded):
         raise PruningError(
-            "A guard that goes back needs masks of whole parameters: undo=False waits only; or no live shrinking "
-            "(shrink_live, in a recipe shrink_during_training). Received: "
-            f"{'shrink_live' if told.shrink_live else 'a model sharded by FSDP'}"
+            "A guard that goes back needs masks of whole parameters: undo=False waits only; or leave "
+            "shrink_during_training out. Received: "
+            f"{'shrink_during_training' if told.shrink_during_training else 'a model sharded by FSDP'}"
         )
     patterns = [PATTERNS[pruner.pattern] for pruner in told.pruners if isinstance(pruner, WeightPruner)]
     whole = next((pattern for pattern in patterns if not pattern.sharded), None)
@@ -152,7 +164,7 @@ def check_tasks(tasks: Tasks, live: LiveModel, told: PruningSettings) -> None:
     _check_disjoint(chosen, told.target)
     swaps = swaps_weights(live.optimizer)
     for task in tasks:
-        _check_reversible(task, live, swaps, told.shrink_live)
+        _check_reversible(task, live, swaps, told.shrink_during_training)
         _check_at_once(task, told)
         _check_late(task, told)
     _check_zeros(tasks, live)
@@ -243,7 +255,7 @@ def checked_scores(scores: dict[str, Tensor], alive: Mapping[str, Tensor]) -> di
     return scores
 
 
-def _check_reversible(task: Task, live: LiveModel, swaps: bool, shrink_live: bool) -> None:
+def _check_reversible(task: Task, live: LiveModel, swaps: bool, shrinks: bool) -> None:
     """What may come back is still there, and tells by its score when it should."""
     name, score, revives = type(task.pruner).__name__, task.score, task.rule.returns
     follows = any(EVIDENCE[need].heavy for need in task.needs)
@@ -252,9 +264,9 @@ def _check_reversible(task: Task, live: LiveModel, swaps: bool, shrink_live: boo
             "A schedule-free optimizer keeps two sets of weights, and what is masked leaves both: masks must be "
             f"final (reversible=False). Received: {name} with score='{score.name}'"
         )
-    if shrink_live and revives:
+    if shrinks and revives:
         raise PruningError(
-            "shrink_live (of a callback shrink_during_training) removes for good, so masks must not be reversible. "
+            "shrink_during_training removes for good, so masks must not be reversible. "
             f"Received: {name} with score='{score.name}'"
         )
     if task.structured and follows and score.of == "weight":

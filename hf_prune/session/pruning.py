@@ -15,6 +15,7 @@ from ..optimizers import StepWatch, check_state
 from ..pruners import Pruner
 from ..report import Report
 from ..schedules import Schedule
+from ..settings import renamed
 from ..sharding import unwrap
 from ..structure import Group
 from ..targets import Target
@@ -36,6 +37,7 @@ from .shortfalls import Shortfalls
 from .tasks import Task, make_tasks
 
 
+@renamed("shrink_live", "shrink_during_training")
 class Pruning:
     """Gradual pruning for any training loop; the Trainer callback is a thin layer over it.
 
@@ -48,17 +50,15 @@ class Pruning:
         pruners: What to remove. Structured pruners either state a sparsity each, or leave it to `target` together.
             `PruningSettings` say this and all that follows but the optimizer and its steps.
         schedule: When; ``None`` takes `Schedule()`. A pruner's own schedule comes first.
-        target: How much is to remain over all structured pruners, of the dense model: also where this one was pruned
-            before.
+        target: How much of the dense model is to remain over all structured pruners, also where this one was pruned.
         total_steps: Optimizer steps of the whole run, at least 1.
         optimizer: Its moments are zeroed where weights are, and it says which steps are taken.
         accelerator: To unwrap the model, and to know when gradients are complete.
-        data: Calibration batches (dicts with labels): scores are taken from them at each change, instead of from the
-            training batches themselves.
+        data: Calibration batches (dicts with labels), for scores at each change; ``None``: the training batches.
         loss: From (model, batch) to the loss on `data`; ``None``: the model's own.
         masks: Weights that are masked from the start (parameter name -> boolean, True = keep), for example by
             `adopt_torch_masks`: they stay masked, and count towards a WeightPruner's sparsity.
-        shrink_live: Remove units physically at every change, which saves time; DDP and torch.compile go along.
+        shrink_during_training: Remove units physically at every change, which saves time; DDP and compiling go along.
         seed: For scores that draw numbers.
         guard: Who may hold a change back, or undo the last one: one or several.
         epoch_steps: Optimizer steps of one pass over the data, for schedules in epochs.
@@ -85,13 +85,13 @@ class Pruning:
         data: Iterable[Mapping[str, Any]] | None = None,
         loss: Loss | None = None,
         masks: Mapping[str, Tensor] | None = None,
-        shrink_live: bool = False,
+        shrink_during_training: bool = False,
         seed: int = 0,
         guard: Guard | Sequence[Guard] | None = None,
         epoch_steps: float | None = None,
     ) -> None:
         checks.check_kinds(model, total_steps, optimizer)
-        told = as_settings(pruners, schedule, target, data, loss, guard, shrink_live=shrink_live, seed=seed)
+        told = as_settings(pruners, schedule, target, data, loss, guard, shrink_during_training, seed)
         bare = unwrap(model, accelerator)
         checks.check_settings(told)
         checks.check_shards(bare, told)
@@ -361,7 +361,7 @@ class Pruning:
         if self.guarding.changed(asked, position, last=position >= self.last_change):
             self.clock.wait()
         self._settle()
-        if self.settings.shrink_live:
+        if self.settings.shrink_during_training:
             self._cut()
             forget_graphs()
         self.numbers.count()

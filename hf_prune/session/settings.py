@@ -11,11 +11,13 @@ from ..evidence import Loss
 from ..given import check_data, check_given, told
 from ..pruners import Pruner, UnitPruner, as_pruners
 from ..schedules import Schedule
+from ..settings import renamed
 from ..targets import Target
 from .guards import Guard
 from .regularising import Regularisation
 
 
+@renamed("shrink_live", "shrink_during_training")
 @dataclass(frozen=True)
 class PruningSettings:
     """What to remove, when, how much, and by which data. It holds no state, and can be used again.
@@ -27,7 +29,7 @@ class PruningSettings:
         data: Calibration batches; ``None`` takes scores from the training batches themselves.
         loss: From (model, batch) to the loss on `data`; ``None``: the model's own.
         guards: Who may hold a change back, or undo the last one: one or several.
-        shrink_live: Remove units physically at every change.
+        shrink_during_training: Remove units physically at every change.
         seed: For scores that draw numbers.
         regularisation: What drives weights or units to zero while the model trains.
 
@@ -45,9 +47,14 @@ class PruningSettings:
     data: Iterable[Mapping[str, Any]] | None = None
     loss: Loss | None = None
     guards: Sequence[Guard] = ()
-    shrink_live: bool = False
+    shrink_during_training: bool = False
     seed: int = 0
     regularisation: Regularisation | None = None
+
+    @property
+    def shrink_live(self) -> bool:
+        """The older name of `shrink_during_training`; it goes in version 0.3."""
+        return self.shrink_during_training
 
     def __post_init__(self) -> None:
         """Take one pruner as several; settings are objects, not their names or numbers."""
