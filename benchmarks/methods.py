@@ -9,6 +9,7 @@ Spearman of the cosine with what people said. Units leave to 3/4 and 1/2 of the 
 `training`: from one dense fine-tune (the small budget of `quality_sst2.py`), one epoch of 16,000 sentences (500 steps)
 with the dense model as teacher; units to a fifth of the MACs, single weights to 80 % zeros. Accuracy, cross-entropy and
 KL to the dense model are those of validation and test together. Writes results/methods.json; it goes on where it was.
+`python benchmarks/methods_page.py` then writes docs/methods.md.
 """
 
 from __future__ import annotations
@@ -91,6 +92,10 @@ TRAINING: dict[str, list[str]] = {
         "schedule={kind: constant, begin: 10, end: 0.75, frequency: 30}",
     ),
     "weights, AC/DC": weights("sparsity: 0.8, score: l1, rule: from_zero", PHASES),
+    **{
+        f"units, regularised by {kind}": units("l1", LATE, f"regularisation={{kind: {kind}, strength: {strength}}}")
+        for kind, strength in (("l1", 1.0), ("group_lasso", 20.0), ("sensitivity", 20.0), ("growing", 200.0))
+    },
 }
 
 

@@ -60,7 +60,8 @@ class PruningArguments:
         default=False, metadata={"help": "The threshold, below 1, is a share of the largest score of each place."}
     )
     prune_regularisation: str | None = field(
-        default=None, metadata={"help": "What drives to zero in training: l1, group_lasso or a registered name."}
+        default=None,
+        metadata={"help": "What drives to zero: l1, group_lasso, sensitivity, growing or a registered name."},
     )
     prune_strength: float = field(
         default=1.0, metadata={"help": "Of the regularisation: a step takes the learning rate times this, above 0."}

@@ -44,6 +44,7 @@ from .settings import briefly
 from .sharding import any_sharded
 from .targets import Target
 from .training_log import FILE, TrainingLog
+from .wrappers import no_engine
 
 logger = logging.getLogger(__name__)
 
@@ -242,12 +243,12 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
                 f"{type(blind[0]).__name__} needs evaluations while training runs: eval_strategy='steps', more of them "
                 "than changes. Received: eval_strategy='no'"
             )
-        beginning_again, flat = args.auto_find_batch_size, getattr(args, "deepspeed", None)
-        if self.settings.shrink_during_training and (beginning_again or flat):
+        if getattr(args, "deepspeed", None):
+            raise no_engine("deepspeed in the Trainer's arguments")
+        if self.settings.shrink_during_training and args.auto_find_batch_size:
             raise PruningError(
-                "shrink_during_training needs a run that does not begin again with all units, and parameters that no "
-                "engine has copied into flat buffers. Received: "
-                f"{'auto_find_batch_size=True' if beginning_again else 'deepspeed'}"
+                "shrink_during_training needs a run that does not begin again with all units. "
+                "Received: auto_find_batch_size=True"
             )
         if args.world_size > 1 and not any_sharded(model.parameters()):
             found = args.ddp_find_unused_parameters  # else a Trainer says yes, except under gradient checkpointing

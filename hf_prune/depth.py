@@ -24,6 +24,7 @@ from .architectures.site import setting
 from .errors import PruningError
 from .parts import own_configs, transformers_part
 from .plan import build_twin
+from .sharding import bare_class
 from .skipping import INDICES
 from .structure import Group, Kept, units_gone, units_left
 
@@ -68,8 +69,8 @@ def check_depth(model: nn.Module, groups: Sequence[Group], live_kept: Kept) -> N
         reason = _unsayable(model, group, stays, inner, owned)
         if reason:
             raise PruningError(
-                f"A config of {type(model).__name__} cannot say that only these of '{group.name}' stay: {reason}. "
-                f"Received: {list(stays)}"
+                f"A config of {bare_class(model).__name__} cannot say that only these of '{group.name}' stay: "
+                f"{reason}. Received: {list(stays)}"
             )
 
 
@@ -220,8 +221,8 @@ def _difference(mine: nn.Module, built: nn.Module, lists: tuple[str, ...]) -> st
     for path, module in mine.named_modules():
         if path.startswith(lists):
             continue
-        if type(module) is not type(other.pop(path, None)):
-            return path or type(module).__name__
+        if bare_class(module) is not type(other.pop(path, None)):
+            return path or str(bare_class(module).__name__)
         for name, value in vars(module).items():
             says = isinstance(value, (bool, str, float)) or (isinstance(value, int) and not _is_width(module, name))
             other_value = vars(built.get_submodule(path)).get(name)

@@ -106,6 +106,19 @@ def _guards() -> Rows:
     return _documented("guard", GUARDS)
 
 
+def _regularisations() -> Rows:
+    from .session import REGULARISERS
+
+    return [
+        {
+            "regularisation": name,
+            "of": "units" if REGULARISERS[name].needs_units else "weights, units",
+            "what": _first_line(REGULARISERS[name].function),
+        }
+        for name in REGULARISERS
+    ]
+
+
 def _evidence() -> Rows:
     from .evidence import EVIDENCE
 
@@ -201,6 +214,7 @@ LISTS: Mapping[str, Callable[[], Rows]] = {
     "patterns": _patterns,
     "budgets": _budgets,
     "guards": _guards,
+    "regularisations": _regularisations,
     "evidence": _evidence,
     "pruners": _pruners,
     "tasks": _tasks,

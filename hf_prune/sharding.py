@@ -38,6 +38,12 @@ def any_sharded(tensors: Iterable[Any]) -> bool:
     return any(is_sharded(tensor) for tensor in tensors)
 
 
+def bare_class(module: nn.Module) -> Any:
+    """Return a module's class, before which FSDP2 puts one of its own."""
+    kinds = type(module).__mro__
+    return kinds[2] if len(kinds) > 2 and kinds[1].__name__ == "FSDPModule" else kinds[0]
+
+
 def check_whole(model: nn.Module) -> None:
     """Raise before anything waits for other processes: perhaps only one of them has called.
 
@@ -192,13 +198,10 @@ def whole_copy(model: Any) -> Any:
 
     All processes must call it. Only a config says how to build a module a second time.
     """
-    from torch.distributed.fsdp import FSDPModule
-
     if not (hasattr(model, "config") and hasattr(model, "tie_weights")):
         return None
-    kind: Any = next(one for one in type(model).__mro__ if not issubclass(one, FSDPModule))
     with torch.device("meta"):
-        plain = kind(copy.deepcopy(model.config))
+        plain = bare_class(model)(copy.deepcopy(model.config))
     state = {name: whole(tensor.detach()).cpu() for name, tensor in model.state_dict().items()}
     plain.load_state_dict(state, assign=True)
     plain.tie_weights()

@@ -1,6 +1,7 @@
 """What lies around a model whose shapes change: DDP's reducer and compiled graphs are made anew, the wrappers stay.
 
-A Trainer, accelerate and a loop of one's own hold on to the wrapper; so do hooks and modes that were set on it.
+A Trainer, accelerate and a loop of one's own hold on to the wrapper; so do hooks and modes that were set on it. What
+trains copies of parameters instead of themselves is refused.
 """
 
 from __future__ import annotations
@@ -13,6 +14,33 @@ import torch
 from torch import nn
 
 from .errors import PruningError
+
+
+def check_no_engine(*things: Any) -> None:
+    """Refuse DeepSpeed: zeros in parameters do not reach the copies that it trains, nor what it knows of gradients.
+
+    Args:
+        *things: A model, an optimizer, as they are handed over.
+
+    Raises:
+        PruningError: One of them is DeepSpeed's, or accelerate's around one.
+    """
+    for thing in things:
+        engine = next((kind for kind in type(thing).__mro__ if _is_deepspeeds(kind)), None)
+        if engine is not None:
+            raise no_engine(engine.__name__)
+
+
+def no_engine(received: str) -> PruningError:
+    """Return why DeepSpeed is refused."""
+    return PruningError(
+        "Pruning reads gradients before a step, and writes zeros into the parameters that are trained; DeepSpeed steps "
+        f"within backward(), on flat copies of its own. Use DDP or FSDP2. Received: {received}"
+    )
+
+
+def _is_deepspeeds(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == "deepspeed" or kind.__name__ == "DeepSpeedOptimizerWrapper"
 
 
 def check_wrappers(model: nn.Module) -> None:

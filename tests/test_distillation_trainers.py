@@ -106,14 +106,17 @@ def of_trl(name: str, columns: dict[str, int], **fixed: Any) -> Callable[..., di
     return make
 
 
-def of_sentences(name: str) -> Callable[..., dict[str, Any]]:
+def of_sentences(name: str, loss: str | None = None) -> Callable[..., dict[str, Any]]:
     def make(model: Any, folder: Path, **changes: Any) -> dict[str, Any]:
         from datasets import Dataset
 
         kind = getattr(of_package(name), f"{name}TrainingArguments")
-        scores = [0, 1, 2] if name == "CrossEncoder" else [0.1, 0.5, 0.9]
-        columns = {"one": texts(12), "other": texts(12, 1), "label": scores * 4}
-        return {"args": kind(str(folder), **{**QUIET, **changes}), "train_dataset": Dataset.from_dict(columns)}
+        labels: list[Any] = [0, 1, 2] if name == "CrossEncoder" else [0.1, 0.5, 0.9]
+        if loss == "MSELoss":  # towards embeddings that were computed before
+            labels = [[0.1 * number, *[0.5] * 15] for number in range(3)]
+        columns = {"one": texts(12), "other": texts(12, 1), "label": labels * 4}
+        options = {"args": kind(str(folder), **{**QUIET, **changes}), "train_dataset": Dataset.from_dict(columns)}
+        return options if loss is None else {**options, "loss": getattr(of_package(name).losses, loss)(model)}
 
     return make
 
@@ -205,6 +208,13 @@ CASES: dict[str, Callable[[], Case]] = {
         sentence_trainer("SentenceTransformer"), sentence_model("SentenceTransformer"),
         of_sentences("SentenceTransformer"), of_embeddings,
     ),
+    **{
+        f"SentenceTransformer, {loss}": lambda loss=loss: Case(
+            sentence_trainer("SentenceTransformer"), sentence_model("SentenceTransformer"),
+            of_sentences("SentenceTransformer", loss), of_embeddings,
+        )
+        for loss in ("CosineSimilarityLoss", "MSELoss")
+    },
     "CrossEncoder": lambda: Case(
         sentence_trainer("CrossEncoder"), sentence_model("CrossEncoder"), of_sentences("CrossEncoder"), of_pairs
     ),

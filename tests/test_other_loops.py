@@ -12,7 +12,7 @@ from models import assert_same_weights, build_bert, draw_rows
 from test_examples import run_example
 from torch.utils.data import DataLoader
 
-from hf_prune import HeadPruner, NeuronPruner, Pruning, Schedule, Target, load_pruned
+from hf_prune import HeadPruner, NeuronPruner, Pruning, PruningError, Schedule, Target, load_pruned
 from hf_prune.architectures import prunable_macs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,6 +82,28 @@ def test_accelerate_keeps_a_pruning_that_is_registered_for_checkpointing(tmp_pat
     again, found = accelerate_run(tmp_path, STOP, STEPS)
     assert again.kept == whole.kept
     assert_same_weights(expected, found)
+
+
+def test_deepspeeds_optimizer_is_refused():
+    from accelerate import Accelerator
+    from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
+
+    model, _ = build_bert(), Accelerator(cpu=True)  # which its wrappers ask for
+    optimizer = DeepSpeedOptimizerWrapper(torch.optim.AdamW(model.parameters()))
+    with pytest.raises(PruningError, match="Use DDP or FSDP2. Received: DeepSpeedOptimizerWrapper"):
+        Pruning(model, BOTH, EARLY, target=HALF, total_steps=STEPS, optimizer=optimizer)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_model_that_deepspeed_has_wrapped_is_refused(stage):
+    deepspeed = pytest.importorskip("deepspeed")
+    model, told = build_bert(), {"train_batch_size": 4, "zero_optimization": {"stage": stage}}
+    optimizer = torch.optim.AdamW(model.parameters())
+    engine, wrapped, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=told)
+    for given, received in (((engine, None), "DeepSpeedEngine"), ((model, wrapped), type(wrapped).__name__)):
+        with pytest.raises(PruningError, match=f"Use DDP or FSDP2. Received: {received}"):
+            Pruning(given[0], BOTH, EARLY, target=HALF, total_steps=STEPS, optimizer=given[1])
+    assert_same_weights(model, build_bert())
 
 
 def test_the_example_runs_as_it_stands(tmp_path):

@@ -33,6 +33,7 @@ from hf_prune.session import REGULARISERS
 STEPS = 8
 LATE = Schedule("oneshot", begin=6, end=6)
 UNITS = [HeadPruner(threshold=0.8, relative=True, score="l1"), NeuronPruner(threshold=0.8, relative=True, score="l1")]
+HALF = [HeadPruner(sparsity=0.5, score="l1"), NeuronPruner(sparsity=0.5, score="l1")]
 
 
 def one_neuron_in_four() -> Any:
@@ -142,12 +143,11 @@ def test_amounts_that_contradict_each_other_are_refused(made, message):
         made()
 
 
-def step_once(told: Regularisation, pruners: Any, model: Any, rate: float = 0.1) -> None:
+def step_once(told: Regularisation, pruners: Any, model: Any, target: Target | None = None) -> None:
     """Take one step of which only the regularisation moves anything."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
-    pruning = Pruning(
-        model, PruningSettings(pruners, LATE, regularisation=told), total_steps=STEPS, optimizer=optimizer
-    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    settings = PruningSettings(pruners, LATE, target, regularisation=told)
+    pruning = Pruning(model, settings, total_steps=STEPS, optimizer=optimizer)
     optimizer.step()
     pruning.step()
 
@@ -205,10 +205,44 @@ def test_sensitivity_decays_what_the_loss_does_not_mind():
     torch.testing.assert_close(model[0].weight, torch.tensor([[1.0 * 0.9, 0.96 * 0.94, 1.2]]))
 
 
+def test_growing_fades_the_smallest_units_of_as_many_as_are_to_leave():
+    model, told = one_neuron_in_four(), Regularisation("growing", strength=6.0)
+    step_once(told, NeuronPruner(sparsity=0.5, score="l1"), model)
+    # behind step 1 of 6: 1 - 0.1 * 6 / 6
+    torch.testing.assert_close(
+        model.bert.encoder.layer[0].intermediate.dense.weight[:, 0], torch.tensor([0.45, 0.9, 2.0, 4.0])
+    )
+    other = one_neuron_in_four()
+    step_once(told, NeuronPruner(score="l1"), other, target=Target(macs=0.25))
+    torch.testing.assert_close(
+        other.bert.encoder.layer[0].intermediate.dense.weight[:, 0], torch.tensor([0.45, 0.9, 1.8, 4.0])
+    )
+
+
+def test_growing_fades_the_smallest_weights_of_as_many_as_are_to_leave():
+    model = nn.Sequential(nn.Linear(4, 1, bias=False), nn.Linear(1, 1))
+    model[0].weight.data = torch.tensor([[1.0, -0.5, 0.2, -2.0]])
+    step_once(Regularisation("growing", strength=6.0), WeightPruner(sparsity=0.5, score="l1", include=["0.*"]), model)
+    torch.testing.assert_close(model[0].weight, torch.tensor([[1.0, -0.45, 0.18, -2.0]]))
+
+
+def test_growing_grows():
+    model, sizes = one_neuron_in_four(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    told = PruningSettings(NeuronPruner(sparsity=0.25, score="l1"), LATE, regularisation=Regularisation("growing", 6.0))
+    pruning = Pruning(model, told, total_steps=STEPS, optimizer=optimizer)
+    for _ in range(3):
+        optimizer.step()
+        pruning.step()
+        sizes.append(model.bert.encoder.layer[0].intermediate.dense.weight[0, 0].item())
+    assert sizes == pytest.approx([0.5 * 0.9, 0.5 * 0.9 * 0.8, 0.5 * 0.9 * 0.8 * 0.7])
+
+
 def start(kind: str, seed: int = 0, **more: Any) -> Any:
     model = build_bert(seed=seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    told = PruningSettings(UNITS, LATE, regularisation=Regularisation(kind, strength=5.0), **more)
+    units = HALF if REGULARISERS[kind].needs_amount else UNITS
+    told = PruningSettings(units, LATE, regularisation=Regularisation(kind, strength=5.0), **more)
     return model, optimizer, Pruning(model, told, total_steps=STEPS, optimizer=optimizer)
 
 
@@ -255,7 +289,8 @@ def test_nothing_shrinks_after_the_last_change():
         (UNITS, "l1", False, "goes by an optimizer's learning rate: optimizer=. Received: none"),
         (WeightPruner(sparsity=0.5), "group_lasso", True, "shrinks units: single weights take 'l1'"),
         (LayerPruner(sparsity=0.5), "l1", True, "no layers and no experts"),
-        (UNITS, "lasso", True, "No regularisation is named 'lasso'.* Known: group_lasso, l1"),
+        (UNITS, "growing", True, "by how much is to leave, a sparsity or a target. Received: a threshold"),
+        (UNITS, "lasso", True, "No regularisation is named 'lasso'.* Known: group_lasso, growing, l1"),
     ],
 )
 def test_a_regularisation_that_cannot_be_is_refused(pruners, kind, optimized, message):

@@ -112,14 +112,26 @@ def test_what_is_for_transformers_alone_is_refused(tmp_path):
     assert prunable_macs(part) == prunable_macs(model)
 
 
-def train(model: Any, folder: Path, live: bool, resume: Path | None = None) -> PruningCallback:
+OTHERS = [text.replace("good", "nice") for text in TEXTS] * 8
+COLUMNS: dict[str, dict[str, Any]] = {
+    "CosineSimilarityLoss": {"a": TEXTS * 8, "b": OTHERS, "score": [1.0, 0.0] * 16},
+    "CoSENTLoss": {"a": TEXTS * 8, "b": OTHERS, "score": [1.0, 0.0] * 16},
+    "MSELoss": {"a": TEXTS * 8, "label": [[0.1 * n, *[0.5] * 15] for n in range(4)] * 8},  # embeddings of a teacher
+    "MultipleNegativesRankingLoss": {"a": TEXTS * 8, "b": OTHERS},
+    "CachedMultipleNegativesRankingLoss": {"a": TEXTS * 8, "b": OTHERS},
+}
+
+
+def train(
+    model: Any, folder: Path, live: bool, resume: Path | None = None, name: str = "CosineSimilarityLoss"
+) -> PruningCallback:
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments, losses
 
-    rows = {"a": TEXTS * 8, "b": [text.replace("good", "nice") for text in TEXTS] * 8, "score": [1.0, 0.0] * 16}
+    rows = COLUMNS[name]
     arguments = SentenceTransformerTrainingArguments(
         str(folder), max_steps=8, save_steps=4, use_cpu=True, report_to="none", disable_tqdm=True, logging_steps=8
     )
-    loss = losses.CosineSimilarityLoss(model)
+    loss = getattr(losses, name)(model)
     trainer = SentenceTransformerTrainer(model, arguments, train_dataset=Dataset.from_dict(rows), loss=loss)
     callback = PruningCallback(BOTH, EARLY, target=Target(macs=0.5), shrink_during_training=live)
     callback.attach(trainer).train(resume_from_checkpoint=str(resume) if resume else None)
@@ -135,6 +147,18 @@ def test_a_run_goes_on_from_its_checkpoint(live, place, tmp_path):
     assert first.report.kept == second.report.kept
     assert sum(map(len, first.report.kept.values())) < sum(first.report.units.values())
     assert_same_weights(whole, resumed, atol=1e-6)
+
+
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("name", COLUMNS)
+def test_each_loss_prunes(name, live, tmp_path):
+    model = build("sentence", tmp_path / "dense")
+    dense = prunable_macs(model)
+    callback = train(model, tmp_path / "out", live, name=name)
+    assert 0.4 < prunable_macs(model) / dense <= 0.5
+    model.save_pretrained(str(tmp_path / "small"))
+    torch.testing.assert_close(numbers_of(again(model, tmp_path / "small")), numbers_of(model), atol=1e-5, rtol=0)
+    assert callback.report.settings["macs_left"] <= 0.5
 
 
 @pytest.mark.parametrize("way", ["callbacks", "attach", "attach inner"])

@@ -25,6 +25,10 @@ class LossWithout(Evidence):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.live.sharded:
+            raise PruningError(
+                "Losses without a unit are measured on whole parameters. Received: a model sharded by FSDP"
+            )
         self.rises: dict[str, Tensor] = {}
 
     def of_units(self, need: str, group: Group) -> Tensor:

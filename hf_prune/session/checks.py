@@ -20,7 +20,7 @@ from ..schedules import SCHEDULES, Schedule
 from ..sharding import any_sharded
 from ..structure import Group
 from ..targets import Target
-from ..wrappers import check_wrappers
+from ..wrappers import check_no_engine, check_wrappers
 from .parts import Part
 from .settings import PruningSettings
 from .tasks import Task, Tasks
@@ -30,6 +30,7 @@ def check_kinds(model: Any, total_steps: Any, optimizer: Any) -> None:
     """Every argument is of its kind."""
     given.check_model(model)
     _check_changeable(model)
+    check_no_engine(model, optimizer)
     given.check_given("total_steps", total_steps, Integral, "a whole number of optimizer steps, at least 1")
     if total_steps < 1:
         raise PruningError(

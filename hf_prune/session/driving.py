@@ -36,7 +36,7 @@ class Driving:
         self._live, self._tasks, self._masking, self._budget = live, tasks, masking, budget
         self._share = 1.0 if told.target is None or budget is None else budget.share(told.target.budget[1])
         self._learning = [one for one in evidence if one.learns]
-        self._regularising = Regularising(told.regularisation, live, tasks, masking, budget)
+        self._regularising = Regularising(told.regularisation, live, tasks, masking, budget, self._share)
         self._priced: tuple[Units | None, dict[str, float], float] = None, {}, 0.0
 
     def shrink(self, position: int, taken: bool) -> None:
@@ -47,7 +47,8 @@ class Driving:
             taken: Whether the optimizer has taken it.
         """
         if taken:
-            self._regularising.step(self._tasks.ahead(position - 1))
+            progress = min(1.0, position / self._tasks.last_change)
+            self._regularising.step(self._tasks.ahead(position - 1), progress)
 
     def aim(self, position: int) -> None:
         """Tell evidence that learns how much is to remain at this position, after masks have changed."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from ..errors import PruningError
 from ..live import LiveModel, Masking
@@ -16,7 +17,7 @@ from ..optimizers import bare_optimizer, swaps_weights
 from ..registry import Registry
 from ..settings import settings
 from ..sharding import local, scale_along
-from ..structure import Group
+from ..structure import Group, Slice
 from .budgets import Budget, Macs
 from .tasks import Tasks
 
@@ -36,8 +37,10 @@ class Regularisation:
             et al. 2015, arXiv:1506.02626); ``"group_lasso"``: all weights of a unit together, by their L2 norm,
             ``w <- w max(1 - lr * strength * c / |unit|, 0)`` (Yuan and Lin 2006; Wen et al. 2016, arXiv:1608.03665);
             ``"sensitivity"``: weights decay, the more the less the loss minds, ``w <- w (1 - lr * strength * c *
-            max(1 - |dL/dw|, 0))``, never to exact zero (Tartaglione et al. 2022, arXiv:2011.09905); or a registered
-            name.
+            max(1 - |dL/dw|, 0))``, never to exact zero (Tartaglione et al. 2022, arXiv:2011.09905); ``"growing"``: of
+            units or weights alone that are smallest by their L1 norm, as many as are to leave in the end, ``w <- w
+            max(1 - lr * strength * c * t, 0)``, t the share of the way to the last change (GReg-1: Wang et al. 2021,
+            arXiv:2012.09243); or a registered name.
         strength: How strongly, above 0.
         by_cost: Whether ``c`` is what a unit costs (by the target's budget, else in multiply-accumulates), relative to
             the mean over all units that are chosen from; ``False``: 1, as it is for single weights.
@@ -62,6 +65,9 @@ class Regularised:
         weights: Names of the parameters of which single weights are pruned.
         step: Parameter name to its learning rate times the strength.
         factors: Group name to what a unit costs, relative to the mean.
+        leaving: How many units of each group, or weights of each parameter, are still to leave, as far as a sparsity or
+            a target says so.
+        progress: Share of the way to the last change that is gone, in (0, 1].
     """
 
     tensors: Mapping[str, Any]
@@ -69,6 +75,8 @@ class Regularised:
     weights: Sequence[str]
     step: Mapping[str, float]
     factors: Mapping[str, float]
+    leaving: Mapping[str, int]
+    progress: float
 
     @property
     def by_tensor(self) -> dict[str, float]:
@@ -82,18 +90,19 @@ class Regularised:
 
 @dataclass(frozen=True)
 class Regulariser:
-    """A registered way to shrink; `needs_units` and `sharded` say where it can."""
+    """A registered way to shrink; `needs_units`, `sharded` and `needs_amount` say where it can."""
 
     function: Callable[[Regularised], None]
     needs_units: bool
     sharded: bool
+    needs_amount: bool
 
 
 REGULARISERS: Registry[Regulariser] = Registry("regularisation")
 
 
 def register_regularisation(
-    name: str, *, needs_units: bool = False, sharded: bool = False
+    name: str, *, needs_units: bool = False, sharded: bool = False, needs_amount: bool = False
 ) -> Callable[[Callable[[Regularised], None]], Callable[[Regularised], None]]:
     """Register a function that shrinks weights in place, behind each step of the optimizer.
 
@@ -101,6 +110,7 @@ def register_regularisation(
         name: What `Regularisation.kind` says.
         needs_units: Whether it shrinks units alone.
         sharded: Whether parts of tensors are enough for it, as FSDP has them.
+        needs_amount: Whether it goes by how much is to leave, which a threshold does not say.
 
     Example:
         >>> @register_regularisation("decay")
@@ -110,7 +120,7 @@ def register_regularisation(
     """
 
     def register(function: Callable[[Regularised], None]) -> Callable[[Regularised], None]:
-        REGULARISERS.add(name, Regulariser(function, needs_units, sharded))
+        REGULARISERS.add(name, Regulariser(function, needs_units, sharded, needs_amount))
         return function
 
     return register
@@ -118,7 +128,7 @@ def register_regularisation(
 
 @register_regularisation("l1", sharded=True)
 def l1(told: Regularised) -> None:
-    """Soft thresholding: each weight comes closer to zero by the same."""
+    """Each weight comes closer to zero by `lr * strength * c` (Tibshirani 1996; Han et al. 2015, arXiv:1506.02626)."""
     for name, by in told.by_tensor.items():
         tensor = local(told.tensors[name])
         tensor.copy_(torch.nn.functional.softshrink(tensor, by))
@@ -126,7 +136,7 @@ def l1(told: Regularised) -> None:
 
 @register_regularisation("sensitivity", sharded=True)
 def sensitivity(told: Regularised) -> None:
-    """Decay where the loss does not mind: `w <- w (1 - lr * strength * max(1 - |dL/dw|, 0))`."""
+    """Weights decay by `lr * strength * c * max(1 - |dL/dw|, 0)` (Tartaglione et al. 2022, arXiv:2011.09905)."""
     for name, by in told.by_tensor.items():
         tensor, gradient = told.tensors[name], told.tensors[name].grad
         if gradient is not None:
@@ -135,19 +145,52 @@ def sensitivity(told: Regularised) -> None:
 
 @register_regularisation("group_lasso", needs_units=True)
 def group_lasso(told: Regularised) -> None:
-    """Block soft thresholding: all weights of a unit shrink by the same share, its norm by the same as any other's."""
+    """The L2 norm of all that a unit owns shrinks by `lr * strength * c` (Wen et al. 2016, arXiv:1608.03665)."""
     for group in told.groups:
-        parts = [part for part in group.slices if part.parameter in told.step]
-        indices = [part.index(torch.arange(group.units), group.per_part) for part in parts]
-        squares = torch.zeros(group.units)
-        for part, index in zip(parts, indices):
-            tensor = told.tensors[part.parameter].movedim(part.dim, 0)
-            rows = tensor.float().square().reshape(len(tensor), -1).sum(1)
-            squares += rows.cpu()[index].view(group.units, part.per_unit).sum(1)
-        by = max((told.step[part.parameter] for part in parts), default=0.0) * told.factors[group.name]
-        shares = (1 - by / squares.sqrt().clamp_min(1e-12)).clamp_min(0)
-        for part, index in zip(parts, indices):
-            scale_along(told.tensors[part.parameter], part.dim, index, shares.repeat_interleave(part.per_unit))
+        norms = _of_units(told, group, torch.square).sqrt()
+        _scale_units(told, group, (1 - _step_of(told, group) / norms.clamp_min(1e-12)).clamp_min(0))
+
+
+@register_regularisation("growing", needs_amount=True)
+def growing(told: Regularised) -> None:
+    """The smallest, as many as are to leave, decay by `lr * strength * c * t` (Wang et al. 2021, arXiv:2012.09243)."""
+    for group in told.groups:
+        smallest = _of_units(told, group, torch.abs).argsort(stable=True)[: told.leaving[group.name]]
+        shares = torch.ones(group.units)
+        shares[smallest] = max(1 - _step_of(told, group) * told.progress, 0.0)
+        _scale_units(told, group, shares)
+    for name in (one for one in told.weights if told.leaving[one]):
+        sizes = told.tensors[name].abs().float()
+        largest = sizes.flatten().kthvalue(told.leaving[name]).values
+        told.tensors[name][sizes <= largest] *= max(1 - told.step[name] * told.progress, 0.0)
+
+
+def _step_of(told: Regularised, group: Group) -> float:
+    """Return by how much units of a group may shrink."""
+    return max((told.step.get(part.parameter, 0.0) for part in group.slices), default=0.0) * told.factors[group.name]
+
+
+def _owned(told: Regularised, group: Group) -> Iterator[tuple[Slice, Tensor]]:
+    """Yield what units of a group own of parameters that are trained, and which entries, unit by unit."""
+    for part in group.slices:
+        if part.parameter in told.step:
+            yield part, part.index(torch.arange(group.units), group.per_part)
+
+
+def _of_units(told: Regularised, group: Group, of: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the sum over all that a unit owns of a function of each weight, ``(units,)``."""
+    sums = torch.zeros(group.units)
+    for part, index in _owned(told, group):
+        tensor = told.tensors[part.parameter].movedim(part.dim, 0)
+        rows = of(tensor.float()).reshape(len(tensor), -1).sum(1)
+        sums += rows.cpu()[index].view(group.units, part.per_unit).sum(1)
+    return sums
+
+
+def _scale_units(told: Regularised, group: Group, shares: Tensor) -> None:
+    """Multiply all that each unit owns by its share, ``(units,)``."""
+    for part, index in _owned(told, group):
+        scale_along(told.tensors[part.parameter], part.dim, index, shares.repeat_interleave(part.per_unit))
 
 
 class Regularising:
@@ -156,17 +199,25 @@ class Regularising:
     Args:
         told: How; ``None``: not at all.
         live: The live model, with its optimizer.
+        tasks: What is pruned.
         masking: Which units are there.
         budget: What they cost; ``None``: multiply-accumulates.
+        left: Which share a target leaves, in (0, 1]; 1: there is none.
 
     Raises:
         PruningError: There is no optimizer whose learning rate would say how far, or the kind does not fit.
     """
 
     def __init__(
-        self, told: Regularisation | None, live: LiveModel, tasks: Tasks, masking: Masking, budget: Budget | None
+        self,
+        told: Regularisation | None,
+        live: LiveModel,
+        tasks: Tasks,
+        masking: Masking,
+        budget: Budget | None,
+        left: float,
     ) -> None:
-        self._told, self._live, self._masking = told, live, masking
+        self._told, self._live, self._tasks, self._masking, self._left = told, live, tasks, masking, left
         self._budget, self._seen = budget, (masking.units, dict[str, float]())
         if told is None:
             return
@@ -182,6 +233,11 @@ class Regularising:
             raise PruningError(
                 f"Regularisation '{told.kind}' shrinks units: single weights take 'l1'. Received: a WeightPruner"
             )
+        if kind.needs_amount and any(task.pruner.threshold is not None for task in tasks):
+            raise PruningError(
+                f"Regularisation '{told.kind}' goes by how much is to leave, a sparsity or a target. "
+                "Received: a threshold"
+            )
         whole = [group for task in tasks for group in masking.units.named(task.groups) if group.modules]
         if whole:
             raise PruningError(
@@ -190,11 +246,12 @@ class Regularising:
             )
 
     @torch.no_grad()
-    def step(self, ahead: Collection[str]) -> None:
+    def step(self, ahead: Collection[str], progress: float) -> None:
         """Shrink once: the optimizer has stepped.
 
         Args:
             ahead: Names of the groups and parameters whose masks will still change.
+            progress: Share of the way to the last change that is gone, in (0, 1].
         """
         if self._told is None or not ahead:
             return
@@ -205,8 +262,20 @@ class Regularising:
         groups = [group for group in live.groups if group.name in ahead]
         weights = [name for name in tensors if name in ahead]
         step = {name: rates[id(one)] for name, one in tensors.items()}
-        told = Regularised(tensors, groups, weights, step, self._factors(groups))
+        told = Regularised(tensors, groups, weights, step, self._factors(groups), self._leaving(), progress)
         REGULARISERS[self._told.kind].function(told)
+
+    def _leaving(self) -> dict[str, int]:
+        """Return how many units, or weights, of each name are to leave of those that are there."""
+        units, tensors = {group.name: group.units for group in self._live.groups}, self._live.tensors
+        found = {}
+        for task in self._tasks:
+            share = task.sparsity or (1 - self._left if task.structured else 0.0)
+            for name in (one for one in task.groups if one in units):  # a layer may have taken some along
+                dense = self._live.dense_units[name]
+                found[name] = max(0, round(share * dense) - dense + units[name])
+            found |= {name: round(share * tensors[name].numel()) for name in task.weights}
+        return found
 
     def _factors(self, groups: Sequence[Group]) -> dict[str, float]:
         """Return what a unit of each group costs, relative to the mean over all of their units."""
