@@ -196,7 +196,7 @@ def test_grey_images_of_a_model_without_a_processor(vit):
         logits = pair.models["pruned"](torch.tensor(pixels / 127.5 - 1, dtype=torch.float32)[None, None]).logits
     expected = dict(zip(LABELS["id2label"].values(), logits[0].softmax(-1).tolist()))
     assert {row.what: row.cells["pruned"].share for row in rows} == pytest.approx(expected, abs=1e-4)
-    assert pair.example().size == (8, 8)
+    assert pair.example().mode == "L"
     with pytest.raises(PruningError, match="must be an image"):
         pair.compare(None)
 
