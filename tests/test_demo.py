@@ -183,7 +183,8 @@ def test_language(tmp_path):
     first, *rest = pair.compare("good film").rows
     how = {"max_new_tokens": 24, "do_sample": False, "return_full_text": False}
     for name in ("dense", "pruned"):
-        assert first.cells[name].said == piped(pair, name, "text-generation", "good film", **how)[0]["generated_text"]
+        (expected,) = piped(pair, name, "text-generation", "good film", **how)
+        assert first.cells[name].said.strip() == expected["generated_text"].strip()  # 4.57 leaves the space before
     assert {row.what for row in rest} <= {f"next: {word!r}" for word in WORDS}
     assert 0 < sum(row.cells["dense"].share for row in rest) <= 1.0001
 
