@@ -183,7 +183,8 @@ def test_language(tmp_path):
     first, *rest = pair.compare("good film").rows
     how = {"max_new_tokens": 24, "do_sample": False, "return_full_text": False}
     for name in ("dense", "pruned"):
-        assert first.cells[name].said == piped(pair, name, "text-generation", "good film", **how)[0]["generated_text"]
+        (expected,) = piped(pair, name, "text-generation", "good film", **how)
+        assert first.cells[name].said.strip() == expected["generated_text"].strip()  # 4.57 leaves the space before
     assert {row.what for row in rest} <= {f"next: {word!r}" for word in WORDS}
     assert 0 < sum(row.cells["dense"].share for row in rest) <= 1.0001
 
@@ -196,7 +197,7 @@ def test_grey_images_of_a_model_without_a_processor(vit):
         logits = pair.models["pruned"](torch.tensor(pixels / 127.5 - 1, dtype=torch.float32)[None, None]).logits
     expected = dict(zip(LABELS["id2label"].values(), logits[0].softmax(-1).tolist()))
     assert {row.what: row.cells["pruned"].share for row in rows} == pytest.approx(expected, abs=1e-4)
-    assert pair.example().size == (8, 8)
+    assert pair.example().mode == "L"
     with pytest.raises(PruningError, match="must be an image"):
         pair.compare(None)
 

@@ -172,7 +172,8 @@ def _example_image(processor: Any, model: Any) -> Any:
     from sklearn.datasets import load_digits, load_sample_image
 
     if getattr(model.config, "num_channels", 3) == 1:
-        return Image.fromarray((load_digits().images[0] * (255 / 16)).astype(np.uint8))
+        digit = Image.fromarray((load_digits().images[0] * (255 / 16)).astype(np.uint8))
+        return digit.resize((160, 160), Image.Resampling.NEAREST)  # 8 x 8 could hardly be seen
     return Image.fromarray(load_sample_image("flower.jpg"))
 
 
