@@ -72,13 +72,11 @@ def run(
     Examples: [bold]hf-prune run quickstart target.macs=0.25[/],
     [bold]hf-prune run --model my-bert --data reviews.csv --speedup 2[/]
     """
-    if model is None and data is None and recipe is not None:
-        from .commands import run_told
+    from .commands import run_guessed, run_told, wish_of
 
+    if model is None and data is None and recipe is not None:
         run_told(recipe, overrides or [])
         return
-    from .commands import run_guessed, wish_of
-
     told: dict[str, Any] = {"text": text, "image": image, "audio": audio, "label": label, "teacher": teacher}
     budgets = {"macs": macs, "speedup": speedup, "max_drop": max_drop}
     wish = wish_of(model, data, budgets, config=data_config, task=task, output=output, **told)
