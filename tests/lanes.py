@@ -37,7 +37,7 @@ IN_TURNS = (
     "architectures", "attack", "branches", "callback", "card", "checkpoint", "depth", "distillation",
     "distillation_terms", "distillation_trainers", "distributed", "dynamic", "every_score", "evidence", "examples",
     "experts", "export", "export_formats", "export_seq2seq", "fsdp", "guards", "guessing", "hub", "hub_failures",
-    "learned", "never_wrong", "odd_families", "optimizer_steps", "parts", "peft", "plain_saving", "recipes",
+    "learned", "never_wrong", "odd_families", "optimizer_steps", "own_data", "parts", "peft", "plain_saving", "recipes",
     "regularising", "removal", "report", "report_grid", "report_page", "resume", "reversible", "rewinding",
     "search", "sensitivity", "session", "slips", "standalone", "stock", "strangers", "tasks", "train_again",
     "trainer_features", "workflow",
