@@ -145,15 +145,11 @@ def test_milliseconds_are_asked_for(by_width):
 
 @pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
 @pytest.mark.parametrize("build", [build_bert, build_llama])
-def test_a_real_clock_is_read(build, runtime, lane):
+def test_a_real_clock_is_read(build, runtime, lane):  # `lane`: torch's tracer needs other masks on 4.57
     model = build()
     batch = draw_batch(model)
     batch = {**batch, "labels": batch["input_ids"]} if model.config.model_type == "llama" else batch
     target = Target(speedup=1.1, runtime=runtime, length=16)
-    if (build, runtime, lane) == (build_llama, "onnxruntime", "optimum"):  # torch's tracer fails on its masks
-        with pytest.raises(PruningError, match="LlamaForCausalLM cannot be traced .* say runtime='torch'"):
-            prune(model, [HeadPruner(), NeuronPruner()], target=target, data=[batch])
-        return
     report = prune(model, [HeadPruner(), NeuronPruner()], target=target, data=[batch])
     assert report.settings["measured_ms"] > 0
     assert len(list(table.CACHE.glob("*.json"))) == 1  # measured once, then read
