@@ -6,11 +6,22 @@ import itertools
 
 import pytest
 import torch
+import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import build_bert, build_llama, build_vit, draw_batch
 
-from hf_prune import HeadPruner, LayerPruner, NeuronPruner, Pruning, PruningError, Schedule, Target, prune
+from hf_prune import (
+    HeadPruner,
+    LayerPruner,
+    NeuronPruner,
+    Pruning,
+    PruningError,
+    Schedule,
+    Target,
+    find_groups,
+    prune,
+)
 from hf_prune.timing import LatencyTable, Option, choose_widths, stopwatch, table
 
 BOTH = [HeadPruner(min_kept=0), NeuronPruner(min_kept=0)]
@@ -232,6 +243,15 @@ def test_images_are_timed_at_the_size_that_is_asked_for():
     assert watched.dense_ms > 0
     with pytest.raises(PruningError, match="Input image size"):  # this model reads no other: it was asked for it
         stopwatch.Stopwatch(model, stopwatch.Conditions(runtime="torch", image_size=2 * model.config.image_size))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_decoder_without_one_feed_forward_is_timed(family):
+    """Torch's tracer divided by 0 on GPT-2's empty projection, and the whole process ended."""
+    model = zoo.build(family, "causal_lm")
+    groups = find_groups(model)
+    name = next(group.name for group in groups if group.kind == "neuron")
+    assert stopwatch.Stopwatch(model, stopwatch.Conditions(length=8)).ratio(model, groups, {name: []}, 0.05) > 0
 
 
 def test_what_cannot_run_says_so():
