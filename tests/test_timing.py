@@ -254,6 +254,20 @@ def test_a_decoder_without_one_feed_forward_is_timed(family):
     assert stopwatch.Stopwatch(model, stopwatch.Conditions(length=8)).ratio(model, groups, {name: []}, 0.05) > 0
 
 
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
+def test_a_length_beyond_the_positions_is_not_blamed_on_a_runtime(runtime):
+    told = f"does not on 1 x 4096, in {runtime} on cpu. Received: "
+    with pytest.raises(PruningError, match=told) as caught:
+        stopwatch.Stopwatch(build_bert(), stopwatch.Conditions(runtime=runtime, length=4096))
+    assert "say runtime" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["speedup", "latency_ms", "size_mb"])
+def test_no_target_is_infinite(name):
+    with pytest.raises(PruningError, match=f"{name}: Input should be a finite number. Received: inf"):
+        Target(**{name: float("inf")})
+
+
 def test_what_cannot_run_says_so():
     with pytest.raises(PruningError, match="BertForSequenceClassification .* 1 x 4096, in torch on cpu"):
         stopwatch.Stopwatch(build_bert(), stopwatch.Conditions(runtime="torch", length=4096))

@@ -78,7 +78,7 @@ def skip_adapter(layer: nn.Module) -> None:
 
 
 def skip_channels(module: nn.Module) -> None:
-    """Make what nothing is left of run: a convolution, a batch norm, a position bias, or transformers' transposed Linear.
+    """Make what nothing is left of run: convolutions, batch norms, position biases, transformers' transposed Linear.
 
     Torch's kernels refuse the first ones; of the last one torch's tracer ends the process (it divides by 0 to reshape).
     """
