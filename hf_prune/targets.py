@@ -44,9 +44,9 @@ class Target:
 
     macs: float | None = None
     parameters: float | None = None
-    size_mb: float | None = Field(default=None, gt=0)
-    speedup: float | None = Field(default=None, ge=1)
-    latency_ms: float | None = Field(default=None, gt=0)
+    size_mb: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    speedup: float | None = Field(default=None, ge=1, allow_inf_nan=False)
+    latency_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     runtime: Literal["onnxruntime", "torch"] = "onnxruntime"
     device: str = "cpu"
     batch: int = Field(default=1, ge=1)

@@ -222,12 +222,13 @@ def draw_inputs(part: Part, config: Any, names: Sequence[str], batch: int, lengt
 
 def draw_prompt(model: Any, batch: int, length: int) -> dict[str, Tensor]:
     """Return what generation begins with; the second row of a text is padded on the left."""
+    draw = torch.Generator().manual_seed(batch)
     if model.main_input_name == "input_features":
-        return {"input_features": torch.randn(batch, *_shape_of("input_features", model.config))}
+        return {"input_features": torch.randn(batch, *_shape_of("input_features", model.config), generator=draw)}
     mask = torch.ones(batch, length, dtype=torch.long)
     mask[1:2, : length // 3] = 0
     return {
-        "input_ids": torch.randint(1, model.config.get_text_config().vocab_size, mask.shape),
+        "input_ids": torch.randint(1, model.config.get_text_config().vocab_size, mask.shape, generator=draw),
         "attention_mask": mask,
     }
 

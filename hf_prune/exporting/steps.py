@@ -37,7 +37,8 @@ def compare_steps(model: Any, folder: Path, task: str, lane: Lane, bound: Bound)
         run = _OPEN[lane](folder, task)
         for shape in _CHECKED:
             prompt = draw_prompt(model, *shape)
-            tokens = torch.randint(1, model.config.get_text_config(decoder=True).vocab_size, (_TOKENS, shape[0], 1))
+            words, draw = model.config.get_text_config(decoder=True).vocab_size, torch.Generator().manual_seed(0)
+            tokens = torch.randint(1, words, (_TOKENS, shape[0], 1), generator=draw)
             with torch.no_grad():
                 expected = _walk(_in_torch(model), model, prompt, tokens)
             found.append(((_walk(run, model, prompt, tokens) - expected).abs().max(), expected.abs().max()))

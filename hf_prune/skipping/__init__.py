@@ -22,6 +22,7 @@ from .nothing import (
     HandOn,
     NoBias,
     NoChannels,
+    NoEntries,
     Nothing,
     ProjectNothing,
     ProjectZero,
@@ -77,11 +78,16 @@ def skip_adapter(layer: nn.Module) -> None:
 
 
 def skip_channels(module: nn.Module) -> None:
-    """Make a convolution, a batch norm or a position bias of which nothing is left run: torch's kernels refuse to."""
+    """Make what nothing is left of run: convolutions, batch norms, position biases, transformers' transposed Linear.
+
+    Torch's kernels refuse the first ones; of the last one torch's tracer ends the process (it divides by 0 to reshape).
+    """
     if isinstance(module, (*CONVOLUTIONS, nn.modules.batchnorm._BatchNorm)):
         _replace(module, NoChannels(module))
     elif type(module).__name__.endswith("RelativePositionBias"):  # BEiT interpolates it before its attention runs
         _replace(module, NoBias(module))
+    elif type(module).__name__ == "Conv1D":
+        _replace(module, NoEntries(module))
 
 
 def skip_block(core: nn.Module) -> None:

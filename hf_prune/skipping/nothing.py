@@ -86,6 +86,13 @@ class NoChannels(Replacement):
         return hidden.new_zeros(len(hidden), 0, *_sizes(self.module, hidden))
 
 
+class NoEntries(Replacement):
+    """Of a projection that puts nothing out: no entries."""
+
+    def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden[..., :0]
+
+
 class NoBias(Replacement):
     """Of a position bias without heads: none."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -107,7 +108,7 @@ class Stopwatch:
             return _in_onnxruntime(model, told, dtype)
         inputs = random_inputs(model, told.batch, told.length, image_size=told.image_size)
         run = torch_subject(model.to(told.device), inputs, told.batch, told.length).run
-        with torch.inference_mode():
+        with torch.no_grad():
             run()  # what cannot run says so now
         return run
 
@@ -128,6 +129,8 @@ class _Outputs(nn.Module):
 def _in_onnxruntime(model: Any, told: Conditions, dtype: str) -> Run:
     """Return a forward of a graph with these very shapes, traced: 2 seconds where a real export takes 20."""
     inputs = random_inputs(model, told.batch, told.length, image_size=told.image_size)
+    with torch.no_grad():
+        model(**inputs)  # what torch cannot run either says so, and not that it cannot be traced
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         _trace(model, inputs, file)
@@ -144,7 +147,7 @@ def _trace(model: Any, inputs: Mapping[str, Tensor], file: Path) -> None:
             "runtime='torch'. Received: runtime='onnxruntime'"
         )
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), _masks_for_traces(), torch.no_grad():
             wrapped = _Outputs(model, list(inputs)).eval()
             torch.onnx.export(wrapped, tuple(inputs.values()), str(file), input_names=list(inputs), dynamo=False)
     except Exception as error:
@@ -152,3 +155,23 @@ def _trace(model: Any, inputs: Mapping[str, Tensor], file: Path) -> None:
         raise PruningError(
             f"{type(model).__name__} cannot be traced for ONNX Runtime: say runtime='torch'. Received: {reason}"
         ) from error
+
+
+@contextlib.contextmanager
+def _masks_for_traces() -> Iterator[None]:
+    """Make decoders' masks as optimum has them made for its exports: torch's tracer fails on those of 4.57 (vmap)."""
+    try:
+        from optimum.exporters.onnx.model_patcher import eager_mask_without_vmap, sdpa_mask_without_vmap
+        from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as MASKS
+    except ImportError:  # transformers 5 makes masks that can be traced
+        yield
+        return
+    traced = {"sdpa": sdpa_mask_without_vmap, "eager": eager_mask_without_vmap}
+    before = {name: MASKS[name] for name in traced}
+    try:
+        for name, mask in traced.items():
+            MASKS.register(name, mask)
+        yield
+    finally:
+        for name, mask in before.items():
+            MASKS.register(name, mask)
