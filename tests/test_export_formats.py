@@ -55,8 +55,8 @@ def operators(folder: Path) -> list[str]:
 DATA = batches()
 NUMBERS = {
     "fp16": ({"dtype": "fp16"}, 0.02),
-    "dynamic": ({"quantize": "dynamic"}, 0.1),
-    "static": ({"quantize": "static", "data": DATA}, 0.1),
+    "dynamic": ({"quantize": "dynamic"}, 0.25),
+    "static": ({"quantize": "static", "data": DATA}, 0.25),
 }
 
 
