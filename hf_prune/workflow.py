@@ -122,7 +122,8 @@ def prepare(recipe: Recipe) -> Job:
     processor = task.processor(recipe)
     train, evaluation = (task.rows(split, processor, recipe, model) for split in splits)
     job = Job(recipe, model, processor, train, evaluation, task.collator(processor, model))
-    if recipe.target is not None and recipe.target.image_size is None and model.main_input_name == "pixel_values":
+    timed = recipe.target is not None and recipe.target.budget[0] == "time"
+    if timed and recipe.target.image_size is None and model.main_input_name == "pixel_values":
         side = _real_inputs(job, 1)["pixel_values"].shape[-1]  # a config may name another than its processor cuts
         job.recipe = recipe.model_copy(update={"target": replace(recipe.target, image_size=side)})
     return job

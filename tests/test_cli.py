@@ -47,6 +47,7 @@ LISTED = {
     "patterns": ["unstructured"],
     "budgets": ["macs", "time"],
     "guards": [],
+    "regularisations": ["group_lasso", "growing"],
     "evidence": ["gradient", "movement"],
     "pruners": ["heads", "HeadPruner", "unit=branch"],
     "tasks": ["token-classification", "...ForTokenClassification", "f1_macro"],
