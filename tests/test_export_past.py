@@ -94,3 +94,9 @@ def test_what_has_no_past_is_refused(tmp_path: Path, task: str, settings: dict[s
         pytest.importorskip("openvino")
     with pytest.raises(PruningError, match=rule):
         export(build_llama(), tmp_path / "onnx", task=task, **settings)
+
+
+def test_a_classifier_has_no_past(tmp_path: Path) -> None:
+    model = transformers.LlamaForSequenceClassification(build_llama().config)
+    with pytest.raises(UnsupportedModelError, match="Past is for models that generate. Received: LlamaForSequenceCl"):
+        export(model, tmp_path / "onnx", task=PAST)

@@ -121,6 +121,8 @@ def choose_task(model: Any, task: str) -> str:
     if task not in (*TASKS, *generates):
         known = [*TASKS, *generates]
         raise PruningError(f"task must be one of {', '.join(known)}. Received: {task}.{did_you_mean(task, known)}")
+    if task.endswith(PAST) and not model.can_generate():
+        raise UnsupportedModelError(f"Past is for models that generate. Received: {name} for {task}.")
     asked, task = task, task.removesuffix(PAST)
     if model.main_input_name not in AXES or (model.main_input_name == "input_features" and task not in SEQ2SEQ):
         rule = "Only models that read text or images, and Whisper, can be exported so far"

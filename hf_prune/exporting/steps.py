@@ -95,6 +95,7 @@ def _open_optimum(folder: Path, task: str) -> Step:
 
 
 def _open_native(folder: Path, task: str) -> Step:
+    from transformers import DynamicCache
     from transformers.exporters.base import ExportedModel
 
     first, later = (ExportedModel.from_pretrained(folder).runners[name] for name in ("prefill", "decode"))
@@ -103,17 +104,11 @@ def _open_native(folder: Path, task: str) -> Step:
         run = first if past is None else later
         reads = run.metadata.kwargs
         cache = next(name for name in reversed(_CACHES) if name in reads)
-        made = _empty_cache() if past is None else past
-        output = run(**{name: value for name, value in inputs.items() if name in reads}, **{cache: made})
+        read = {name: value for name, value in inputs.items() if name in reads}
+        output = run(**read, **{cache: DynamicCache() if past is None else past})
         return output.logits.clone(), output[cache]
 
     return step
-
-
-def _empty_cache() -> Any:
-    from transformers import DynamicCache
-
-    return DynamicCache()
 
 
 _OPEN: dict[Lane, Callable[[Path, str], Step]] = {"optimum": _open_optimum, "native": _open_native}

@@ -155,8 +155,8 @@ def export(
         if (format, numbers) != ("onnx", "fp32"):
             apart = job.compare(format, numbers, batches)
         if task in ("text-generation", *SEQ2SEQ):
-            told = f"Exported without past key values (task='{task}{PAST}' has them)"
-            show(f"{told}; in optimum, load with use_cache=False.")
+            has = "" if chosen == "native" and task in SEQ2SEQ else f" (task='{task}{PAST}' has them)"
+            show(f"Exported without past key values{has}; in optimum, load with use_cache=False.")
         figures = {**said, "max_difference": apart[0], "atol": apart[1], "size_mb": job.size_mb(format)}
     return Exported(output, chosen, task, **figures, format=format, dtype=numbers, quantize=quantize)
 
