@@ -35,6 +35,7 @@ from .report import Report, environment, measure_pair, random_inputs
 from .rewinding import check_rewinding, rewind
 from .run_folder import RUN, check_run_folder
 from .session import Pruning
+from .targets import Target
 
 SAME = 1e-5  # of the largest logit: a reloaded model computes what the saved one did
 _NAMED = 20  # classes in a message
@@ -122,11 +123,16 @@ def prepare(recipe: Recipe) -> Job:
     processor = task.processor(recipe)
     train, evaluation = (task.rows(split, processor, recipe, model) for split in splits)
     job = Job(recipe, model, processor, train, evaluation, task.collator(processor, model))
-    timed = recipe.target is not None and recipe.target.budget[0] == "time"
-    if timed and recipe.target.image_size is None and model.main_input_name == "pixel_values":
+    target = recipe.target
+    if target is not None and _waits_for_a_size(target) and model.main_input_name == "pixel_values":
         side = _real_inputs(job, 1)["pixel_values"].shape[-1]  # a config may name another than its processor cuts
-        job.recipe = recipe.model_copy(update={"target": replace(recipe.target, image_size=side)})
+        job.recipe = recipe.model_copy(update={"target": replace(target, image_size=side)})
     return job
+
+
+def _waits_for_a_size(target: Target) -> bool:
+    """Whether a target is one of time that does not say how large images are."""
+    return target.budget[0] == "time" and target.image_size is None
 
 
 def _real_inputs(job: Job, batch: int) -> dict[str, Any]:
