@@ -234,12 +234,11 @@ def list_(
 def measure(
     models: Annotated[
         list[str],
-        typer.Argument(
-            metavar="MODEL...", help="Folders or Hub names, the dense one first; ONNX folders; or a run's folder."
-        ),
+        typer.Argument(metavar="MODEL...", help="Folders or Hub names, the dense one first; ONNX folders; or a run."),
     ],
     batch: Annotated[str, typer.Option(metavar="N[,N]...", help="Rows in one forward.")] = "1",
     length: Annotated[str, typer.Option(metavar="N[,N]...", help="Tokens in a row.")] = "128",
+    image_size: Annotated[int | None, typer.Option(min=1, help="Pixels of a side; by default the config's.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of one operator, in every runtime.")] = 1,
     repeats: Annotated[int, typer.Option(min=1, help="Timed forwards of each; the median counts.")] = 20,
     compiled: Annotated[bool, typer.Option("--compile", help="Also time what torch.compile makes of them.")] = False,
@@ -256,7 +255,8 @@ def measure(
     from .measuring import measure_models, numbers_of, told
 
     sizes = {"batches": numbers_of(batch, "--batch"), "lengths": numbers_of(length, "--length")}
-    done = measure_models(models, load, **sizes, threads=threads, repeats=repeats, compiled=compiled, tell=_say)
+    how = {"image_size": image_size, "threads": threads, "repeats": repeats, "compiled": compiled}
+    done = measure_models(models, load, **sizes, **how, tell=_say)
     typer.echo(json.dumps(done.to_dict(), indent=2) if as_json else told(done, threads))
 
 

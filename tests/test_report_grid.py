@@ -9,6 +9,7 @@ import pytest
 import torch
 from models import build_bert, build_vit
 from test_report import write_onnx
+from transformers import Dinov2Config, Dinov2ForImageClassification
 from typer.testing import CliRunner
 
 from hf_prune import PruningError, cli, save_pruned, shrink
@@ -52,6 +53,22 @@ def test_images_have_no_length_and_are_timed_once_for_each_batch():
     grid = measure_grid({"vit": build_vit()}, batches=[1, 2], lengths=[4, 6], repeats=1)
     assert cells(grid) == [("vit", "torch", 1, None), ("vit", "torch", 2, None)]
     assert [one.shape for one in grid.timings] == ["batch of 1", "batch of 2"]
+
+
+def test_images_are_as_large_as_is_asked():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
+    model = Dinov2ForImageClassification(Dinov2Config(**sizes))
+    usual, large = (measure_grid({"it": model}, image_size=side, repeats=1).counted["it"].macs for side in (None, 64))
+    assert large > 3.5 * usual  # 65 tokens instead of 17
+    with pytest.raises(PruningError, match="image_size must be at least 1"):
+        measure_grid({"it": model}, image_size=0)
+
+
+def test_inputs_that_the_model_does_not_take_are_named():
+    with pytest.raises(PruningError, match=r"than pixel_values \(1, \d, 48, 48\).*Input image size"):
+        measure_grid({"vit": build_vit()}, image_size=48)
+    with pytest.raises(PruningError, match=r"than input_ids \(1, 999\)"):
+        measure_grid({"bert": build_bert()}, lengths=[999])
 
 
 def test_figures_that_scatter_are_measured_again_and_marked():

@@ -182,6 +182,7 @@ def test_only_our_own_page_is_replaced(tmp_path):
         write_page([folder], tmp_path)
     assert mine.read_text() == "<html>mine</html>"
     assert write_page([folder])[0] == write_page([folder])[0] == folder / "report.html"
+    assert write_page([folder], tmp_path / "page")[0] == tmp_path / "page.html"
 
 
 def test_the_command(tmp_path):

@@ -48,8 +48,8 @@ def write_page(runs: Sequence[str | Path], output: str | Path | None = None) -> 
 
     Args:
         runs: Folders that `hf-prune run` wrote, at least one; that of `hf-prune search` stands for its trials.
-        output: The file; by default report.html in the run's folder, of several in the current one. The pictures go
-            into a folder of its name with ``_pictures`` behind.
+        output: The file, ``.html`` where it has no suffix; by default report.html in the run's folder, of several in
+            the current one. The pictures go into a folder of its name with ``_pictures`` behind.
 
     Returns:
         The page's path, and those of the pictures.
@@ -63,6 +63,7 @@ def write_page(runs: Sequence[str | Path], output: str | Path | None = None) -> 
     if not runs:
         raise PruningError("A report needs at least one run. Received: none")
     output = Path(output).expanduser() if output else Path(runs[0] if len(runs) == 1 else ".") / "report.html"
+    output = output if output.suffix or output.is_dir() else output.with_name(f"{output.name}.html")
     _check_output(output)
     read = _named([read_run(one) for run in runs for one in runs_in(run)])
     shown = [_shown(run) for run in read]

@@ -16,7 +16,16 @@ from ..errors import PruningError, shown, visible
 from .machine import environment
 from .measurement import Measurement
 from .memory import peak_bytes
-from .subjects import Subject, evaluating, onnx_file, onnx_subject, torch_subject, torch_threads
+from .subjects import (
+    Subject,
+    config_beside,
+    evaluating,
+    onnx_file,
+    onnx_subject,
+    random_inputs,
+    torch_subject,
+    torch_threads,
+)
 from .timing import times_in_turn
 
 logger = logging.getLogger(__name__)
@@ -124,6 +133,7 @@ def measure_grid(
     batches: Sequence[int] = (1,),
     lengths: Sequence[int] = (128,),
     threads: int = 1,
+    image_size: int | None = None,
     repeats: int = 20,
     compiled: bool | str = False,
     tell: Callable[[str], None] = logger.info,
@@ -138,6 +148,8 @@ def measure_grid(
         batches: Rows per forward, each at least 1.
         lengths: Tokens per row, each at least 1; images have none.
         threads: Threads of one operator in every runtime, at least 1.
+        image_size: Pixels of an image's side, at least 1; by default what the model's config says, which may be another
+            size than its processor cuts (DINOv2: 518 and 224).
         repeats: Timed forwards of each in a round.
         compiled: Whether to time what `torch.compile` makes of each model too; a text names its backend.
         tell: Is told what is measured again.
@@ -148,9 +160,10 @@ def measure_grid(
     Example:
         >>> measure_grid({"dense": model}, batches=[1, 8], lengths=[16]).timings  # doctest: +SKIP
     """
-    if min([*batches, *lengths, threads, repeats], default=0) < 1 or not (batches and lengths and models):
-        numbers = f"{[*batches]}, {[*lengths]}, {threads}, {repeats}"
-        raise PruningError(f"batch, length, threads and repeats must be at least 1. Received: {numbers}.")
+    sizes = [*batches, *lengths, threads, repeats, *([] if image_size is None else [image_size])]
+    if min(sizes) < 1 or not (batches and lengths and models):
+        numbers = f"{[*batches]}, {[*lengths]}, {threads}, {repeats}, {image_size}"
+        raise PruningError(f"batch, length, threads, repeats, image_size must be at least 1. Received: {numbers}.")
     grid = Grid(environment=environment())
     with ExitStack() as stack:
         stack.enter_context(torch_threads(threads))
@@ -162,7 +175,10 @@ def measure_grid(
             for cell in cells:
                 if runtime == COMPILED:
                     torch.compiler.reset()  # behind a few shapes it would quietly run eagerly
-                subjects = {name: _subject(runtime, model, *cell, threads, compiled) for name, model in chosen.items()}
+                subjects = {
+                    name: _subject(runtime, model, *cell, image_size, threads, compiled)
+                    for name, model in chosen.items()
+                }
                 _measure_cell(grid, runtime, subjects, models, threads, repeats, tell)
     return grid
 
@@ -175,20 +191,37 @@ def _runtimes(models: Mapping[str, Any], compiled: bool | str) -> Iterator[tuple
     yield from [("onnxruntime", files)] if files else []
 
 
-def _subject(runtime: str, model: Any, batch: int, length: int, threads: int, compiled: bool | str) -> Subject:
-    if runtime == "onnxruntime":
-        return onnx_subject(onnx_file(model), None, batch, length, threads)
-    if runtime == "torch":
-        return torch_subject(model, None, batch, length)
+def _subject(
+    runtime: str, model: Any, batch: int, length: int, image_size: int | None, threads: int, compiled: bool | str
+) -> Subject:
+    source = config_beside(onnx_file(model)) if runtime == "onnxruntime" else model
+    inputs = random_inputs(source, batch, length, image_size=image_size)
+    if runtime != COMPILED:
+        if runtime == "torch":
+            return _tried(torch_subject(model, inputs, batch, length))
+        return _tried(onnx_subject(onnx_file(model), inputs, batch, length, threads))
     try:
         backend = compiled if isinstance(compiled, str) else "inductor"
         made: Any = torch.compile(model, dynamic=False, backend=backend)
-        subject = torch_subject(model, None, batch, length, made)
+        subject = torch_subject(model, inputs, batch, length, made)
         subject.run()
     except Exception as error:  # torch's compilers fail in many ways
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise PruningError(
             f"torch.compile needs a model and a C++ compiler that it can use. Received: {visible(why[:200])}"
+        ) from error
+    return subject
+
+
+def _tried(subject: Subject) -> Subject:
+    try:
+        subject.run()
+    except Exception as error:  # positions that end before the row does, images of another size
+        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in subject.inputs.items())
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise PruningError(
+            f"Models are timed on inputs that they take: other lengths or image sizes are needed than {shapes}. "
+            f"Received: {visible(why[:200])}"
         ) from error
     return subject
 

@@ -218,7 +218,7 @@ def onnx_subject(file: Path, inputs: Inputs | None, batch: int, length: int, thr
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    made = inputs if inputs is not None else random_inputs(_config_beside(file), batch, length)
+    made = inputs if inputs is not None else random_inputs(config_beside(file), batch, length)
     fed = _feed(session, dict(made))
 
     def run() -> object:
@@ -227,7 +227,8 @@ def onnx_subject(file: Path, inputs: Inputs | None, batch: int, length: int, thr
     return Subject("onnxruntime", "cpu", fed, run, wall_clock(run), lambda: _count_onnx(file))
 
 
-def _config_beside(file: Path) -> Any:
+def config_beside(file: Path) -> Any:
+    """Return the config in an ONNX file's folder."""
     from transformers import AutoConfig
 
     if not (file.parent / "config.json").is_file():
