@@ -36,7 +36,11 @@ NOTHING = "not measured"
 
 Record = dict[str, Any]
 
-INTRO = """# All methods
+INTRO = """---
+hide: [toc]
+---
+
+# All methods
 
 <!-- `python benchmarks/methods_page.py` writes this page from the registries and benchmarks/results/methods.json -->
 
@@ -210,11 +214,16 @@ def page(records: list[Record]) -> str:
     """Return the page as it has to be."""
     parts, shown = [INTRO.format(nothing=NOTHING, dense=one_shot("dense", records))], set[str]()
     for title, rows in methods().items():
-        cells = [[f"`{one.name}`", one.what, one.paper, _used(one.use), trained(one.trained, records)] for one in rows]
-        columns = ["method", "what", "paper", "recipe", "trained"]
-        if any(one.one_shot for one in rows):
-            columns, cells = [*columns, "one shot"], [[*c, one_shot(m.one_shot, records)] for c, m in zip(cells, rows)]
-        parts.append(f"## {title}\n\n{_table(columns, cells)}\n")
+        columns = {
+            "method": [f"`{one.name}`" for one in rows],
+            "what": [one.what for one in rows],
+            "trained": [trained(one.trained, records) for one in rows],
+            "one shot": [one_shot(one.one_shot, records) if one.one_shot else "" for one in rows],
+            "paper": [one.paper for one in rows],
+            "recipe": [_used(one.use) for one in rows],
+        }
+        told = {name: column for name, column in columns.items() if any(column)}
+        parts.append(f"## {title}\n\n{_table([*told], [*zip(*told.values())])}\n")
         shown |= {name for one in rows for name in one.trained}
     others = dict.fromkeys(one["method"] for one in records if one["what"] == "training" and one["method"] not in shown)
     if others:
@@ -227,7 +236,7 @@ def _used(use: dict[str, Any] | str) -> str:
     return f"`{text.strip()}`"
 
 
-def _table(columns: list[str], rows: list[list[str]]) -> str:
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *([_cell(text) for text in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

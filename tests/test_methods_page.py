@@ -81,7 +81,7 @@ def test_records_are_put_beside_their_methods():
         for line in page.split("## Scores of single weights")[0].splitlines()
         if (match := re.match(r"\| `(\w+)` ", line))
     }
-    assert rows["l2"].endswith("| 85.00, 0.400, 0.100 (2 seeds) | 81.00, 80.00 |")
-    assert rows["taylor"].endswith("| not measured | not measured |")
+    assert "| 85.00, 0.400, 0.100 (2 seeds) | 81.00, 80.00 |" in rows["l2"]
+    assert "| not measured | not measured |" in rows["taylor"]
     assert page.count("| refused |") == 0  # 'wanda' has no row among scores of units
     assert "| weights, by hand | 80.00, 0.500, 0.100 |" in page
