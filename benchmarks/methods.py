@@ -66,7 +66,7 @@ TRAINING: dict[str, list[str]] = {
     ],
     "units, random": units("random"),
     "units, l2": units("l2"),
-    "units, movement": units("movement"),
+    "units, movement": units("movement", STAYS),
     "units, activation": units("activation"),
     "units, output_norm": units("output_norm"),
     "units, l0": units("l0", LATE),

@@ -33,6 +33,7 @@ from hf_prune.report import (
     measure,
     measure_pair,
     random_inputs,
+    thread_clock,
 )
 from hf_prune.report.display import layer_panels
 
@@ -150,6 +151,11 @@ def test_latency_is_a_median_in_milliseconds():
     waits = iter([0.05, 0.001, 0.2, 0.001, 0.001])  # a slow warm-up and one outlier
     median = compare_latency({"wait": lambda: time.sleep(next(waits))}, repeats=4, warmup=1)["wait"]
     assert 1 <= median < 40
+
+
+def test_a_clock_of_threads_does_not_count_what_others_take():
+    times = compare_latency({"wait": lambda: time.sleep(0.05)}, repeats=3, warmup=1, clock=thread_clock)
+    assert times["wait"] < 10 or time.get_clock_info("thread_time").resolution > 1e-4  # Windows
 
 
 def test_a_pair_is_measured_in_one_go(tmp_path):

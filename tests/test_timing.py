@@ -92,6 +92,26 @@ def test_a_table_of_int8_is_of_models_in_int8(by_width):
     assert numbers["predicted_ms"] == pytest.approx(numbers["measured_ms"], rel=0.05)
 
 
+def test_blocks_that_take_more_than_their_model_are_measured_again(by_width, monkeypatch):
+    """A table that other processes have spoiled would choose at random; and it would be kept."""
+    ratio, asked = stopwatch.Stopwatch.ratio, []
+
+    def spoiled(self, model, groups, kept, seconds=0.4):
+        asked.append(kept)
+        return ratio(self, model, groups, kept, seconds) * (0.1 if len(asked) <= until else 1)
+
+    monkeypatch.setattr(stopwatch.Stopwatch, "ratio", spoiled)
+    told = {"target": Target(speedup=1.2, **TORCH), "data": [draw_batch(build_bert())]}
+    until = 9
+    assert prune(build_bert(), BOTH, **told).settings["measured_ms"] > 0
+    assert len(asked) > 2 * 9
+    next(table.CACHE.glob("*.json")).unlink()
+    until = 10**6
+    with pytest.raises(PruningError, match=r"keeps its pace.*Received: blocks that seem to take \d+%"):
+        prune(build_bert(), BOTH, **told)
+    assert not list(table.CACHE.glob("*.json"))
+
+
 def test_a_table_that_was_wrong_is_corrected(by_width, monkeypatch):
     """Nothing of a wrong table's scale reaches the model: what it would be is measured."""
     right = table.measured_table

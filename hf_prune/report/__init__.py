@@ -15,7 +15,7 @@ from .grid import Grid, Timing, measure_grid
 from .machine import environment
 from .measurement import Measurement, count, measure, measure_pair
 from .subjects import onnx_subject, random_inputs, torch_subject, torch_threads
-from .timing import compare_latency
+from .timing import compare_latency, thread_clock, wall_clock
 
 __all__ = [
     "Grid",
@@ -31,8 +31,10 @@ __all__ = [
     "measure_pair",
     "onnx_subject",
     "random_inputs",
+    "thread_clock",
     "torch_subject",
     "torch_threads",
+    "wall_clock",
 ]
 
 

@@ -16,7 +16,15 @@ from ..errors import PruningError
 from ..exporting import keep_sums_apart, quiet, to_int8
 from ..plan import close_kept
 from ..removal import cut
-from ..report import compare_latency, onnx_subject, random_inputs, torch_subject, torch_threads
+from ..report import (
+    compare_latency,
+    onnx_subject,
+    random_inputs,
+    thread_clock,
+    torch_subject,
+    torch_threads,
+    wall_clock,
+)
 from ..settings import settings
 from ..skipping import plain_copy
 from ..structure import Group, Kept
@@ -81,10 +89,12 @@ class Stopwatch:
         return times["smaller"] / times["dense"]
 
     def _time(self, runs: Mapping[str, Run], seconds: float) -> dict[str, float]:
-        with torch_threads(self.conditions.threads), torch.inference_mode():
-            once = compare_latency(runs, repeats=3, warmup=2)
+        told = self.conditions
+        clock = thread_clock if (told.threads, told.device) == (1, "cpu") else wall_clock
+        with torch_threads(told.threads), torch.inference_mode():
+            once = compare_latency(runs, repeats=3, warmup=2, clock=clock)
             rounds = int(min(max(1000 * seconds / sum(once.values()), _ROUNDS[0]), _ROUNDS[1]))
-            return compare_latency(runs, repeats=rounds, warmup=1)
+            return compare_latency(runs, repeats=rounds, warmup=1, clock=clock)
 
     def _prepare(self, model: Any, dtype: str) -> Run:
         try:
