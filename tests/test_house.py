@@ -379,3 +379,15 @@ def test_examples_in_documents_parse_and_use_public_names(block):
     nodes = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.ImportFrom)]
     names = {alias.name for node in nodes if node.module == "hf_prune" for alias in node.names}
     assert names <= set(hf_prune.__all__)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_rows_of_tables_have_as_many_cells_as_their_rule(path):
+    width = None
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for line, below in zip(lines, [*lines[1:], ""], strict=True):
+        cells = len(re.findall(r"(?<!\\)\|", line))
+        if re.fullmatch(r"\|(?:[-:]+\|)+", below):
+            width = below.count("|")
+        width = width if line.startswith("|") else None
+        assert width in (None, cells), line[:80]
