@@ -7,6 +7,7 @@ import random
 import re
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import transformers
@@ -50,8 +51,6 @@ DRAW = random.Random(0)
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
-    import datasets
-
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
@@ -355,3 +354,50 @@ def test_a_model_of_regression_gets_its_metrics_for_whole_numbers_too(tmp_path):
     model = save(tmp_path / "stars", "BertForSequenceClassification", num_labels=1)
     data = write(tmp_path / "stars.csv", [{"text": "good film", "stars": 1 + n % 5} for n in range(10)])
     assert guess(Wish(model, data)).recipe.metrics == ["pearsonr", "spearmanr"]
+
+
+def reasons(wish: Wish) -> dict[str, tuple[str, str]]:
+    return {key: (value, why) for key, value, why in guess(wish).reasons}
+
+
+def test_reasons_name_the_classes_the_columns_left_out_and_who_chose_the_target(tmp_path):
+    model, data = classes(tmp_path)
+    told = reasons(Wish(model, data))
+    assert told["metrics"][1] == "labels are 2 classes: 'neg', 'pos'"
+    assert told["columns left out"] == ("id", "text-classification reads the others")
+    assert told["target"][1] == "--macs, --speedup and --max-drop say another"
+    assert reasons(Wish(model, data, target={"macs": 0.3}))["target"][1] == "you say so"
+    floats = write(tmp_path / "floats.csv", [{"text": "good film", "stars": 1.0 + n % 5} for n in range(10)])
+    assert "written as whole numbers, 4 for 4.0, they would be classes" in reasons(Wish(model, floats))["metrics"][1]
+
+
+def test_splits_that_begin_like_validation_are_evaluated_on_and_others_are_named(tmp_path):
+    model, _ = classes(tmp_path)
+    rows = datasets.Dataset.from_list([{"text": "good film", "label": n % 2} for n in range(12)])
+    for name, expected in (("validation_matched", "validation_matched"), ("holdout", None)):
+        datasets.DatasetDict({"train": rows, name: rows}).save_to_disk(str(tmp_path / name))
+        told = reasons(Wish(model, str(tmp_path / name)))
+        if expected:
+            assert told["data.evaluation"][0] == expected
+        else:
+            assert told["data.test_size"][1].startswith("of holdout none is called validation, valid, val")
+
+
+def test_texts_that_most_rows_have_alone_are_no_classes(tmp_path):
+    model = save(tmp_path / "bert", "BertForSequenceClassification")
+    rows = [{"question": f"film {n}", "context": f"good film {n}", "answer": f"play {n}"} for n in range(20)]
+    with pytest.raises(PruningError, match="must name what a task reads: it is not found"):
+        guess(Wish(model, write(tmp_path / "flat.csv", rows)))
+    kinds = [{**row, "kind": ("long", "short")[n % 2]} for n, row in enumerate(rows)]
+    assert guess(Wish(model, write(tmp_path / "kinds.csv", kinds))).recipe.data.label == "kind"
+
+
+def test_rows_of_rows_are_named_with_the_way_out(tmp_path):
+    model, _ = language(tmp_path)
+    chat = [{"messages": [{"role": "user", "content": "good film"}]} for _ in range(8)]
+    with pytest.raises(PruningError, match=r"Column 'messages' holds lists of \{role, content\}: write a file"):
+        guess(Wish(model, write(tmp_path / "chat.jsonl", chat)))
+    squad = tmp_path / "squad.json"
+    squad.write_text(json.dumps({"version": "1.1", "data": [{"title": "film", "paragraphs": []}]}))
+    with pytest.raises(PruningError, match=r"must hold several rows. Column 'data' .*Received: one, with the columns"):
+        guess(Wish(model, str(squad)))

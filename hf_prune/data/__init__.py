@@ -14,7 +14,7 @@ from .rows import (
 )
 from .settings import DataSettings
 from .sounds import is_audio, prepare_sounds, prepare_speech
-from .sources import DIGITS, SPLITS, files_alone, headless, load_source
+from .sources import DIGITS, SPLITS, evaluation_splits, files_alone, headless, load_source
 from .splits import Splits, data_revision, load_rows, load_split
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Splits",
     "data_revision",
     "element",
+    "evaluation_splits",
     "files_alone",
     "headless",
     "holds_images",

@@ -82,6 +82,13 @@ def files_alone(dataset: Any) -> str:
     )
 
 
+def evaluation_splits(splits: Iterable[str]) -> list[str]:
+    """Return the splits that are called, or whose names begin, as one to evaluate on: ``validation_matched`` too."""
+    found = [name for usual in SPLITS[1:] for name in splits if name.startswith(usual)]
+    exact = [usual for usual in SPLITS[1:] if usual in found]
+    return list(dict.fromkeys([*exact, *found]))
+
+
 def _as_list(paths: str | list[str]) -> list[str]:
     return [paths] if isinstance(paths, str) else paths
 

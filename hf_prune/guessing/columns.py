@@ -125,6 +125,13 @@ def _may_be_label(asked: Asked, column: str) -> bool:
     return _is_number(asked.rows.features[column]) and (counts or len(asked.rows.unique(column)) < len(asked.rows))
 
 
+def _names_of_classes(asked: Asked, but: Sequence[str] = ()) -> str | None:
+    """Return the column of text with the fewest different values; none where most rows have their own: no classes."""
+    counts = {one: len(asked.rows.unique(one)) for one in asked.of(_is_text) if one not in but}
+    found = min(counts, key=lambda one: counts[one], default=None)
+    return found if found is not None and 2 * counts[found] <= len(asked.rows) else None
+
+
 def _texts(asked: Asked, label: str | list[str] | None) -> str | list[str] | None:
     if asked.text:
         return asked.text[0] if len(asked.text) == 1 else asked.text
@@ -135,16 +142,15 @@ def _texts(asked: Asked, label: str | list[str] | None) -> str | list[str] | Non
 def _text_and_label(asked: Asked) -> Columns | None:
     label = _label(asked, asked.text)
     text = _texts(asked, label)
-    if text is not None and label is None:  # two columns of text: the one with the fewer different values
-        label = next((one for one in asked.of(_is_text) if one not in (text, *asked.text)), None)
+    if text is not None and label is None:
+        label = _names_of_classes(asked, [text] if isinstance(text, str) else text)
     return None if text is None or label is None else {"text": text, "label": label}
 
 
 def _image_and_label(asked: Asked) -> Columns | None:
     image = asked.image or next(iter(asked.of(_is_image)), None)
     label = _label(asked, [image or ""])
-    if label is None:
-        label = next((one for one in asked.of(_is_text)), None)
+    label = label or _names_of_classes(asked)
     return None if image is None or label is None else {"image": image, "label": label}
 
 
@@ -205,6 +211,12 @@ def _two_texts(asked: Asked) -> Columns | None:
 def _one_text(asked: Asked) -> Columns | None:
     text = asked.text[0] if asked.text else longest_text(asked)
     return None if text is None else {"text": text}
+
+
+def unread(rows: Any, columns: Mapping[str, Any]) -> list[str]:
+    """Return the columns that a task does not read."""
+    read = {one for several in columns.values() for one in _as_list(several)}
+    return [name for name in rows.column_names if name not in read]
 
 
 def can_evaluate(rows: Any, train: Any, columns: Mapping[str, Any]) -> bool:

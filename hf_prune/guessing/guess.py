@@ -18,10 +18,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SPEECH_SEQ_2_SEQ_MA
 
 from ..architectures import find_groups
 from ..data import (
-    SPLITS,
     DataSettings,
-    element,
-    files_alone,
+    evaluation_splits,
     headless,
     is_listed,
     label_count,
@@ -37,7 +35,8 @@ from ..recipe import METRICS_OF, Recipe, recipe_of
 from ..recipe_tasks import RECIPE_TASKS, RecipeTask
 from ..similarity import modules_folder
 from ..tables import aligned
-from .columns import FINDERS, Asked, can_evaluate, is_whole_score
+from .columns import FINDERS, Asked, can_evaluate, is_whole_score, unread
+from .wording import labels_told, not_found, single_row, splits_told, target_told
 
 _HELD_OUT = 0.2
 _STEPS, _FEWEST, _MOST = 600, 2, 20  # optimizer steps that pruning wants; epochs at least and at most
@@ -166,17 +165,19 @@ class _Guesser:
     # data
     def _train(self) -> str:
         train = "train" if "train" in self.splits else next(iter(self.splits))
+        if len(self.splits[train]) == 1:
+            raise PruningError(single_row(self.splits[train]))
         self.say("data.train", train, f"{len(self.splits[train]):,} rows")
         return train
 
     def _evaluation(self, train: str, columns: Mapping[str, Any]) -> dict[str, Any]:
         """Return what is evaluated on: the first split whose rows have what the task reads, or a part of training."""
-        others = [name for name in SPLITS if name in self.splits and name != train]
+        others = [name for name in evaluation_splits(self.splits) if name != train]
         useful = [name for name in others if can_evaluate(self.splits[name], self.splits[train], columns)]
         if useful:
             self.say("data.evaluation", useful[0], f"{len(self.splits[useful[0]]):,} rows")
             return {"evaluation": useful[:1]}
-        why = f"{', '.join(others)} has no labels, or other columns" if others else "there is one split"
+        why = splits_told(others, [name for name in self.splits if name != train])
         self.say("data.test_size", _HELD_OUT, f"{why}: a part of {train} is held out, the same in every run")
         return {"test_size": _HELD_OUT}
 
@@ -186,18 +187,15 @@ class _Guesser:
         found = {name: columns for name, columns in tried.items() if self._fits(columns)}
         self._check_header(rows, next(iter(found.values()), {}))
         if not found:
-            there = ", ".join(f"{name} ({_told(kind)})" for name, kind in rows.features.items())
-            hint = files_alone(rows)
-            raise PruningError(
-                f"--text, --image, --audio or --label must name what {self.wish.task or 'a task'} reads: it is not "
-                f"found. {hint and hint + '. '}Received columns: {there}"
-            )
+            raise PruningError(not_found(self.wish.task, rows))
         name, columns = next(iter(found.items()))
         if name != self.own and "sentence-similarity" in found and is_whole_score(asked, columns):
             name, columns = "sentence-similarity", found["sentence-similarity"]
         self.say("task", name, self._why(name))
         for key, value in columns.items():
             self.say(f"data.{key}", value, "you say so" if getattr(self.wish, key) else "by its name and type")
+        if left := unread(rows, columns):
+            self.say("columns left out", left, f"{name} reads the others")
         return name, columns
 
     def _check_header(self, rows: Any, columns: Mapping[str, Any]) -> None:
@@ -309,7 +307,7 @@ class _Guesser:
         if {"speedup", "latency_ms"} & set(told):
             told["length"] = data.get("max_length", 128)
             told["runtime"] = "onnxruntime" if find_spec("onnxruntime") else "torch"
-        self.say("target", ", ".join(f"{key}={value}" for key, value in told.items()), "you say so")
+        self.say("target", ", ".join(f"{key}={value}" for key, value in told.items()), target_told(told))
         return told
 
     # the rest
@@ -333,9 +331,7 @@ class _Guesser:
             metrics = ["pearsonr", "spearmanr"]
         else:
             metrics = ["accuracy"]
-        kind = f"{len(names)} classes" if names else _told(feature)
-        kind += " (regression; whole numbers would be classes)" if "float" in kind else ""
-        self.say("metrics", metrics, f"labels are {kind}{', several a row' if is_listed(feature) else ''}")
+        self.say("metrics", metrics, labels_told(names, feature))
         return {"metrics": metrics}
 
     def _is_regression(self, name: str) -> bool:
@@ -388,10 +384,6 @@ def _knows_languages(model: str) -> bool:
         return bool(getattr(GenerationConfig.from_pretrained(model), "is_multilingual", False))
     except (OSError, ValueError):
         return False
-
-
-def _told(feature: Any) -> str:
-    return str(getattr(element(feature), "dtype", None) or type(feature).__name__)
 
 
 def _name_of(wish: Wish) -> str:
