@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -27,6 +28,7 @@ from transformers import (
     DataCollatorForSeq2Seq,
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
     Seq2SeqTrainer,
     Trainer,
     default_data_collator,
@@ -98,6 +100,19 @@ def _tokenizer(recipe: Recipe) -> Any:
         raise CheckpointError(
             f"The tokenizer's files must not be nested so deeply. Received: '{recipe.model.name}'"
         ) from None
+
+
+def read_by(model: Any, processor: Any) -> Any:
+    """Return the processor, whose tokenizer makes only what the model reads.
+
+    One that somebody has trained makes ``token_type_ids`` whatever its model is, and T5 refuses them.
+    """
+    reads = inspect.signature(type(model).forward).parameters
+    for one in (processor, getattr(processor, "tokenizer", None)):
+        names = getattr(one, "model_input_names", None) or []
+        if isinstance(one, PreTrainedTokenizerBase) and "input_ids" in reads:
+            one.model_input_names = [name for name in names if name in reads]
+    return processor
 
 
 def _padding_tokenizer(recipe: Recipe) -> Any:

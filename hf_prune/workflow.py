@@ -30,7 +30,7 @@ from .job import Job, batches_of, evaluate, evaluate_graph, metrics_of, steps_of
 from .labels import Classes, fit_classes
 from .plan import annotate, read_block
 from .recipe import Recipe, load_recipe
-from .recipe_tasks import RECIPE_TASKS, dense_config, dense_model, saved_model
+from .recipe_tasks import RECIPE_TASKS, dense_config, dense_model, read_by, saved_model
 from .report import Report, environment, measure_pair, random_inputs
 from .rewinding import check_rewinding, rewind
 from .run_folder import RUN, check_run_folder
@@ -120,7 +120,7 @@ def prepare(recipe: Recipe) -> Job:
     splits = load_split(recipe.data, fit if task.has_classes else None, task.labels)
     options = _class_options(recipe, splits, fitted[0]) if fitted else task.options
     model = dense_model(recipe, task.auto_class, options)
-    processor = task.processor(recipe)
+    processor = read_by(model, task.processor(recipe))
     train, evaluation = (task.rows(split, processor, recipe, model) for split in splits)
     job = Job(recipe, model, processor, train, evaluation, task.collator(processor, model))
     target = recipe.target

@@ -143,6 +143,8 @@ def answers(home):
 
 def written(home):
     model = save(home / "t5", "T5ForConditionalGeneration", "T5Config", decoder_start_token_id=0)
+    strange = ["input_ids", "token_type_ids", "attention_mask"]  # as one's own tokenizer says; T5 has no segments
+    transformers.AutoTokenizer.from_pretrained(model, model_input_names=strange).save_pretrained(model)
     rows = [{"document": " ".join(one), "summary": " ".join(one[:2])} for one in (sentence() for _ in range(40))]
     return model, write(home / "news.jsonl", rows)
 
