@@ -31,7 +31,7 @@ from .labels import Classes, fit_classes
 from .plan import annotate, read_block
 from .recipe import Recipe, load_recipe
 from .recipe_tasks import RECIPE_TASKS, dense_config, dense_model, read_by, saved_model
-from .report import Report, environment, measure_pair, random_inputs
+from .report import Report, check_reads, environment, evaluating, measure_pair, random_inputs, torch_subject
 from .rewinding import check_rewinding, rewind
 from .run_folder import RUN, check_run_folder
 from .session import Pruning
@@ -170,6 +170,9 @@ def check_settings(job: Job) -> None:
     metrics_of(job, job.model)
     if recipe.exports:
         check_exportable(job.model)
+    if job.model.main_input_name == "input_ids":  # as in `measure_both`, which comes behind the training
+        with evaluating(job.model):
+            check_reads(torch_subject(job.model, None, recipe.measure.batch, recipe.measure.length), "measure.length")
     check_run_folder(job.output)
 
 

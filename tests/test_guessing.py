@@ -403,3 +403,12 @@ def test_rows_of_rows_are_named_with_the_way_out(tmp_path):
     squad.write_text(json.dumps({"version": "1.1", "data": [{"title": "film", "paragraphs": []}]}))
     with pytest.raises(PruningError, match=r"must hold several rows. Column 'data' .*Received: one, with the columns"):
         guess(Wish(model, str(squad)))
+
+
+def test_a_length_that_the_model_cannot_read_is_refused_before_training(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = guess(Wish(*classes(tmp_path))).recipe
+    with pytest.raises(
+        PruningError, match=r"measure.length must be one that the model reads.*Received: input_ids \(1, 64\)"
+    ):
+        workflow.validate(recipe, ["measure.length=64"])

@@ -14,7 +14,7 @@ from .figures import Figures
 from .grid import Grid, Timing, measure_grid
 from .machine import environment
 from .measurement import Measurement, count, measure, measure_pair
-from .subjects import onnx_subject, random_inputs, torch_subject, torch_threads
+from .subjects import check_reads, evaluating, onnx_subject, random_inputs, torch_subject, torch_threads
 from .timing import compare_latency, thread_clock, wall_clock
 
 __all__ = [
@@ -22,9 +22,11 @@ __all__ = [
     "Measurement",
     "Report",
     "Timing",
+    "check_reads",
     "compare_latency",
     "count",
     "environment",
+    "evaluating",
     "export_rows",
     "measure",
     "measure_grid",

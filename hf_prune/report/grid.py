@@ -18,6 +18,7 @@ from .measurement import Measurement
 from .memory import peak_bytes
 from .subjects import (
     Subject,
+    check_reads,
     config_beside,
     evaluating,
     onnx_file,
@@ -179,6 +180,8 @@ def measure_grid(
                     name: _subject(runtime, model, *cell, image_size, threads, compiled)
                     for name, model in chosen.items()
                 }
+                for name, subject in subjects.items():
+                    check_reads(subject, f"{name}: its input")
                 _measure_cell(grid, runtime, subjects, models, threads, repeats, tell)
     return grid
 
@@ -198,8 +201,8 @@ def _subject(
     inputs = random_inputs(source, batch, length, image_size=image_size)
     if runtime != COMPILED:
         if runtime == "torch":
-            return _tried(torch_subject(model, inputs, batch, length))
-        return _tried(onnx_subject(onnx_file(model), inputs, batch, length, threads))
+            return torch_subject(model, inputs, batch, length)
+        return onnx_subject(onnx_file(model), inputs, batch, length, threads)
     try:
         backend = compiled if isinstance(compiled, str) else "inductor"
         made: Any = torch.compile(model, dynamic=False, backend=backend)
@@ -209,19 +212,6 @@ def _subject(
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise PruningError(
             f"torch.compile needs a model and a C++ compiler that it can use. Received: {visible(why[:200])}"
-        ) from error
-    return subject
-
-
-def _tried(subject: Subject) -> Subject:
-    try:
-        subject.run()
-    except Exception as error:  # positions that end before the row does, images of another size
-        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in subject.inputs.items())
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise PruningError(
-            f"Models are timed on inputs that they take: other lengths or image sizes are needed than {shapes}. "
-            f"Received: {visible(why[:200])}"
         ) from error
     return subject
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..architectures import prunable_macs
-from ..errors import PruningError, UnsupportedModelError
+from ..errors import PruningError, UnsupportedModelError, visible
 from ..sharding import local, whole
 from ..structure import Group, live_shapes, matrix_entries
 from .timing import Clock, event_clock, wall_clock
@@ -49,6 +49,27 @@ class Subject:
         """Rows, and tokens in a row; ``None`` where the inputs are not text."""
         text = self.inputs.get("input_ids")
         return {"batch": len(next(iter(self.inputs.values()))), "length": None if text is None else text.shape[1]}
+
+
+def check_reads(subject: Subject, what: str) -> None:
+    """Run a model once on what it is to be timed on: tables of positions end somewhere, images have one size.
+
+    Args:
+        subject: The model.
+        what: What the error calls it.
+
+    Raises:
+        PruningError: It cannot; torch and ONNX Runtime say so in types and words of their own.
+    """
+    try:
+        subject.run()
+    except Exception as error:
+        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in subject.inputs.items())
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise PruningError(
+            f"{what} must be one that the model reads: no longer than its table of positions, images of its size. "
+            f"Received: {shapes} ({visible(why[:200])})"
+        ) from error
 
 
 @contextmanager
