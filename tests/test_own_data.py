@@ -415,3 +415,40 @@ def test_a_category_of_pandas_is_a_class(tmp_path):
     frame.to_parquet(tmp_path / "train.parquet")
     train, _ = load_split(DataSettings(name=str(tmp_path), text="text", test_size=0.5), new_head)
     assert label_names(train) == ["neg", "pos"]
+
+
+def pictures(folder: Path, *names: str) -> str:
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(folder / name)
+    return str(folder)
+
+
+def test_only_whole_names_of_folders_are_splits(tmp_path):
+    names = ["cat/1.png", "cat/my test.png", "dog/3.png", "test strips/4.png", "test strips/val_5.png"]
+    found = load_source(DataSettings(name=pictures(tmp_path / "pets [1]", *names)))
+    assert [*found] == ["train"]
+    assert sorted(found["train"]["label"][:]) == ["cat", "cat", "dog", "test strips", "test strips"]
+
+
+def test_pictures_of_a_public_test_set_have_no_class(tmp_path):
+    names = ["train/cat/1.png", "train/dog/2.png", "test/a.png", "test/b.png"]
+    found = load_source(DataSettings(name=pictures(tmp_path / "pets", *names)))
+    assert found["train"]["label"][:] == ["cat", "dog"]
+    assert found["test"].column_names == ["image"]
+
+
+def test_classes_that_are_called_like_splits_are_refused(tmp_path):
+    images = pictures(tmp_path / "images", "train/1.png", "test/2.png", "dogs/3.png")
+    for number, name in enumerate(("train", "test", "dogs")):
+        write_sound(tmp_path / "sounds" / name / f"{number}.wav", "ab")
+    for folder in (images, str(tmp_path / "sounds")):
+        with pytest.raises(PruningError, match=r"a folder that is called test or train is a split, and must have a"):
+            load_source(DataSettings(name=folder))
+
+
+def test_folders_of_pictures_are_no_numbers_of_a_model_without_names(tmp_path):
+    sizes = {"image_size": 8, "patch_size": 4}
+    model = save(tmp_path / "vit", "ViTForImageClassification", "ViTConfig", **sizes)
+    data = pictures(tmp_path / "pets", *(f"{('cat', 'dog')[n % 2]}/{n}.png" for n in range(10)))
+    assert guess(Wish(model, data)).recipe.dense is not None

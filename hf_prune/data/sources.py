@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from .sounds import METADATA, find_sounds, rows_of_sounds, with_metadata, withou
 
 DIGITS = "digits"  # the data set inside scikit-learn: 1797 images of 8 x 8
 _FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".txt": "text"}
+_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 SPLITS = ("train", "validation", "valid", "val", "dev", "eval", "test")  # what files and splits are usually called
 _HELP = {  # what `datasets` and pandas say, and what that means
     "Error tokenizing data": 'a text with the separator in it, or with a line break, stands in "quotes"',
@@ -132,7 +134,7 @@ def _load_folder(folder: Path, wanted: list[str] | None) -> Any:
     by_split = {path.name.split(".")[0]: path for path in sorted(folder.iterdir()) if _format(path) and path.is_file()}
     wanted = [name for name in by_split if name in SPLITS] if wanted is None else wanted
     if not set(wanted) & set(by_split):
-        return _load_sounds(folder) or _load_others(folder, [*wanted, "train"][0])
+        return _load_sounds(folder) or _load_images(folder) or _load_others(folder, [*wanted, "train"][0])
     for split in wanted:
         if split not in by_split:
             raise missing(f"data.name: folder '{folder}' has no file for split '{split}'", split, by_split)
@@ -166,13 +168,65 @@ def _load_sounds(folder: Path) -> dict[str, Any]:
 
     `datasets` wants torchcodec for such folders, only to note their names.
     """
-    places = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and path.name in SPLITS}
-    if places and any((folder / name).is_file() for name in METADATA):  # one file for all splits
+    if not find_sounds(folder):
+        return {}
+    places = _split_folders(folder)
+    if places and _has_metadata(folder):  # one file for all splits
         whole = _sounds_of(folder)
         inside = [Path(one["path"]).relative_to(folder.absolute()).parts[0] for one in whole["audio"][:]]
         return {split: whole.select([at for at, one in enumerate(inside) if one == split]) for split in places}
     found = {split: _sounds_of(place) for split, place in (places or {"train": folder}).items()}
     return {split: rows for split, rows in found.items() if rows is not None}
+
+
+def _load_images(folder: Path) -> dict[str, Any] | None:
+    """Read a folder of images, or one for each split; one metadata for all splits is left to `datasets`.
+
+    `datasets` alone would take ``cat/my test.png`` for a split, and leave out all that is not in one.
+    """
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    rows = any(_format(path) for path in files if path.name not in METADATA)
+    if rows or not any(path.suffix.lower() in _IMAGES for path in files):
+        return None
+    places = _split_folders(folder)
+    if places and _has_metadata(folder):
+        return None
+    # one call a split, as that for a public test set may have no classes; brackets mean something in a pattern
+    patterns = {split: f"{escape(str(place))}/**" for split, place in (places or {"train": folder}).items()}
+    return {
+        split: _by_folder(_call_datasets("data.name", "imagefolder", data_files={split: pattern})[split])
+        for split, pattern in patterns.items()
+    }
+
+
+def _by_folder(rows: Any) -> Any:
+    """Return images with the names of their folders for labels: the numbers are only the order of the alphabet."""
+    names = getattr(rows.features.get("label"), "names", None)
+    if names is None:
+        return rows
+    labels = [names[number] for number in rows["label"][:]]
+    return rows.remove_columns(["label"]).add_column("label", labels)
+
+
+def _split_folders(folder: Path) -> dict[str, Path]:
+    """Return the folders that are called as splits are.
+
+    Raises:
+        PruningError: They hold files alone: of which class each is, nothing says.
+    """
+    places = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and path.name in SPLITS}
+    told = [one for one in (folder, *places.values()) if _has_metadata(one)]
+    if places and not told and not any(path.is_dir() for place in places.values() for path in place.iterdir()):
+        raise PruningError(
+            f"data.name: a folder that is called {' or '.join(places)} is a split, and must have a folder for each "
+            "class, or a metadata.csv; where it is a class, give it another name, such as test_class. "
+            f"Received: '{folder}', where {', '.join(places)} hold files alone"
+        )
+    return places
+
+
+def _has_metadata(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in METADATA)
 
 
 def _sounds_of(folder: Path) -> Any:
