@@ -388,6 +388,8 @@ def test_files_without_labels_are_told_how_they_get_some(ears, tmp_path):
     names = write(tmp_path / "names.csv", [{"file": "0.wav", "label": n % 2} for n in range(4)])
     with pytest.raises(PruningError, match=r"data.audio: column 'file' .* column file_name has these names"):
         load_split(DataSettings(name=names, audio="file", test_size=0.5))
+    with pytest.raises(PruningError, match=r"data.text: column 'file' .*file_name has these names.*'0.wav'"):
+        guess(Wish(ears, names))  # nobody has said that these are sounds
 
 
 def test_sounds_may_be_named_on_the_command_line(ears, tmp_path, monkeypatch):

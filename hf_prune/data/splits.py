@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import PruningError
+from ..errors import PruningError, shown
 from ..files import sha256_of
 from ..labels import Classes
 from .classes import (
@@ -25,6 +25,9 @@ from .classes import (
 )
 from .settings import DataSettings
 from .sources import files_alone, headless, hold_out, load_source, local_files, missing
+
+_LOOKED_AT = 50  # rows
+_FILE = re.compile(r"\S.*\.(wav|flac|ogg|opus|mp3|m4a|aiff|au|png|jpe?g|bmp|gif|webp|tiff?)\s*", re.IGNORECASE)
 
 
 class Splits(NamedTuple):
@@ -189,13 +192,19 @@ def _check_column(dataset: Any, split: str, key: str, column: str, labels: Label
         raise PruningError(f"{which} must hold text. Received: {told}.")
     if key == "label" and labels in ("classes", "list") and not re.search("int|float|bool|string", dtype):
         raise PruningError(f"{which} must hold names of classes, or numbers. Received: {told}.")
-    if key in ("audio", "image") and "string" in dtype:
+    if "string" in dtype and (key in ("audio", "image") or (key == "text" and _holds_names(dataset, column))):
         raise PruningError(
             f"{which} must hold what files hold, not their names: give --data a folder with the files and a "
-            f"metadata.csv, whose column file_name has these names. Received: {told}."
+            f"metadata.csv, whose column file_name has these names. Received: {told}, {shown(dataset[column][0])}."
         )
     if key == "audio" and type(kind).__name__ != "Audio":
         raise PruningError(f"{which} must hold sounds. Received: {told}.")
+
+
+def _holds_names(dataset: Any, column: str) -> bool:
+    """Whether texts are all names of files with sounds or images: no model is to learn from these."""
+    values = dataset[column][:_LOOKED_AT]
+    return all(isinstance(value, str) and _FILE.fullmatch(value) for value in values)
 
 
 def _used(dataset: Any, settings: DataSettings, *, labelled: bool) -> Any:
