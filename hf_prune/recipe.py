@@ -70,7 +70,8 @@ class ModelSettings(RecipeSettings):
     def _one_source(self) -> ModelSettings:
         if (self.name is None) == (self.config is None):
             raise ValueError(
-                f"give either name or config. Received: name={shown(self.name)}, config={shown(self.config)}"
+                "give either name, of a model that is there, or config, of a new one; classes are those of the data. "
+                f"Received: name={shown(self.name)}, config={shown(self.config)}"
             )
         return self
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import yaml
@@ -116,11 +116,24 @@ def _explain_one(
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         names = list(known_at(path[:-1])) if known_at else known
         hint = did_you_mean(key.rpartition(".")[2], names)
-        return Problem(None, f"unknown key '{key}'.{hint} Known: {', '.join(names)}")
+        return Problem(
+            None, f"unknown key '{key}'.{_nested(visible(str(path[-1])[:80]), names) or hint} Known: {', '.join(names)}"
+        )
+    if problem["type"] in ("model_type", "dataclass_type") and known_at and (names := list(known_at(path))):
+        return Problem(key, f"must be a mapping with keys of {', '.join(names)}. Received: {shown(problem['input'])}")
     message = problem["msg"].removeprefix("Value error, ")
     given = getattr(problem["input"], "kwargs", problem["input"])  # of what a setting is missing from, all that came
+    if problem["type"] == "missing" and isinstance(given, Mapping):
+        there = visible(", ".join(str(one) for one in given)[:200])
+        return Problem(key, f"must be given. Received: {there or 'nothing'}")
     received = "" if "Received" in message else f" Received: {shown(given)}"
     return Problem(key or None, f"{message.rstrip('.')}.{received}" if received else message)
+
+
+def _nested(key: str, names: list[str]) -> str:
+    """Return how a key with points in it is written in YAML; with points it is so on the command line alone."""
+    first, _, rest = key.partition(".")
+    return f" In YAML it is {first}: {{{rest}: …}}." if rest and first in names else ""
 
 
 def read_yaml(text: str, what: str) -> Any:

@@ -112,6 +112,8 @@ def prepare(recipe: Recipe) -> Job:
     say(f"Recipe {recipe.name}: loading data and model")
     task = RECIPE_TASKS[recipe.task]
     config, fitted = dense_config(recipe), list[Classes]()
+    if recipe.dense is None and recipe.distillation is not None:
+        _warn_of_a_new_head(recipe, config)
 
     def fit(classes: Any, **told: Any) -> Classes:
         fitted.append(fit_classes(config, classes, head=task.head, retrain=recipe.dense is not None, **told))
@@ -128,6 +130,17 @@ def prepare(recipe: Recipe) -> Job:
         side = _real_inputs(job, 1)["pixel_values"].shape[-1]  # a config may name another than its processor cuts
         job.recipe = recipe.model_copy(update={"target": replace(target, image_size=side)})
     return job
+
+
+def _warn_of_a_new_head(recipe: Recipe, config: Any) -> None:
+    """Say that a teacher knows nothing: its head is drawn at random, and nothing trains it first."""
+    task, made = RECIPE_TASKS[recipe.task], [str(one) for one in getattr(config, "architectures", None) or ()]
+    if task.has_classes and not any(one.endswith(task.head) for one in made):
+        say(
+            f"Warning: dense is null, and distillation learns from a head that is drawn at random: model is "
+            f"{', '.join(made) or 'new'}, no {task.head}. dense: {{epochs: 3}} trains it first, distillation: null "
+            "learns from the labels alone"
+        )
 
 
 def _waits_for_a_size(target: Target) -> bool:

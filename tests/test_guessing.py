@@ -412,3 +412,10 @@ def test_a_length_that_the_model_cannot_read_is_refused_before_training(tmp_path
         PruningError, match=r"measure.length must be one that the model reads.*Received: input_ids \(1, 64\)"
     ):
         workflow.validate(recipe, ["measure.length=64"])
+
+
+def test_a_teacher_whose_head_is_new_is_told(tmp_path, capsys):
+    recipe = guess(Wish(*classes(tmp_path)), ["measure.length=8", f"output={tmp_path / 'run'}"]).recipe
+    for change, told in (("dense.epochs=1", False), ("dense=null", True)):
+        workflow.validate(recipe, [change])
+        assert ("a head that is drawn at random" in capsys.readouterr().err) == told

@@ -71,6 +71,23 @@ def test_no_schedule_is_taken_where_something_else_says_when(overrides, taken):
         load_recipe("quickstart", ["schedule=null", *overrides])
 
 
+def test_keys_with_points_missing_ones_and_values_for_mappings_are_explained(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "task: text-classification\nmodel.config: {num_labels: 10}\ndata: book.txt\npruners: {heads.score: l1}\n"
+    )
+    with pytest.raises(RecipeError) as error:
+        load_recipe(recipe)
+    for part in (
+        "name: must be given. Received: task, model.config, data, pruners",
+        "unknown key 'model.config'. In YAML it is model: {config: …}. Known: ",
+        "unknown key 'pruners.heads.score'. In YAML it is heads: {score: …}. Known: ",
+        "data: must be a mapping with keys of name, config, ",
+        "Received: 'book.txt'",
+    ):
+        assert part in str(error.value)
+
+
 def test_unknown_recipe_suggests_a_known_one():
     with pytest.raises(RecipeError, match="Did you mean 'quickstart'"):
         load_recipe("quickstrat")
