@@ -21,7 +21,7 @@ from transformers import set_seed
 from .callback import PruningCallback
 from .card import RECIPE, REPORT, inherited_license, write_card
 from .checkpoint import load_pruned, save_pruned
-from .data import DIGITS, Splits, data_revision, is_listed, label_names, load_split
+from .data import DIGITS, Splits, check_tokens, data_revision, is_listed, label_names, load_split
 from .errors import CheckpointError, PruningError, RecipeError, visible
 from .exporting import check_exportable, export, export_onnx, measure_exports, open_exported
 from .files import write_text
@@ -124,6 +124,7 @@ def prepare(recipe: Recipe) -> Job:
     model = dense_model(recipe, task.auto_class, options)
     processor = read_by(model, task.processor(recipe))
     train, evaluation = (task.rows(split, processor, recipe, model) for split in splits)
+    check_tokens(model, [train, evaluation])
     job = Job(recipe, model, processor, train, evaluation, task.collator(processor, model))
     target = recipe.target
     if target is not None and _waits_for_a_size(target) and model.main_input_name == "pixel_values":

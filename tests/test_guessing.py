@@ -419,3 +419,33 @@ def test_a_teacher_whose_head_is_new_is_told(tmp_path, capsys):
     for change, told in (("dense.epochs=1", False), ("dense=null", True)):
         workflow.validate(recipe, [change])
         assert ("a head that is drawn at random" in capsys.readouterr().err) == told
+
+
+def test_labels_are_found_in_sheets_as_people_have_them(tmp_path):
+    model = save(tmp_path / "bert", "BertModel")
+    for number, (columns, label) in enumerate(
+        (
+            ({"v1": ("ham", "spam"), "v2": (" ".join(WORDS[5:]),), "Unnamed: 2": ("",)}, "v1"),
+            (
+                {"trust": (0.5, 0.7, 1), "airline_sentiment": ("bad", "good"), "text": ("a good film",)},
+                "airline_sentiment",
+            ),
+        )
+    ):
+        rows = [{name: values[n % len(values)] for name, values in columns.items()} for n in range(24)]
+        assert guess(Wish(model, write(tmp_path / f"{number}.csv", rows))).recipe.data.label == label
+
+
+def test_rows_of_tokens_are_told_to_be_texts(tmp_path):
+    model, _ = classes(tmp_path)
+    rows = [{"input_ids": [2, 5, 3], "labels": n % 2} for n in range(8)]
+    with pytest.raises(PruningError, match="Recipes read texts, of which they make input_ids themselves"):
+        guess(Wish(model, write(tmp_path / "rows.jsonl", rows)))
+
+
+def test_tokens_that_the_model_has_not_are_refused_before_training(tmp_path):
+    model, data = classes(tmp_path)
+    recipe = guess(Wish(model, data)).recipe
+    save(Path(model), "BertModel", vocab_size=9)
+    with pytest.raises(PruningError, match=r"tokens of the model's, from 0 to 8; .* Received: token 13"):
+        workflow.validate(recipe, [f"output={tmp_path / 'run'}"])

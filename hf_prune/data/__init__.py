@@ -1,6 +1,7 @@
 """Data for recipes: local files, names on the Hub and the embedded digits become datasets ready for a Trainer."""
 
 from .classes import Labels, element, is_listed, label_count, label_names, numbers_as_names
+from .damage import check_tokens
 from .rows import (
     holds_images,
     prepare_answers,
@@ -23,6 +24,7 @@ __all__ = [
     "Labels",
     "SPLITS",
     "Splits",
+    "check_tokens",
     "data_revision",
     "element",
     "evaluation_splits",

@@ -1,8 +1,8 @@
-"""Files of images and sounds that cannot be read: found before training, and named."""
+"""Images and sounds that cannot be read, and tokens that a model has not: found before training, and named."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +68,24 @@ def _open_image(value: Mapping[str, Any]) -> None:
         raise PruningError(f"a file is no image, or damaged: {_CURE}. Received: '{path}'") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what PIL's readers raise
         raise PruningError(f"an image cannot be read ({error}): {_CURE}. Received: '{path}'") from None
+
+
+def check_tokens(model: Any, splits: Sequence[Any]) -> None:
+    """Refuse tokens that a model has no row for, which would end its training in a library's words.
+
+    Args:
+        model: The model.
+        splits: Its rows; those without tokens are not looked at.
+    """
+    import pyarrow.compute as pc
+
+    for split in splits:
+        if "input_ids" not in split.column_names:
+            continue
+        largest = pc.max(pc.list_flatten(split.with_format("arrow")[:]["input_ids"], recursive=True)).as_py()
+        known = len(model.get_input_embeddings().weight)
+        if largest is not None and largest >= known:
+            raise PruningError(
+                f"model.name: the tokenizer must make tokens of the model's, from 0 to {known - 1}; where it has "
+                f"learned others, model.resize_token_embeddings(len(tokenizer)) comes before. Received: token {largest}"
+            )

@@ -22,6 +22,7 @@ _HELP = {  # what `datasets` and pandas say, and what that means
     "Error tokenizing data": 'a text with the separator in it, or with a line break, stands in "quotes"',
     "Failed to parse string": "a column must hold numbers in all rows, or text in all, as a parquet file says",
     "truncated converting to int": "a column must hold whole numbers in all rows, or fractions in all, such as 1.0",
+    "JSON parse error": "a jsonl file has one whole object in each line, a json file a list of them",
     "corresponds to no data": "there are no rows",
     "StopIteration": "there are no rows",
 }

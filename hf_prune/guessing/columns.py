@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -116,11 +117,16 @@ def _label(asked: Asked, but: Sequence[str] = ()) -> str | list[str] | None:
     flags = [one for one in asked.of(_is_number) if one not in but and set(asked.rows.unique(one)) == {0, 1}]
     if named or classes:
         return named or classes[0]
-    return flags if len(flags) > 1 else next((one for one in among if _may_be_label(asked, one)), None)
+    if len(flags) > 1:
+        return flags
+    ending = (one for name in _LABELS for one in among if re.split(r"[\W_]", one.lower())[-1] == name)  # star_rating
+    return next(ending, None) or next((one for one in among if _may_be_label(asked, one)), None)
 
 
 def _may_be_label(asked: Asked, column: str) -> bool:
-    """Whether a column holds numbers that are not just those of the rows."""
+    """Whether a column holds numbers that are not just those of the rows, and no spreadsheet's empty column."""
+    if asked.rows.data.column(column).null_count == len(asked.rows):
+        return False
     counts = "float" in getattr(asked.rows.features[column], "dtype", "")
     return _is_number(asked.rows.features[column]) and (counts or len(asked.rows.unique(column)) < len(asked.rows))
 
