@@ -13,12 +13,12 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
 from hearing import RATE, of_classes, save_wav2vec2, with_texts, write_sound
 from PIL import Image
 from scipy.io import wavfile
-from test_guessing import save, sentence, write
+from test_guessing import save, sentence, tokenizer, write
 from transformers import BertConfig
 from typer.testing import CliRunner
 
 from hf_prune import PruningError, cli, workflow
-from hf_prune.data import DataSettings, label_names, load_source, load_split
+from hf_prune.data import DataSettings, label_names, load_source, load_split, prepare_answers
 from hf_prune.guessing import Wish, guess
 from hf_prune.labels import fit_classes
 
@@ -454,3 +454,25 @@ def test_folders_of_pictures_are_no_numbers_of_a_model_without_names(tmp_path):
     model = save(tmp_path / "vit", "ViTForImageClassification", "ViTConfig", **sizes)
     data = pictures(tmp_path / "pets", *(f"{('cat', 'dog')[n % 2]}/{n}.png" for n in range(10)))
     assert guess(Wish(model, data)).recipe.dense is not None
+
+
+def test_answers_that_are_cut_off_are_no_rows_without_an_answer(tmp_path, caplog):
+    rows = [
+        ("good film", {"text": ["film"], "answer_start": [5]}),
+        ("good film " * 20, {"text": ["film"], "answer_start": [195]}),
+        ("good film", {"text": [" Film "], "answer_start": [4]}),
+        ("good film", {"text": [], "answer_start": []}),
+    ]
+    settings = DataSettings(name="x", text=["question", "context"], label="answers", max_length=12)
+    made = [{"question": "play", "context": context + " ", "answers": answers} for context, answers in rows]
+    prepared = prepare_answers(Dataset.from_list(made), tokenizer(), settings)
+    assert [*zip(prepared["start_positions"][:], prepared["end_positions"][:])] == [(4, 4), (4, 4), (0, 0)]
+    assert "1 of 4 answers are cut off by data.max_length=12, and left out" in caplog.text
+    with pytest.raises(PruningError, match="must leave answers in their contexts. Received: 1 of 1"):
+        prepare_answers(Dataset.from_list(made[1:2]), tokenizer(), settings)
+    made[0]["answers"] = {"text": ["film"], "answer_start": [4]}
+    with pytest.raises(PruningError, match="must stand in its context .* Received: 'film' at 4, where there is ' fil'"):
+        prepare_answers(Dataset.from_list(made[:1]), tokenizer(), settings)
+    made[0]["question"] = "good play " * 12
+    with pytest.raises(PruningError, match="must leave room for a context behind the longest question. Received: 12"):
+        prepare_answers(Dataset.from_list(made[:1]), tokenizer(), settings)

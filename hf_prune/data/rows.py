@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from ..errors import PruningError
+from ..errors import PruningError, shown
 from .classes import IGNORED, is_listed
 from .damage import check_images
 from .settings import DataSettings
+
+logger = logging.getLogger(__name__)
 
 
 def prepare_text(dataset: Any, tokenizer: Any, settings: DataSettings, *, num_labels: int | None = None) -> Any:
@@ -154,7 +157,8 @@ def prepare_pairs(dataset: Any, tokenizer: Any, settings: DataSettings) -> Any:
 def prepare_answers(dataset: Any, tokenizer: Any, settings: DataSettings) -> Any:
     """Tokenise questions with their contexts, and find the tokens that each first answer begins and ends with.
 
-    Where the answer is cut off, or there is none, both are the first token.
+    Where there is none, both are the first token. Rows whose answer is cut off are left out: as rows without one they
+    would teach, and score, that there is none.
 
     Args:
         dataset: Rows with a question, a context, and SQuAD's answers: ``{"text": [...], "answer_start": [...]}``.
@@ -165,35 +169,65 @@ def prepare_answers(dataset: Any, tokenizer: Any, settings: DataSettings) -> Any
     check_fast(tokenizer)
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
-        told = tokenizer(
-            batch[question],
-            batch[context],
-            truncation="only_second",
-            max_length=settings.max_length,
-            return_offsets_mapping=True,
-        )
+        told = _asked(tokenizer, batch[question], batch[context], settings.max_length)
         offsets = told.pop("offset_mapping")
         rows = [(one, told.sequence_ids(row)) for row, one in enumerate(offsets)]
-        spans = [_span(*row, answer) for row, answer in zip(rows, batch[settings.label_column])]
+        found = zip(rows, batch[context], batch[settings.label_column])
+        spans = [_span(*row, *_place(text, answers)) for row, text, answers in found]
         return {**told, "start_positions": [a for a, _ in spans], "end_positions": [b for _, b in spans]}
 
-    return _tokenised(dataset, encode, tokenizer)
+    prepared = _tokenised(dataset, encode, tokenizer)
+    whole = prepared.filter(lambda row: row["start_positions"] >= 0)
+    cut = (
+        f"{len(prepared) - len(whole)} of {len(prepared)} answers are cut off by data.max_length={settings.max_length}"
+    )
+    if not len(whole):
+        raise PruningError(f"data.max_length must leave answers in their contexts. Received: {cut}")
+    if len(whole) < len(prepared):
+        logger.warning(f"{cut}, and left out.")
+    return whole
 
 
-def _span(offsets: list[tuple[int, int]], parts: list[int | None], answers: Any) -> tuple[int, int]:
-    """Return the first and the last token of an answer."""
+def _asked(tokenizer: Any, questions: list[str], contexts: list[str], length: int) -> Any:
+    """Tokenise questions with as much of their contexts as there is room for."""
+    how = {"truncation": "only_second", "max_length": length, "return_offsets_mapping": True}
+    try:
+        return tokenizer(questions, contexts, **how)
+    except Exception as error:  # of a library in Rust, which has no types of its own
+        raise PruningError(
+            f"data.max_length must leave room for a context behind the longest question. Received: {length}, and "
+            f"{shown(max(questions, key=len))} ({error})"
+        ) from error
+
+
+def _place(context: str, answers: Any) -> tuple[int, int]:
+    """Return where in its context the first answer begins and ends, without spaces around it; twice 0 for none."""
     if not isinstance(answers, dict) or not {"text", "answer_start"} <= set(answers):
         raise PruningError(
             "data.label must hold answers as SQuAD has them, {text: [...], answer_start: [...]}. "
             f"Received: {answers!r:.80}"
         )
-    if not answers["text"]:
+    text = answers["text"][0] if answers["text"] else ""
+    if not text.strip():
         return 0, 0
     begin = answers["answer_start"][0]
-    end = begin + len(answers["text"][0])
+    there = context[max(begin, 0) : max(begin + len(text), 0)]
+    if there.casefold() != text.casefold():
+        raise PruningError(
+            "data.label: an answer must stand in its context from the letter on that answer_start counts, from 0. "
+            f"Received: {shown(text)} at {begin}, where there is {shown(there)}"
+        )
+    begin += len(text) - len(text.lstrip())
+    return begin, begin + len(text.strip())
+
+
+def _span(offsets: list[tuple[int, int]], parts: list[int | None], begin: int, end: int) -> tuple[int, int]:
+    """Return the first and the last token of an answer; twice 0 for none, and twice -1 for one that is cut off."""
+    if begin == end:
+        return 0, 0
     inside = [at for at, (a, b) in enumerate(offsets) if parts[at] == 1 and a < end and b > begin]
     whole = inside and offsets[inside[0]][0] <= begin and offsets[inside[-1]][1] >= end
-    return (inside[0], inside[-1]) if whole else (0, 0)
+    return (inside[0], inside[-1]) if whole else (-1, -1)
 
 
 def prepare_images(
