@@ -18,7 +18,7 @@ from transformers import BertConfig
 from typer.testing import CliRunner
 
 from hf_prune import PruningError, cli, workflow
-from hf_prune.data import DataSettings, label_names, load_source, load_split, prepare_answers
+from hf_prune.data import DataSettings, label_names, load_source, load_split, prepare_answers, prepare_tokens
 from hf_prune.guessing import Wish, guess
 from hf_prune.labels import fit_classes
 
@@ -476,3 +476,10 @@ def test_answers_that_are_cut_off_are_no_rows_without_an_answer(tmp_path, caplog
     made[0]["question"] = "good play " * 12
     with pytest.raises(PruningError, match="must leave room for a context behind the longest question. Received: 12"):
         prepare_answers(Dataset.from_list(made[:1]), tokenizer(), settings)
+
+
+@pytest.mark.parametrize("labels", [[0], [0, 1, 0]])
+def test_rows_with_more_or_fewer_labels_than_words_are_refused(labels):
+    rows = Dataset.from_list([{"tokens": ["good", "film"], "tags": labels}])
+    with pytest.raises(PruningError, match=rf"as many labels as words. Received: {len(labels)} labels of 2 words"):
+        prepare_tokens(rows, tokenizer(), DataSettings(name="x", text="tokens", label="tags"))

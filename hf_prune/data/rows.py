@@ -50,11 +50,21 @@ def prepare_tokens(dataset: Any, tokenizer: Any, settings: DataSettings) -> Any:
     check_fast(tokenizer)
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
+        _check_tags(batch[column], batch[settings.label_column])
         told = tokenizer(batch[column], is_split_into_words=True, truncation=True, max_length=settings.max_length)
         words = [told.word_ids(row) for row in range(len(batch[column]))]
         return {**told, "labels": list(map(_of_first_tokens, words, batch[settings.label_column]))}
 
     return _tokenised(dataset, encode, tokenizer)
+
+
+def _check_tags(rows: list[list[str]], tags: list[list[int]]) -> None:
+    for words, labels in zip(rows, tags):
+        if len(words) != len(labels):
+            raise PruningError(
+                f"data.label: each row must have as many labels as words. Received: {len(labels)} labels of "
+                f"{len(words)} words, {shown(words)}"
+            )
 
 
 def _of_first_tokens(words: list[int | None], labels: list[int]) -> list[int]:
