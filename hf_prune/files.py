@@ -84,6 +84,14 @@ def try_writing(folder: Path) -> None:
         pass
 
 
+def without_config(folder: str | Path) -> str:
+    """Say of a folder without config.json which of those in it hold a model, as a run's do; empty where it has one."""
+    if not Path(folder).is_dir() or (Path(folder) / "config.json").is_file():
+        return ""
+    models = ", ".join(shown(str(path.parent)) for path in sorted(Path(folder).glob("*/config.json"))[:5])
+    return f"it has no config.json{'; models are in ' * bool(models)}{models}"
+
+
 def is_inside(folder: str | Path, path: str | Path) -> bool:
     """Whether a file really lies in a folder: no link leads out of it.
 

@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import signal
+import subprocess
 import sys
 import time
 
@@ -76,6 +77,8 @@ def test_the_version_and_completion():
     from hf_prune import __version__
 
     assert ask("--version") == f"{__version__}\n"
+    as_module = subprocess.run([sys.executable, "-m", "hf_prune", "--version"], capture_output=True, text=True)
+    assert as_module.stdout == f"{__version__}\n"
     assert "--install-completion" in ask("--help")
 
 

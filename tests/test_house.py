@@ -49,6 +49,7 @@ ROWS = (
     "batches searching guessing reference interrupting demo",
     "commands inspecting listing shared_options",
     "cli",
+    "__main__",
 )
 RANK = {module: rank for rank, row in enumerate(ROWS) for module in row.split()}
 

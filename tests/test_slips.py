@@ -98,3 +98,14 @@ def test_a_typo_in_an_allocation_is_found_before_training(tmp_path):
     with pytest.raises(PruningError, match="Did you mean 'global'"):
         callback.attach(trainer).train()
     assert trainer.state.global_step == 0
+
+
+def test_the_folder_of_a_run_is_no_model_but_names_those_in_it(tmp_path):
+    hp.save_pruned(build_bert(), tmp_path / "run" / "model")
+    told = rf"it has no config.json; models are in '{tmp_path}/run/model'"
+    with pytest.raises(PruningError, match=told):
+        hp.load_pruned(tmp_path / "run")
+    with pytest.raises(PruningError, match=told):
+        hp.push_pruned(tmp_path / "run", "me/it", dry_run=True)
+    with pytest.raises(PruningError, match="there is no such folder"):
+        hp.push_pruned(tmp_path / "ran", "me/it", dry_run=True)

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import nn
 
 from ..errors import CheckpointError, shown, visible
-from ..files import check_depth, check_json_size, read_json
+from ..files import check_depth, check_json_size, read_json, without_config
 from ..plan import BLOCK, check_block, new_block
 from .bounds import check_sizes
 
@@ -39,9 +39,10 @@ def clear_errors(path: Any) -> Iterator[None]:
     except (CheckpointError, torch.cuda.OutOfMemoryError, ImportError):
         raise
     except Exception as error:  # absurd settings fail anywhere in the model's own code, with whatever they like
+        why = without_config(path) or "a file is damaged, config.json is another model's, or an argument is wrong"
         raise CheckpointError(
-            f"The model in '{path}' cannot be loaded: a file is damaged, config.json is another model's, or an "
-            f"argument is wrong. Received: {type(error).__name__}: {visible(str(error)[:500])}"
+            f"The model in '{path}' cannot be loaded: {why}. "
+            f"Received: {type(error).__name__}: {visible(str(error)[:500])}"
         ) from error
 
 

@@ -23,6 +23,7 @@ from ..card import (
     read_config,
 )
 from ..errors import CheckpointError
+from ..files import without_config
 from ..secrets import without_secrets
 from .choosing import choose, refuse_tokens, without_foreign_code
 
@@ -149,8 +150,8 @@ def _with_license(facts: dict[str, Any], told: Mapping[str, Any], folder: Path, 
 def _saved(model: Any, scratch: Path, tokenizer: Any) -> Path:
     if isinstance(model, (str, os.PathLike)):
         folder = Path(model)
-        if not (folder / "config.json").is_file():
-            raise CheckpointError(f"A folder to push must hold a saved model with its config.json. Received: {folder}.")
+        if why := without_config(folder) if folder.is_dir() else "there is no such folder":
+            raise CheckpointError(f"A folder to push must hold a saved model. Received: '{folder}': {why}.")
         return folder
     from ..checkpoint import save_pruned
 
