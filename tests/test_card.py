@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hub_cards import card_faults, front_matter
 from hub_server import HubServer
+from models import build_bert
 from test_hub import client_push, in_client, make_model, make_report
 
 LICENSED = "---\nlicense: other\nlicense_name: own-terms\nlicense_link: LICENSE\n---\n# Dense\n"
@@ -529,3 +530,18 @@ def hub_cache(saved: Path, home: Path) -> Path:
         shutil.copy(path, blobs / f"hash{number}")
         (folder / path.name).symlink_to(f"../../blobs/hash{number}")
     return folder
+
+
+def test_a_dense_model_is_not_said_to_be_pruned(tmp_path):
+    from hf_prune import WeightPruner, prune, save_pruned
+    from hf_prune.card import model_card
+
+    build_bert().save_pretrained(tmp_path / "dense")
+    card = model_card(None, folder=tmp_path / "dense")
+    assert "Nothing in its files says that it was pruned." in card
+    assert "pruned with" not in card
+    assert "- pruned\n" not in card
+    model = build_bert()
+    prune(model, WeightPruner(sparsity=0.5, score="l1"))
+    save_pruned(model, tmp_path / "zeros")
+    assert "pruned with `hf_prune`" in model_card(None, folder=tmp_path / "zeros")

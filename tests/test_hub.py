@@ -486,7 +486,7 @@ def test_bad_names_and_folders_are_refused_by_name(saved: Path, tmp_path: Path) 
 
     with pytest.raises(PruningError, match=r"repo_id must be 'namespace/name'. Received: 'a/b/c'"):
         push_pruned(saved, "a/b/c", dry_run=True)
-    with pytest.raises(CheckpointError, match=r"config\.json. Received: .*nothing"):
+    with pytest.raises(CheckpointError, match=r"saved model. Received: .*nothing': there is no such folder"):
         push_pruned(tmp_path / "nothing", "me/x", dry_run=True)
     with pytest.raises(PruningError, match=r"must lie in a folder. Received: .*nothing"):
         push_pruned(saved, "me/x", onnx=tmp_path / "nothing", dry_run=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoint.reading import states_plan
 from ..errors import CheckpointError, RecipeError
 from ..files import is_inside, read_json
 from ..plan import BLOCK, decode_units
@@ -106,6 +107,11 @@ class Known:
         """What the config says about pruning."""
         plan = self.config.get(BLOCK)
         return plan if isinstance(plan, Mapping) else {}
+
+    @property
+    def pruned(self) -> bool:
+        """Whether a plan or a report says that it was, or there are no files to say so."""
+        return states_plan(self.config) or bool(self.told) or not self.config
 
     @property
     def architecture(self) -> str:

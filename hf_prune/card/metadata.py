@@ -25,7 +25,11 @@ def metadata(known: Known) -> str:
         pipeline_tag=known.task,
         datasets=[name for name in known.datasets if on_hub(name)] or None,
         metrics=[one_line(name)[:100] for name in known.said.metrics or known.metrics] or None,
-        tags=list(dict.fromkeys(["pruned", "hf_prune", *_sparsity_tag(known), *map(one_line, known.said.tags)])),
+        tags=list(
+            dict.fromkeys(
+                [*["pruned"] * known.pruned, "hf_prune", *_sparsity_tag(known), *map(one_line, known.said.tags)]
+            )
+        ),
         **_origin(known),
         **known.terms,
         # a key of the model-index only

@@ -80,6 +80,7 @@ def model_card(
     made = _render(
         metadata=Safe(metadata(known)),
         title=known.title,
+        pruned=known.pruned,
         source=known.said.repo_id or SOMEWHERE,  # never the folder: a card may be published as it stands
         base_model=mention(known.base_model),
         plot=known.said.plot,
