@@ -111,7 +111,7 @@ class Known:
     @property
     def pruned(self) -> bool:
         """Whether a plan or a report says that it was, or there are no files to say so."""
-        return states_plan(self.config) or bool(self.told) or not self.config
+        return states_plan(self.config) or any(self.told.values()) or not self.config
 
     @property
     def architecture(self) -> str:
