@@ -111,7 +111,8 @@ class Known:
     @property
     def pruned(self) -> bool:
         """Whether a plan or a report says that it was, or there are no files to say so."""
-        return states_plan(self.config) or any(self.told.values()) or not self.config
+        reported = self.told.get("kept") or self.told.get("pruned")
+        return states_plan(self.config) or bool(reported) or not self.config
 
     @property
     def architecture(self) -> str:
