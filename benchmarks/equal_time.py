@@ -87,7 +87,7 @@ def train(options: argparse.Namespace, dense: Path, seed: int, output: Path, set
     report = hf_prune.run("minilm_sst2", [*common, *settings])
     told = {name: report.settings[name] for name in ("asked_ms", "measured_ms") if name in report.settings}
     kept = {name: len(units) for name, units in report.kept.items()}
-    return {**told, "macs_left": report.settings["macs_left"], "kept": kept, "seconds": round(time.time() - start)}
+    return {**told, "macs_left": report.settings.get("macs_left"), "kept": kept, "seconds": round(time.time() - start)}
 
 
 def compare(options: argparse.Namespace, dense: Path, ratio: Fraction, seed: int) -> None:
