@@ -3,6 +3,7 @@
 
 python benchmarks/export_formats.py [--families bert t5] [--formats onnx-int8 openvino]
 python benchmarks/export_formats.py --latency      MiniLM's shape, random weights, all files in turn
+python benchmarks/export_formats.py --table        what docs/howto/formats.md shows
 
 Models are tiny, with every tensor drawn at random and every layer another number of heads and neurons. Run it on both
 lanes, with the extras openvino (and executorch on transformers 5); a format that is not installed is recorded as such.
@@ -25,7 +26,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent / "tests")]
 
 import torch
 import transformers
-from common import add_record
+from common import add_record, load_records
 from models import randomize
 
 from hf_prune import PruningError, export, find_groups, shrink
@@ -141,6 +142,19 @@ def latency(batches: tuple[int, ...] = (1, 8), length: int = 128) -> None:
             add_record(NAME, {**shape, "lane": LANE, "cpu_has": cpu_has(), **figures}, key=("what", "batch", "lane"))
 
 
+def table() -> None:
+    """Print on which lanes each family exports to each format."""
+    versions = {"optimum": "4.57", "v5": "5"}
+    done = [one for one in load_records(NAME) if one["what"] == "table" and one["exports"]]
+    print(f"| family | {' | '.join(FORMATS)} |\n{'| --- ' * (1 + len(FORMATS))}|")
+    for family in FAMILIES:
+        lanes = {
+            name: [one["lane"] for one in done if (one["family"], one["format"]) == (family, name)] for name in FORMATS
+        }
+        cells = [", ".join(versions[lane] for lane in versions if lane in lanes[name]) or "-" for name in FORMATS]
+        print(f"| {family} | {' | '.join(cells)} |")
+
+
 def cpu_has() -> list[str]:
     """Return which instructions for int8 the processor has; none: 16-bit products, so that int8 gains less."""
     information = Path("/proc/cpuinfo")
@@ -153,7 +167,11 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", choices=[*FAMILIES], default=[*FAMILIES])
     parser.add_argument("--formats", nargs="+", choices=[*FORMATS], default=[*FORMATS])
     parser.add_argument("--latency", action="store_true")
+    parser.add_argument("--table", action="store_true")
     asked = parser.parse_args()
+    if asked.table:
+        table()
+        return
     if asked.latency:
         latency()
         return

@@ -212,6 +212,14 @@ def test_the_task_comes_from_the_model_class(tmp_path: Path, head: str, task: st
     assert result.outputs[: len(outputs)] == outputs
 
 
+def test_a_model_that_optimum_looks_for_a_processor_of_needs_none(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "patch_size": 8, "image_size": 16}
+    done = export_onnx(
+        transformers.Dinov2ForImageClassification(transformers.Dinov2Config(**sizes, num_channels=1)), tmp_path / "onnx"
+    )
+    assert done.max_difference < 1e-4
+
+
 def test_only_an_export_that_passed_replaces_what_was_there(tmp_path: Path) -> None:
     model, output = build_vit(layers=1), tmp_path / "onnx"
     with pytest.raises(PruningError, match=r"largest difference .* \(atol 0\), 2 shapes"):

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -50,7 +51,22 @@ def _export_optimum(model: Any, parts: Sequence[Part], folder: Path, task: str, 
     model.config._name_or_path = str(folder)
     speech = model.main_input_name == "input_features"  # of which optimum traces 30 seconds, whatever the config says
     shapes = {"nb_max_frames": 2 * model.config.max_source_positions} if speech else {}
-    onnx_export_from_model(model, folder, task=task, opset=opset, do_validation=False, **shapes)
+    with _without_processors():
+        onnx_export_from_model(model, folder, task=task, opset=opset, do_validation=False, **shapes)
+
+
+@contextlib.contextmanager
+def _without_processors() -> Iterator[None]:
+    """Let optimum make up images for DINOv2 where the folder has no processor: it takes the last one unseen."""
+    from optimum.utils import save_utils
+
+    nobody = SimpleNamespace(save_pretrained=lambda folder: None)
+    stock = save_utils.maybe_load_preprocessors
+    save_utils.maybe_load_preprocessors = lambda *args, **kwargs: stock(*args, **kwargs) or [nobody]
+    try:
+        yield
+    finally:
+        save_utils.maybe_load_preprocessors = stock
 
 
 def _export_native(model: Any, parts: Sequence[Part], folder: Path, task: str, opset: int | None) -> None:
