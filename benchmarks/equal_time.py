@@ -1,13 +1,14 @@
 """Accuracy at equal measured latency: a target of time, one of MACs, and widths that are equal in all layers.
 
     python benchmarks/equal_time.py --models FOLDER --data FOLDER [--ratios 1/10 1/3] [--seeds 0]
-    python benchmarks/equal_time.py --table
+    python benchmarks/equal_time.py --table | --plot
 
-MiniLM-L6 on SST-2 (the small budget of `quality_sst2.py`). The run with a target of MACs sets the time: its model is
-timed in ONNX Runtime (one thread, batch 1, 128 tokens, dense and pruned in turn). The run with a target of time gets
-that time; widths that are equal in all layers get the MACs at which they take that time, found on the dense model. All
-three may remove whole branches, start from one dense model, and see the same batches. Accuracy, cross-entropy and KL
-to the dense model are those of validation and test together. Writes results/equal_time.json; it goes on where it was.
+MiniLM-L6 on SST-2 (the small budget of `quality_sst2.py`), or on another folder of parquet files. The run with a
+target of MACs sets the time: its model is timed in ONNX Runtime (one thread, batch 1, 128 tokens, dense and pruned in
+turn). The run with a target of time gets that time; widths that are equal in all layers get the MACs at which they
+take that time, found on the dense model. All three may remove whole branches, start from one dense model, and see the
+same batches. Accuracy, cross-entropy and KL to the dense model are those of validation and test together. Writes
+results/equal_time.json; it goes on where it was.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import hf_prune
 from hf_prune import HeadPruner, NeuronPruner, Target, find_groups, load_pruned, prune
 from hf_prune.timing import Conditions, Stopwatch
 
-NAME, KEY = "equal_time", ("method", "ratio", "seed")
+NAME, KEY = "equal_time", ("task", "method", "ratio", "seed")
 FREE = ["pruners.heads={min_kept: 0}", "pruners.neurons={min_kept: 0}"]
 EVEN = ["pruners.heads={allocation: uniform}", "pruners.neurons={allocation: uniform}"]
 
@@ -41,8 +42,9 @@ EVEN = ["pruners.heads={allocation: uniform}", "pruners.neurons={allocation: uni
 @torch.inference_mode()
 def logits(model: torch.nn.Module, tokenizer: Any, data: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Return logits and labels of validation and test together."""
-    rows = pandas.concat([pandas.read_parquet(data / f"{split}.parquet") for split in ("validation", "test")])
-    texts, found = rows["sentence"].tolist(), []
+    splits = quality_sst2.splits_of(data)
+    rows = pandas.concat([pandas.read_parquet(data / f"{split}.parquet") for split in splits])
+    texts, found = rows[quality_sst2.text_of(data)].tolist(), []
     for start in range(0, len(texts), 64):
         batch = tokenizer(texts[start : start + 64], padding=True, truncation=True, max_length=64, return_tensors="pt")
         found.append(model(**batch).logits)
@@ -94,7 +96,7 @@ def compare(options: argparse.Namespace, dense: Path, ratio: Fraction, seed: int
     done = {tuple(one[k] for k in KEY): one for one in load_records(NAME)}
     share = 0.0
     for method in ("macs", "time", "even"):
-        note = {"method": method, "ratio": str(ratio), "seed": seed}
+        note = {"task": options.data.name, "method": method, "ratio": str(ratio), "seed": seed}
         if (record := done.get(tuple(note.values()))) is None:
             output = options.work / f"{method}-{str(ratio).replace('/', '_')}-{seed}"
             if method == "macs":
@@ -113,12 +115,40 @@ def compare(options: argparse.Namespace, dense: Path, ratio: Fraction, seed: int
 
 
 def table() -> None:
-    print("| MACs that set the time | seed | target | MACs left | speed-up | accuracy | cross-entropy | KL to dense |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for one in sorted(load_records(NAME), key=lambda one: (one["ratio"], one["seed"])):
+    print("| task | MACs that set it | seed | target | MACs left | speed-up | accuracy | cross-entropy | KL to dense |")
+    print("| --- " * 9 + "|")
+    for one in sorted(load_records(NAME), key=lambda one: (one["task"], one["ratio"], one["seed"])):
         numbers = f"{one['macs_left']:.3f} | {one['speedup']:.2f}x | {100 * one['accuracy']:.2f}"
         losses = f"{one['cross_entropy']:.4f} | {one['kl_to_dense']:.4f}"
-        print(f"| {one['ratio']} | {one['seed']} | {one['method']} | {numbers} | {losses} |")
+        print(f"| {one['task']} | {one['ratio']} | {one['seed']} | {one['method']} | {numbers} | {losses} |")
+
+
+def plot(options: argparse.Namespace) -> None:
+    """Draw accuracy over speed-up into docs/equal_time.png, beside a ready-made model of half the layers."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    records = [one for one in load_records(NAME) if one["task"] == "sst2"]
+    named = {"macs": "target of MACs", "time": "target of time", "even": "equal widths"}
+    for (method, label), marker in zip(named.items(), "os^"):
+        found = [one for one in records if one["method"] == method]
+        axes.scatter(
+            [one["speedup"] for one in found], [100 * one["accuracy"] for one in found], marker=marker, label=label
+        )
+    half = next(one for one in load_records("quality_sst2") if one["method"] == quality_sst2.READY_MADE)
+    dense, half_size = (
+        AutoModelForSequenceClassification.from_pretrained(options.models / name)
+        for name in (quality_sst2.DENSE, quality_sst2.READY_MADE)
+    )
+    share = Stopwatch(dense, Conditions()).ratio(half_size, find_groups(half_size), {}, seconds=6)
+    axes.scatter([1 / share], [100 * half["accuracy"]], marker="x", label="paraphrase-MiniLM-L3, fine-tuned")
+    whole = next(one for one in load_records("quality_sst2") if one["method"] == "dense")
+    axes.scatter([1], [100 * whole["accuracy"]], marker="D", color="black", label="dense MiniLM-L6")
+    axes.set(xlabel="times as fast as dense (ONNX Runtime, one thread)", ylabel="accuracy on SST-2, %")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(Path(__file__).resolve().parent.parent / "docs" / "equal_time.png", dpi=110)
 
 
 def main() -> None:
@@ -129,9 +159,10 @@ def main() -> None:
     parser.add_argument("--ratios", nargs="+", type=Fraction, default=[Fraction(1, 10), Fraction(1, 3)])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--plot", action="store_true", help="write docs/equal_time.png")
     options = parser.parse_args()
-    if options.table:
-        return table()
+    if options.table or options.plot:
+        return table() if options.table else plot(options)
     options.budget = "small"
     dense, _ = quality_sst2.fine_tune(options, quality_sst2.DENSE, 0)
     for ratio in options.ratios:

@@ -18,6 +18,7 @@ import time
 from fractions import Fraction
 from pathlib import Path
 
+import pyarrow.parquet
 from common import add_record, load_records
 
 NAME = "quality_sst2"
@@ -26,12 +27,24 @@ BUDGETS = {"small": {"epochs": 2, "limit": 16000}, "full": {"epochs": 1, "limit"
 DENSE, READY_MADE = "all-minilm-l6-v2", "paraphrase-minilm-l3-v2"
 
 
+def splits_of(data: Path) -> list[str]:
+    """Return the splits of a folder to evaluate on."""
+    return [split for split in ("validation", "test") if (data / f"{split}.parquet").is_file()]
+
+
+def text_of(data: Path) -> str:
+    """Return the column of a folder's files that holds the text."""
+    names = pyarrow.parquet.read_schema(data / "train.parquet").names
+    return "sentence" if "sentence" in names else "text"
+
+
 def overrides(options: argparse.Namespace, model: Path, output: Path, seed: int) -> list[str]:
     budget = BUDGETS[options.budget]
     common = [
         f"model.name={model}",
         f"data.name={options.data}",
-        "data.evaluation=[validation, test]",
+        f"data.text={text_of(options.data)}",
+        f"data.evaluation=[{', '.join(splits_of(options.data))}]",
         f"output={output}",
     ]
     common += [f"seed={seed}", f"train.epochs={budget['epochs']}", "onnx=false"]
