@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError, PruningError, shown
+from .errors import CheckpointError, PruningError, shown, visible
 
 _PACKAGE = Path(__file__).resolve().parent
 _LARGEST_JSON, _DEEPEST_JSON = 2**26, 100  # bytes, levels: the plan of a large model is a few megabytes, and flat
@@ -88,7 +88,7 @@ def without_config(folder: str | Path) -> str:
     """Say of a folder without config.json which of those in it hold a model, as a run's do; empty where it has one."""
     if not Path(folder).is_dir() or (Path(folder) / "config.json").is_file():
         return ""
-    models = ", ".join(shown(str(path.parent)) for path in sorted(Path(folder).glob("*/config.json"))[:5])
+    models = ", ".join(f"'{visible(str(one.parent))}'" for one in sorted(Path(folder).glob("*/config.json"))[:5])
     return f"it has no config.json{'; models are in ' * bool(models)}{models}"
 
 
