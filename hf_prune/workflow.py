@@ -176,7 +176,14 @@ def check(job: Job) -> None:
 def check_settings(job: Job) -> None:
     """Check pruners, target, schedule, metrics and output folder against the model; nothing is written."""
     recipe, steps = job.recipe, steps_of(job, job.recipe.train)
-    Pruning(job.model, recipe.pruning, total_steps=steps, epoch_steps=steps / recipe.train.epochs).close()
+    optimizer = torch.optim.SGD(job.model.parameters())  # never steps: regularisation asks for one
+    Pruning(
+        job.model,
+        recipe.pruning,
+        total_steps=steps,
+        epoch_steps=steps / recipe.train.epochs,
+        optimizer=optimizer,
+    ).close()
     if recipe.rewinding is not None:
         check_rewinding(recipe.pruning)
     if recipe.distillation is not None:

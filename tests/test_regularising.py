@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import build_bert, draw_batch, draw_rows, take_step, training_arguments
+from models import TINY_RECIPE, build_bert, draw_batch, draw_rows, take_step, training_arguments
 from torch import nn
 from transformers import Trainer
 
@@ -26,6 +26,7 @@ from hf_prune import (
     WeightPruner,
     prune,
     register_regularisation,
+    run,
 )
 from hf_prune.resume import read_state, write_state
 from hf_prune.session import REGULARISERS
@@ -326,3 +327,10 @@ def test_a_regularisation_of_ones_own():
         assert model.bert.encoder.layer[0].intermediate.dense.weight[:, 0].tolist() == [0.25, 0.5, 1.0, 2.0]
     finally:
         del REGULARISERS._entries["halving"]
+
+
+def test_a_recipe_may_regularise(tmp_path):
+    told = ["regularisation={kind: l1, strength: 1.0}", "schedule={kind: oneshot, begin: 0.6, end: 0.6}"]
+    pruners = "pruners={heads: {score: l1}, neurons: {score: l1}}"
+    report = run("quickstart", [*TINY_RECIPE, *told, pruners, f"output={tmp_path / 'run'}"])
+    assert report.pruned.parameters < report.dense.parameters
