@@ -177,13 +177,8 @@ def check_settings(job: Job) -> None:
     """Check pruners, target, schedule, metrics and output folder against the model; nothing is written."""
     recipe, steps = job.recipe, steps_of(job, job.recipe.train)
     optimizer = torch.optim.SGD(job.model.parameters())  # never steps: regularisation asks for one
-    Pruning(
-        job.model,
-        recipe.pruning,
-        total_steps=steps,
-        epoch_steps=steps / recipe.train.epochs,
-        optimizer=optimizer,
-    ).close()
+    told: dict[str, Any] = {"total_steps": steps, "epoch_steps": steps / recipe.train.epochs, "optimizer": optimizer}
+    Pruning(job.model, recipe.pruning, **told).close()
     if recipe.rewinding is not None:
         check_rewinding(recipe.pruning)
     if recipe.distillation is not None:
