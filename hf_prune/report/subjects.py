@@ -63,6 +63,8 @@ def check_reads(subject: Subject, what: str) -> None:
     """
     try:
         subject.run()
+    except torch.cuda.OutOfMemoryError:  # says itself what is wrong
+        raise
     except Exception as error:
         shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in subject.inputs.items())
         why = (str(error).splitlines() or [type(error).__name__])[0]

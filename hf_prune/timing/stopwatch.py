@@ -59,7 +59,8 @@ class Conditions:
 class Stopwatch:
     """Times what a model would be without some units, against the model as it is now, in fp32.
 
-    It keeps a copy of the model (in ONNX Runtime a session of it) to compare with.
+    It keeps a copy of the model (in ONNX Runtime a session of it) to compare with. Where one thread runs on a CPU,
+    times are the processor's, without the turns of other processes.
 
     Args:
         model: A plain model; random inputs must do for it.
