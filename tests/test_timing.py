@@ -72,6 +72,21 @@ def test_a_table_reads_between_its_widths():
     assert LatencyTable({"a": "x"}, {"x": [0, 8]}, {"x": [0.0, 1.2]}, whole=1.0).predict({}) > 0
 
 
+def test_times_have_a_step_and_a_line_whatever_the_clock_says():
+    """A width that seems to be free would be taken in every layer."""
+    widths, noise = [0, 48, 96, 192, 384, 768, 1536], [0.0, -3, 3, -2, 2, -1, 1]
+    right = {width: 2 + width / 16 for width in widths if width} | {0: 0}
+    exact = table._times(widths, [right[1536] - right[width] for width in widths[:-1]])
+    assert exact == pytest.approx({**right, 1: 2 + 1 / 16})
+    measured = table._times(widths, [right[1536] - right[width] - one for width, one in zip(widths[:-1], noise)])
+    assert measured == pytest.approx(exact, abs=2)
+    assert measured[96] - measured[48] == pytest.approx(3, abs=1)  # 9 by the clock
+    launches = {0: 0, 8: 5, 16: 5, 32: 5, 64: 9}  # all that is small takes as long as what starts it
+    assert table._times(list(launches), [9 - launches[one] for one in (0, 8, 16, 32)]) == pytest.approx(
+        {**launches, 1: 5}
+    )
+
+
 @pytest.mark.parametrize("speedup", [1.2, 1.5, 2])
 def test_what_was_asked_for_is_measured(by_width, speedup):
     model = build_bert()

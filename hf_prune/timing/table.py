@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 from huggingface_hub.constants import HF_HOME
+from numpy.typing import NDArray
 from rich.progress import track
+from scipy.optimize import nnls
 from torch import nn
 
 from ..errors import PruningError
@@ -91,17 +93,17 @@ def _measure(
     most = max(3, _MOST // max(1, len(alike)))
     planned = {block: _widths(those[0], most) for block, those in alike.items()}
     wanted = [(block, width) for block, widths in planned.items() for width in widths]
-    widths = {block: [0, *(one for one in planned[block] if one), alike[block][0].units] for block in alike}
     for _ in range(_ATTEMPTS):
         whole = 1.0 if watch.conditions.dtype == "fp32" else watch.ratio(model, groups, {})
         found: dict[str, list[float]] = {block: [] for block in alike}
         for block, width in track(wanted, "measuring the latency table", transient=True):
             kept = {group.name: _first(group, width) for group in alike[block]}
             found[block].append((whole - watch.ratio(model, groups, kept)) / len(alike[block]))  # saved by each
-        times = {block: _times(planned[block], saved) for block, saved in found.items()}
-        together = sum(times[block][-1] * len(those) for block, those in alike.items())
+        times = {block: _times([*planned[block], those[0].units], found[block]) for block, those in alike.items()}
+        together = sum(times[block][those[0].units] * len(those) for block, those in alike.items())
         if together <= _TOO_MUCH * whole:
-            return LatencyTable(dict(blocks), widths, times, whole)
+            widths = {block: list(one) for block, one in times.items()}
+            return LatencyTable(dict(blocks), widths, {b: list(one.values()) for b, one in times.items()}, whole)
     raise PruningError(
         "A target of time needs a machine that keeps its pace: stop what else runs on it, or give a target of macs. "
         f"Received: blocks that seem to take {together / whole:.0%} of the model's time, measured {_ATTEMPTS} times"
@@ -125,12 +127,26 @@ def _first(group: Group, width: int) -> list[int]:
     return [part * group.per_part + unit for part in range(group.parts) for unit in range(inside)]
 
 
-def _times(widths: Sequence[int], saved: Sequence[float]) -> list[float]:
-    """Return times from 0 units to all: never falling, as a clock may take neighbours the wrong way round."""
-    whole = max(saved) if widths[0] == 0 else max(saved) * 1.02  # a block that keeps a unit keeps a little time
-    times = [max(0.0, whole - one) for one in saved]
-    start = [] if widths[0] == 0 else [0.0]
-    return [float(one) for one in np.maximum.accumulate([*start, *times, whole])]
+def _times(widths: Sequence[int], saved: Sequence[float]) -> dict[int, float]:
+    """Return times by width, from 0 units to all: those nearest to what was measured that have a plain form.
+
+    That is a step at the first unit, and then a line that never falls and bends upwards only. Clocks err by more than a
+    few units take, and a choice among many widths finds those that seem to be free.
+
+    Args:
+        widths: Ascending; the last is the dense one.
+        saved: What each of them saves, but for the last.
+    """
+    whole = saved[0] if widths[0] == 0 else saved[0] * 1.02  # a block that keeps a unit keeps a little time
+    times = {width: whole - one for width, one in zip(widths, [*saved, 0.0], strict=True) if width}
+    at = np.array(list(times)) / widths[-1]
+
+    def form(where: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.column_stack([np.ones_like(where), where, np.maximum(0, where[:, None] - at[1:-1])])
+
+    found, _ = nnls(form(at), np.array(list(times.values())))
+    units = sorted({1, *times})
+    return {0: 0.0, **dict(zip(units, map(float, form(np.array(units) / widths[-1]) @ found), strict=True))}
 
 
 def _block(group: Group, shapes: Shapes) -> str:
