@@ -2,13 +2,17 @@
 
     python benchmarks/methods.py scores --models FOLDER --data FOLDER/stsb [--seeds 0]
     python benchmarks/methods.py training --models FOLDER --data FOLDER/sst2 [--only movement rigl] [--seeds 0]
+    python benchmarks/methods.py lm --models FOLDER --data FOLDER [--seeds 0 1 2]
     python benchmarks/methods.py --table
 
 `scores`: MiniLM-L6 as it is published, 256 pairs of the train split to calibrate, 1,379 pairs of the test split;
 Spearman of the cosine with what people said. Units leave to 3/4 and 1/2 of the encoder's MACs, half of single weights.
 `training`: from one dense fine-tune (the small budget of `quality_sst2.py`), one epoch of 16,000 sentences (500 steps)
 with the dense model as teacher; units to a fifth of the MACs, single weights to 80 % zeros. Accuracy, cross-entropy and
-KL to the dense model are those of validation and test together. Writes results/methods.json; it goes on where it was.
+KL to the dense model are those of validation and test together.
+`lm`: stories260k, fine-tuned on WikiText-2 as in `distillation.py`, then as many steps again while heads and neurons
+leave to 3/4 and 1/2 of the MACs and the fine-tuned model teaches; the loss in nats a token.
+Writes results/methods.json; it goes on where it was.
 `python benchmarks/methods_page.py` then writes docs/methods.md.
 """
 
@@ -25,6 +29,7 @@ from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1"}
 
+import distillation
 import equal_time
 import pandas
 import quality_sst2
@@ -33,9 +38,20 @@ from common import add_record, load_records
 from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, mse_loss
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, set_seed
 
-from hf_prune import HeadPruner, NeuronPruner, PruningError, Target, WeightPruner, load_pruned, prune
+from hf_prune import (
+    Distillation,
+    HeadPruner,
+    NeuronPruner,
+    PruningCallback,
+    PruningError,
+    Schedule,
+    Target,
+    WeightPruner,
+    load_pruned,
+    prune,
+)
 from hf_prune.scores import SCORES
 
 NAME, KEY = "methods", ("what", "method", "left", "seed")
@@ -82,6 +98,7 @@ TRAINING: dict[str, list[str]] = {
     "weights, wanda": weights("sparsity: 0.8, score: wanda"),
     "weights, movement": weights("sparsity: 0.8, score: movement"),
     "weights, movement_adam": weights("sparsity: 0.8, score: movement_adam"),
+    "weights, movement, each matrix": weights("sparsity: 0.8, score: movement, allocation: uniform"),
     "weights, soft_movement": weights("sparsity: 0.8, score: soft_movement"),
     "weights, rigl": weights(
         "sparsity: 0.8, score: l1, rule: rigl, allocation: uniform",
@@ -96,6 +113,15 @@ TRAINING: dict[str, list[str]] = {
         f"units, regularised by {kind}": units("l1", LATE, f"regularisation={{kind: {kind}, strength: {strength}}}")
         for kind, strength in (("l1", 1.0), ("group_lasso", 20.0), ("sensitivity", 20.0), ("growing", 200.0))
     },
+}
+
+LM_STEPS, LM_LEFT = 250, ("3/4", "1/2")
+RAMP, ONCE = Schedule(begin=0.05, end=0.6, frequency=16), Schedule("oneshot", begin=0.6, end=0.6)
+LM: dict[str, tuple[dict[str, str], Schedule]] = {
+    "taylor": ({}, RAMP),
+    "l0": ({"score": "l0"}, ONCE),
+    "movement": ({"score": "movement"}, RAMP),
+    "l2, even widths": ({"score": "l2", "allocation": "uniform"}, RAMP),
 }
 
 
@@ -190,6 +216,38 @@ def run_one(options: argparse.Namespace, dense: Path, name: str, settings: list[
     return {"settings": settings, **told, **equal_time.quality(load_pruned(output / "model"), dense, options.data)}
 
 
+# --- a language model ------------------------------------------------------------------------------------------------
+
+
+def language_model(options: argparse.Namespace) -> None:
+    """Fine-tune with each seed, then prune by each method."""
+    options.work = options.work / "lm"
+    for seed in options.seeds:
+        set_seed(seed)
+        rows = distillation.windows(options, "train", 12000), distillation.windows(options, "valid", 200)
+        dense = AutoModelForCausalLM.from_pretrained(options.models / "stories260k", dtype=torch.float32)
+        trainer = distillation.lm_trainer(options, dense, LM_STEPS, seed, rows)
+        trainer.train()
+        once("lm", "dense", "1", seed, lambda trainer=trainer: {"loss": round(trainer.evaluate()["eval_loss"], 4)})
+        for name in LM:
+            for left in LM_LEFT:
+                asked = (options, dense, name, left, seed, rows)
+                once("lm", name, left, seed, lambda asked=asked: prune_lm(*asked))
+
+
+def prune_lm(options: argparse.Namespace, dense: Any, name: str, left: str, seed: int, rows: Any) -> dict[str, Any]:
+    told, schedule = LM[name]
+    set_seed(seed)
+    callback = PruningCallback(
+        [HeadPruner(**told), NeuronPruner(**told)], schedule, target=Target(macs=float(Fraction(left))), seed=seed
+    )
+    taught = {"teacher": dense, "distillation": Distillation(hard=0.5, logits=0.5)}
+    trainer = distillation.lm_trainer(options, copy.deepcopy(dense), LM_STEPS, seed, rows, **taught)
+    callback.attach(trainer).train()
+    loss, left_of = trainer.evaluate()["eval_loss"], callback.report.settings["macs_left"]
+    return {"loss": round(loss, 4), "macs_left": round(left_of, 4)}
+
+
 def once(what: str, method: str, left: str, seed: int, run: Callable[[], dict[str, Any]]) -> None:
     """Run what has no record yet, and add one."""
     note = {"what": what, "method": method, "left": left, "seed": seed}
@@ -213,11 +271,15 @@ def table() -> None:
         if one["what"] == "training":
             numbers = f"{100 * one['accuracy']:.2f} | {one['cross_entropy']:.4f} | {one['kl_to_dense']:.4f}"
             print(f"| {one['method']} | {one['left']} | {numbers} | {one['seed']} |")
+    print("\n| language model | left | loss, nats | seed |\n| --- | --- | --- | --- |")
+    for one in records:
+        if one["what"] == "lm":
+            print(f"| {one['method']} | {one['left']} | {one['loss']:.4f} | {one['seed']} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=["scores", "training"])
+    parser.add_argument("what", nargs="?", choices=["scores", "training", "lm"])
     parser.add_argument("--models", type=Path, default=Path("runs/models"))
     parser.add_argument("--data", type=Path)
     parser.add_argument(
@@ -229,7 +291,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.table or options.what is None:
         return table()
-    return scores(options) if options.what == "scores" else training(options)
+    return {"scores": scores, "training": training, "lm": language_model}[options.what](options)
 
 
 if __name__ == "__main__":
