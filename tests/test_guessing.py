@@ -352,6 +352,13 @@ def test_what_would_be_guessed_wrong_is_refused(tmp_path):
         Wish(model, data, teacher="selff")
 
 
+def test_a_pair_with_a_label_that_is_named_is_no_question_with_answers(tmp_path):
+    model = save(tmp_path / "bert", "BertForMaskedLM")
+    rows = [{"left": f"good film {n}", "right": "bad play", "kind": ("same", "other")[n % 2]} for n in range(20)]
+    recipe = guess(Wish(model, write(tmp_path / "rows.csv", rows), text=["left", "right"], label=["kind"])).recipe
+    assert (recipe.task, recipe.data.text, recipe.data.label) == (OF_CLASS, ["left", "right"], "kind")
+
+
 def test_a_model_of_regression_gets_its_metrics_for_whole_numbers_too(tmp_path):
     model = save(tmp_path / "stars", "BertForSequenceClassification", num_labels=1)
     data = write(tmp_path / "stars.csv", [{"text": "good film", "stars": 1 + n % 5} for n in range(10)])

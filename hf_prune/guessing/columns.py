@@ -95,6 +95,10 @@ def _is_words(feature: Any) -> bool:
     return is_listed(feature) and "string" in getattr(element(feature), "dtype", "")
 
 
+def _is_fields(feature: Any) -> bool:
+    return isinstance(element(feature), dict)
+
+
 def _is_tags(feature: Any) -> bool:
     kind = getattr(element(feature), "dtype", "")
     return is_listed(feature) and ("int" in kind or "string" in kind)
@@ -204,7 +208,8 @@ def _words_and_tags(asked: Asked) -> Columns | None:
 def _question_and_answers(asked: Asked) -> Columns | None:
     columns = asked.text or ["question", "context"]
     label = (asked.label or ["answers"])[0]
-    found = set(asked.rows.column_names) >= {*columns, label} and len(columns) == 2
+    there = set(asked.rows.column_names) >= {*columns, label} and len(columns) == 2
+    found = there and (_is_fields(asked.rows.features[label]) or not asked.label)  # one that is named may be of classes
     return {"text": columns, "label": label} if found else None
 
 
