@@ -359,6 +359,19 @@ def test_a_pair_with_a_label_that_is_named_is_no_question_with_answers(tmp_path)
     assert (recipe.task, recipe.data.text, recipe.data.label) == (OF_CLASS, ["left", "right"], "kind")
 
 
+def test_two_texts_make_no_classifier_of_a_language_model(tmp_path):
+    model, _ = language(tmp_path)
+    rows = [{"prompt": f"good film {n}", "answer": f"bad play {n}", "score": n / 9, "kind": n % 2} for n in range(20)]
+    data = write(tmp_path / "rows.csv", rows)
+    two = ["prompt", "answer"]
+    for told in ({"text": two}, {"text": two[:1], "label": two[1:]}, {"text": two, "task": "causal-lm"}):
+        with pytest.raises(PruningError, match="reads one column of text: .*--task .*--label .*'prompt', 'answer'$"):
+            guess(Wish(model, data, **told))
+    assert guess(Wish(model, data, text=two[:1])).recipe.task == "causal-lm"
+    for told in ({"label": ["kind"]}, {"task": OF_CLASS}):
+        assert guess(Wish(model, data, text=two, **told)).recipe.task == OF_CLASS
+
+
 def test_a_model_of_regression_gets_its_metrics_for_whole_numbers_too(tmp_path):
     model = save(tmp_path / "stars", "BertForSequenceClassification", num_labels=1)
     data = write(tmp_path / "stars.csv", [{"text": "good film", "stars": 1 + n % 5} for n in range(10)])

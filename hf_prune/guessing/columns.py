@@ -136,10 +136,20 @@ def _may_be_label(asked: Asked, column: str) -> bool:
 
 
 def _names_of_classes(asked: Asked, but: Sequence[str] = ()) -> str | None:
-    """Return the column of text with the fewest different values; none where most rows have their own: no classes."""
+    """Return the column of text with the fewest different values, if these can be classes."""
     counts = {one: len(asked.rows.unique(one)) for one in asked.of(_is_text) if one not in but}
     found = min(counts, key=lambda one: counts[one], default=None)
-    return found if found is not None and 2 * counts[found] <= len(asked.rows) else None
+    return None if found is None or _is_written(asked, found) else found
+
+
+def _is_written(asked: Asked, column: str) -> bool:
+    """Whether a column holds texts that most rows have alone: no classes."""
+    return column in asked.of(_is_text) and 2 * len(asked.rows.unique(column)) > len(asked.rows)
+
+
+def names_two_texts(asked: Asked) -> bool:
+    """Whether a person has named two texts, the second perhaps as the label, and no label of classes."""
+    return any(_is_written(asked, one) for one in asked.label) if asked.label else len(asked.text) > 1
 
 
 def _texts(asked: Asked, label: str | list[str] | None) -> str | list[str] | None:
