@@ -449,6 +449,55 @@ def test_classes_that_are_called_like_splits_are_refused(tmp_path):
             load_source(DataSettings(name=folder))
 
 
+def sounds(folder: Path, *names: str) -> str:
+    for name in names:
+        write_sound(folder / name, "ab")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "split"),
+    [
+        ("Training", "Testing", "test"),
+        ("TRAIN", "Val", "val"),
+        ("Train", "Validation", "validation"),
+        ("training", "Valid", "valid"),
+        ("train", "DEV", "dev"),
+        ("train", "evaluation", "eval"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["image", "audio"])
+def test_folders_of_splits_are_known_by_their_usual_names(train, test, split, kind, tmp_path):
+    make, suffix = (pictures, "png") if kind == "image" else (sounds, "wav")
+    names = [f"{place}/{name}.{suffix}" for place in (train, test) for name in ("cat/1", "dog/2")]
+    found = load_source(DataSettings(name=make(tmp_path / "classes", *names)))
+    assert {name: rows["label"][:] for name, rows in found.items()} == {"train": ["cat", "dog"], split: ["cat", "dog"]}
+    told = make(tmp_path / "told", f"{train}/1.{suffix}", f"{train}/2.{suffix}", f"{test}/3.{suffix}")
+    lines = [f"{train}/1.{suffix},x", f"{test}/3.{suffix},x", f"{train}/2.{suffix},y"]
+    (Path(told) / "metadata.csv").write_text("\n".join(["file_name,label", *lines]))
+    found = load_source(DataSettings(name=told))
+    assert {name: rows["label"][:] for name, rows in found.items()} == {"train": ["x", "y"], split: ["x"]}
+
+
+@pytest.mark.parametrize("kind", ["image", "audio"])
+def test_files_that_are_in_no_split_are_told(kind, tmp_path, caplog):
+    make, suffix = (pictures, "png") if kind == "image" else (sounds, "wav")
+    names = [f"train/cat/1.{suffix}", f"train/dog/2.{suffix}", f"Test/cat/3.{suffix}"]
+    beside = [f"cow/4.{suffix}", f"cow/5.{suffix}", f"loose.{suffix}"]
+    folder = make(tmp_path / "a", *names)
+    load_source(DataSettings(name=folder))
+    assert caplog.text == ""
+    make(tmp_path / "a", *beside)
+    assert len(load_source(DataSettings(name=folder))["train"]) == 2
+    assert (
+        f"3 files of '{folder}' are in no split, as they lie beside Test, train: 'cow', 'loose.{suffix}'" in caplog.text
+    )
+    with pytest.raises(PruningError, match="into a folder called train. Received: 3 files of .* beside Test: 'cow', "):
+        load_source(DataSettings(name=make(tmp_path / "b", names[2], *beside)))
+    with pytest.raises(PruningError, match="one folder must be called as each split. Received: Test, testing, train"):
+        load_source(DataSettings(name=make(tmp_path / "a", f"testing/cat/6.{suffix}")))
+
+
 def test_folders_of_pictures_are_no_numbers_of_a_model_without_names(tmp_path):
     sizes = {"image_size": 8, "patch_size": 4}
     model = save(tmp_path / "vit", "ViTForImageClassification", "ViTConfig", **sizes)
