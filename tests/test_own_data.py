@@ -92,6 +92,37 @@ def test_lines_that_do_not_fit_the_first_are_refused(text, words, tmp_path):
         load_split(DataSettings(name=str(tmp_path / "wrong.csv"), text="text", test_size=0.5))
 
 
+WAY_OUT = "Of a CoNLL file, .* docs/howto/own_csv.md has lines that make a jsonl file. Received: .*/{}'$"
+NAMES = "-DOCSTART- -X- O\n\nAda NNP B-PER\nin IN O\n\nRome NNP B-LOC \n. . O\n"
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.tsv", "a.conll", "data/train.txt", "data/test.bio"])
+@pytest.mark.parametrize(
+    "text", [NAMES, "Ada\tB-PER\nin\tO\n\nNew York\tB-LOC\nis\tO", "Ada NNP\r\nin IN\r\n\r\nRome NNP\r\n. .\r\n"]
+)
+def test_words_with_their_tags_are_no_texts(name, text, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / name).write_bytes(text.encode())
+    with pytest.raises(PruningError, match=WAY_OUT.format(name)):
+        load_source(DataSettings(name=str(tmp_path / ("data" if "/" in name else name))))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "GOOD FILM\n\nBAD PLAY\n",
+        "GOOD FILM\nIN ROME IN\n\nBAD PLAY\n",
+        "good film\n\nbad play\n",
+        "GOOD\n\nBAD\n",
+        "Ada I\nBob A\n",
+        "O\n",
+        "\n",
+    ],
+)
+def test_texts_are_no_words_with_their_tags(text, tmp_path):
+    assert read(tmp_path / "a.txt", text)["text"][:] == text.removesuffix("\n").split("\n")
+
+
 # what separates columns
 @pytest.mark.parametrize(
     "text",

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import PruningError, did_you_mean
 from .settings import DataSettings
-from .sheets import check_encoding, is_headless, options_of, tidied
+from .sheets import check_encoding, is_conll, is_headless, options_of, tidied
 from .sounds import METADATA, find_sounds, rows_of_sounds, with_metadata, without_decoding
 
 DIGITS = "digits"  # the data set inside scikit-learn: 1797 images of 8 x 8
@@ -21,6 +21,7 @@ _FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json"
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 SPLITS = ("train", "validation", "valid", "val", "dev", "eval", "test")  # what files and splits are usually called
 _ALSO = {"training": "train", "evaluation": "eval", "testing": "test"}  # what folders of them are called too
+_TAGGED = (".conll", ".bio", ".iob", ".iob2")  # words with their tags, which nobody reads here
 _HELP = {  # what `datasets` and pandas say, and what that means
     "Error tokenizing data": 'a text with the separator in it, or with a line break, stands in "quotes"',
     "Failed to parse string": "a column must hold numbers in all rows, or text in all, as a parquet file says",
@@ -106,6 +107,8 @@ def _load_files(files: dict[str, list[str]], key: str) -> Any:
     for path in paths:
         if not path.is_file():
             raise PruningError(f"{key}: no such file. Received: '{path}'.")
+        if path.suffix in _TAGGED:
+            raise _no_rows(key, path)
     formats = {_format(path) for path in paths}
     if len(formats) != 1 or None in formats:
         raise PruningError(f"{key}: files must all be of one type of {', '.join(_FORMATS)}. Received: {files}.")
@@ -118,6 +121,8 @@ def _load_split(key: str, builder: str, split: str, files: list[str]) -> Any:
     paths = [Path(path).expanduser() for path in files]
     for path in paths if builder != "parquet" else ():
         check_encoding(path)
+        if builder in ("csv", "text") and is_conll(path):
+            raise _no_rows(key, path)
     told = [options_of(path) for path in paths] if builder == "csv" else [{}]
     if any(one != told[0] for one in told):
         raise PruningError(f"{key}: files of one split must have one separator between columns. Received: {files}")
@@ -125,6 +130,14 @@ def _load_split(key: str, builder: str, split: str, files: list[str]) -> Any:
     data_files = {split: [str(path) for path in paths]}
     rows = _call_datasets(key, builder, data_files=data_files, **told[0], **utf8)[split]
     return tidied(rows, paths[0].name) if builder == "csv" else rows
+
+
+def _no_rows(key: str, path: Path) -> PruningError:
+    """Return the error for words with their tags, of which sentences are to be made first."""
+    return PruningError(
+        f"{key}: each line must be a text, or a row below a header. Of a CoNLL file, with a word and its tag in each "
+        f"line, docs/howto/own_csv.md has lines that make a jsonl file. Received: '{path}'"
+    )
 
 
 def _format(path: Path) -> str | None:
@@ -149,7 +162,10 @@ def _load_folder(folder: Path, wanted: list[str] | None) -> Any:
 
 def _load_others(folder: Path, train: str) -> Any:
     """Read the only file of a folder as we read files; what is laid out otherwise is left to `datasets`."""
-    there = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    there = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    for path in there:
+        if path.suffix in _TAGGED:
+            raise _no_rows("data.name", path)
     if len(there) == 1 and _format(there[0]) and there[0].is_file():
         return _load_files({train: [str(there[0])]}, "data.name")
     return _call_datasets("data.name", str(folder))
