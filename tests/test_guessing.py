@@ -282,6 +282,8 @@ def test_what_cannot_be_guessed_is_said(tmp_path):
     numbers = write(tmp_path / "numbers.csv", [{"a": n / 3, "b": n / 7} for n in range(9)])
     with pytest.raises(PruningError, match=r"--text, --image, --audio or --label .* a \(float64\), b \(float64\)"):
         guess(Wish(model, numbers))
+    with pytest.raises(PruningError, match="The model must be one for ForImageClassification. Received: .*Bert"):
+        guess(Wish(model, "digits"))
     with pytest.raises(PruningError, match="Did you mean 'masked-lm'"):
         guess(Wish(model, numbers, task="maskedlm"))
     with pytest.raises(PruningError, match="--data missing"):

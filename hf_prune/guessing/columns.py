@@ -118,7 +118,7 @@ def _label(asked: Asked, but: Sequence[str] = ()) -> str | list[str] | None:
     among = [one for one in asked.of(lambda kind: not (_is_image(kind) or is_audio(kind))) if one not in but]
     named = asked.named(_LABELS, among)
     classes = [one for one in among if getattr(element(asked.rows.features[one]), "names", None)]
-    flags = [one for one in asked.of(_is_number) if one not in but and set(asked.rows.unique(one)) == {0, 1}]
+    flags = [one for one in asked.of(_is_number) if one in among and set(asked.rows.unique(one)) == {0, 1}]
     if named or classes:
         return named or classes[0]
     if len(flags) > 1:
