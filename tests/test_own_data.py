@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from hf_prune import PruningError, cli, workflow
 from hf_prune.data import DataSettings, label_names, load_source, load_split, prepare_answers, prepare_tokens
+from hf_prune.data.sources import local_files
 from hf_prune.guessing import Wish, guess
 from hf_prune.labels import fit_classes
 
@@ -508,6 +509,18 @@ def test_folders_of_splits_are_known_by_their_usual_names(train, test, split, ki
     (Path(told) / "metadata.csv").write_text("\n".join(["file_name,label", *lines]))
     found = load_source(DataSettings(name=told))
     assert {name: rows["label"][:] for name, rows in found.items()} == {"train": ["x", "y"], split: ["x"]}
+
+
+@pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("TRAINING", "testing"), ("train", "Test")])
+def test_files_of_splits_are_known_by_their_usual_names(train, test, bert, tmp_path):
+    for name, number in ((train, 12), (test, 6)):
+        write(tmp_path / f"{name}.csv", [{"text": f"good film {n}", "label": n % 2} for n in range(number)])
+    settings = DataSettings(name=str(tmp_path), text="text", evaluation=["test"])
+    assert [len(rows) for rows in load_split(settings)] == [12, 6]
+    assert [path.stem for path in local_files(settings)] == sorted([train, test])
+    assert guess(Wish(bert, str(tmp_path))).recipe.data.evaluation == ["test"]
+    write(tmp_path / "train.csv", [{"text": "a play", "label": n % 2} for n in range(4)])
+    assert len(load_split(settings).train) == 4
 
 
 @pytest.mark.parametrize("kind", ["image", "audio"])

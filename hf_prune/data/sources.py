@@ -60,7 +60,7 @@ def local_files(settings: DataSettings) -> list[Path]:
     if not path.is_dir():
         return [path] if path.is_file() else []
     wanted = {settings.train, *(() if settings.test_size else settings.evaluation)}
-    return [file for file in sorted(path.iterdir()) if file.is_file() and file.name.split(".")[0] in wanted]
+    return [file for split, file in _by_split(path).items() if split in wanted]
 
 
 def headless(settings: DataSettings, dataset: Any, columns: Iterable[str]) -> str:
@@ -150,7 +150,7 @@ def _load_folder(folder: Path, wanted: list[str] | None) -> Any:
     saved = _load_saved(folder, wanted)
     if saved is not None:
         return saved
-    by_split = {path.name.split(".")[0]: path for path in sorted(folder.iterdir()) if _format(path) and path.is_file()}
+    by_split = _by_split(folder)
     wanted = [name for name in by_split if name in SPLITS] if wanted is None else wanted
     if not set(wanted) & set(by_split):
         return _load_sounds(folder) or _load_images(folder) or _load_others(folder, [*wanted, "train"][0])
@@ -158,6 +158,12 @@ def _load_folder(folder: Path, wanted: list[str] | None) -> Any:
         if split not in by_split:
             raise missing(f"data.name: folder '{folder}' has no file for split '{split}'", split, by_split)
     return _load_files({split: [str(by_split[split])] for split in wanted}, "data.name")
+
+
+def _by_split(folder: Path) -> dict[str, Path]:
+    """Return split -> its file, which may be called otherwise: ``Training.csv``, where there is no ``train.csv``."""
+    files = {path.name.split(".")[0]: path for path in sorted(folder.iterdir()) if _format(path) and path.is_file()}
+    return {_split_of(name) or name: path for name, path in files.items()} | files
 
 
 def _load_others(folder: Path, train: str) -> Any:
