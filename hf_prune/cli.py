@@ -74,13 +74,13 @@ def run(
     """
     from .commands import run_guessed, run_told, wish_of
 
-    if model is None and data is None and recipe is not None:
-        run_told(recipe, overrides or [])
-        return
     told: dict[str, Any] = {"text": text, "image": image, "audio": audio, "label": label, "teacher": teacher}
+    told |= {"config": data_config, "task": task, "output": output}
     budgets = {"macs": macs, "speedup": speedup, "max_drop": max_drop}
-    wish = wish_of(model, data, budgets, config=data_config, task=task, output=output, **told)
-    run_guessed(wish, [*([recipe] if recipe else []), *(overrides or [])], max_drop)
+    if model is None and data is None and recipe is not None:
+        run_told(recipe, overrides or [], **told, **budgets)
+        return
+    run_guessed(wish_of(model, data, budgets, **told), [*([recipe] if recipe else []), *(overrides or [])], max_drop)
 
 
 @app.command()
@@ -202,12 +202,12 @@ def sensitivity(
     [bold]hf-prune sensitivity my-bert --data sst2.parquet --text sentence[/]
     """
     from .batches import Told, sensitivity_of
-    from .commands import wish_of
+    from .commands import wish_beside
     from .report.display import check_picture
 
     check_picture(plot)
     named: dict[str, Any] = {"task": task, "text": text, "image": image, "audio": audio, "label": label}
-    wish = wish_of(what, data, {}, config=data_config, **named) if data else None
+    wish = wish_beside(what, data, config=data_config, **named)
     found = sensitivity_of(what, overrides or [], Told(wish, split, rows, batch_size), share, score)
     typer.echo(found.table())
     for path, write in ((csv, found.to_csv), (plot, found.plot)):

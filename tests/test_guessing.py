@@ -292,6 +292,13 @@ def test_what_cannot_be_guessed_is_said(tmp_path):
         cli.run(model=model, data=numbers, macs=0.5, speedup=2)
 
 
+def test_options_of_a_model_and_its_data_are_not_lost_beside_a_recipe():
+    with pytest.raises(
+        PruningError, match="KEY=VALUE changes a recipe, as target.macs=0.25.* Received: --output, --macs$"
+    ):
+        cli.run("quickstart", macs=0.5, output=Path("runs/mine"))
+
+
 def test_splits_and_hidden_labels(tmp_path):
     model, _ = classes(tmp_path)
     folder = tmp_path / "data"

@@ -242,6 +242,8 @@ def test_the_command_says_what_it_needs(tmp_path):
         ask(tmp_path / "model")
     with pytest.raises(PruningError, match="Did you mean 'quickstart'"):
         ask("quickstrat")
+    with pytest.raises(PruningError, match="These options go with --data: KEY=VALUE .* Received: --text, --label"):
+        ask("quickstart", "--text", "a", "--label", "b")
     with pytest.raises(PruningError, match="KEY=VALUE changes a recipe"):
         ask(tmp_path / "model", "seed=1", "--data", "digits")
     build_bert("ForTokenClassification").save_pretrained(tmp_path / "tokens")
