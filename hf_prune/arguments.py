@@ -155,7 +155,6 @@ class PruningArguments:
         )
         how = {"score": self.prune_score, "reversible": self.prune_reversible, "rule": self.prune_rule}
         pruner: Pruner = _named(made, key="threshold", **amount, **how, **units, **settings)
-        _named(pruner.resolve_score, key="score")
         _named(pruner.resolve_rule, key="rule")
         return pruner
 

@@ -74,13 +74,13 @@ def run(
     """
     from .commands import run_guessed, run_told, wish_of
 
-    if model is None and data is None and recipe is not None:
-        run_told(recipe, overrides or [])
-        return
     told: dict[str, Any] = {"text": text, "image": image, "audio": audio, "label": label, "teacher": teacher}
+    told |= {"config": data_config, "task": task, "output": output}
     budgets = {"macs": macs, "speedup": speedup, "max_drop": max_drop}
-    wish = wish_of(model, data, budgets, config=data_config, task=task, output=output, **told)
-    run_guessed(wish, [*([recipe] if recipe else []), *(overrides or [])], max_drop)
+    if model is None and data is None and recipe is not None:
+        run_told(recipe, overrides or [], **told, **budgets)
+        return
+    run_guessed(wish_of(model, data, budgets, **told), [*([recipe] if recipe else []), *(overrides or [])], max_drop)
 
 
 @app.command()
@@ -178,11 +178,14 @@ def search(
 def sensitivity(
     what: Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help="A recipe, or with --data a folder or Hub name.")],
     overrides: shared.OVERRIDES = None,
-    data: Annotated[str | None, typer.Option(help="Of a model: data set on the Hub, folder, file or digits.")] = None,
+    data: shared.DATA = None,
+    data_config: shared.CONFIG = None,
+    task: shared.TASK = None,
     text: shared.TEXT = None,
-    image: Annotated[str | None, typer.Option(help="Column with image arrays.")] = None,
-    label: Annotated[str, typer.Option(help="Column with the label; language models need none.")] = "label",
-    split: Annotated[str, typer.Option(help="Split of --data.")] = "train",
+    image: shared.IMAGE = None,
+    audio: shared.AUDIO = None,
+    label: shared.LABEL = None,
+    split: Annotated[str | None, typer.Option(help="Split of --data; by default the one to train on.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows to measure the loss on, drawn at random.")] = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows in one batch.")] = 32,
     share: Annotated[list[float] | None, typer.Option(help="Of a layer's units that go; several times.")] = None,
@@ -192,19 +195,20 @@ def sensitivity(
 ) -> None:
     """Measure how much the loss rises when parts of each layer go: heads, neurons, whole branches, whole layers.
 
-    Nothing is trained or changed; a recipe that trains its dense model first does that once.
+    Nothing is trained or changed; a recipe that trains its dense model first does that once. With --data, task and
+    columns are guessed as by [bold]hf-prune run[/].
 
     Examples: [bold]hf-prune sensitivity quickstart --plot map.png[/],
     [bold]hf-prune sensitivity my-bert --data sst2.parquet --text sentence[/]
     """
-    from . import layerwise
-    from .batches import Told, model_and_batches
+    from .batches import Told, sensitivity_of
+    from .commands import wish_beside
     from .report.display import check_picture
 
     check_picture(plot)
-    told = Told(data, text or (), image, label, split, rows, batch_size)
-    model, batches = model_and_batches(what, overrides or [], told)
-    found = layerwise.sensitivity(model, batches, shares=share or layerwise.SHARES, score=score, batches=len(batches))
+    named: dict[str, Any] = {"task": task, "text": text, "image": image, "audio": audio, "label": label}
+    wish = wish_beside(what, data, config=data_config, **named)
+    found = sensitivity_of(what, overrides or [], Told(wish, split, rows, batch_size), share, score)
     typer.echo(found.table())
     for path, write in ((csv, found.to_csv), (plot, found.plot)):
         if path is not None:
@@ -340,9 +344,7 @@ def card(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a saved model.")],
     repo_id: Annotated[str | None, typer.Option("--repo", help="Name on the Hub, for title and snippet.")] = None,
     base_model: Annotated[str | None, typer.Option(help="Hub name of the dense model.")] = None,
-    license_: Annotated[
-        str | None, typer.Option("--license", help="Identifier; by default the dense model's own.")
-    ] = None,
+    license_: Annotated[str | None, typer.Option("--license", help="By default the dense model's own.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a README.md that a hand wrote or changed.")] = False,
 ) -> None:
     """Write a saved model's README.md again, from its config.json and the report.json in or beside the folder."""
@@ -377,8 +379,7 @@ def doctor() -> None:
     from .inspecting import lane
     from .report import environment
 
-    found = {**environment(), "lane": lane()}
-    console.print_json(json.dumps(found, default=str))
+    console.print_json(json.dumps({**environment(), "lane": lane()}, default=str))
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,29 @@ def wish_of(model: str | None, data: str | None, budgets: dict[str, float | None
     return Wish(model, data, target=said or {"macs": 0.5}, **others)
 
 
+def wish_beside(model: str, data: str | None, **told: Any) -> Wish | None:
+    """Return what a command line says of a model and its data; nothing where it names a recipe in place of a model.
+
+    Raises:
+        PruningError: Beside a recipe, options say something.
+    """
+    if data is None:
+        _refuse_beside_a_recipe(told)
+        return None
+    return wish_of(model, data, {}, **told)
+
+
+def _refuse_beside_a_recipe(told: Mapping[str, Any]) -> None:
+    """Refuse options that go with a model and its data: a recipe would run as if nobody had said them."""
+    said = [key for key, value in told.items() if value not in (None, "self")]  # a teacher is there by default
+    if said:
+        named = ", ".join("--data-config" if key == "config" else f"--{key.replace('_', '-')}" for key in said)
+        raise PruningError(
+            "These options go with --data: KEY=VALUE changes a recipe, as target.macs=0.25, data.text=COLUMN or "
+            f"output=FOLDER do, and hf-prune search takes --max-drop. Received: {named}"
+        )
+
+
 def run_guessed(wish: Wish, overrides: Sequence[str], max_drop: float | None = None) -> None:
     """Run what is guessed of a model and its data; with `max_drop`, search for the smallest that is good enough."""
     recipe = _told(guess(wish, overrides))
@@ -57,8 +80,9 @@ def run_guessed(wish: Wish, overrides: Sequence[str], max_drop: float | None = N
     print(found.table())
 
 
-def run_told(recipe: Recipe | str, overrides: Sequence[str] = ()) -> None:
-    """Run a recipe; Ctrl-C ends it with a word on what was kept."""
+def run_told(recipe: Recipe | str, overrides: Sequence[str] = (), **beside: Any) -> None:
+    """Run a recipe; Ctrl-C ends it with a word on what was kept. What is said `beside` it is refused."""
+    _refuse_beside_a_recipe(beside)
     told = load_recipe(recipe, overrides)
     with or_say_what_was_kept(lambda since: kept_of_run(told.output, since)):
         run(told)

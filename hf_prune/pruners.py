@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from typing import Any, Literal, TypeVar
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import nn
 from typing_extensions import Self
 
@@ -72,6 +72,19 @@ class Pruner:
         if value is not None and not 0 <= value < 1:
             hint = f" Did you mean {value / 100:g}?" if 1 < value < 100 else ""
             raise ValueError(f"sparsity must be in [0, 1). Received: {value:g}.{hint}")
+        return value
+
+    @field_validator("score")
+    @classmethod
+    def _known_score(cls, value: Any) -> Any:
+        get_score(value, "unit" if issubclass(cls, UnitPruner) else "weight")
+        return value
+
+    @field_validator("allocation", "rule")
+    @classmethod
+    def _known_name(cls, value: Any, field: ValidationInfo) -> Any:
+        if isinstance(value, str):
+            (ALLOCATIONS if field.field_name == "allocation" else RULES)[value]
         return value
 
     @model_validator(mode="after")
@@ -273,6 +286,11 @@ class LayerPruner(UnitPruner):
     unit: Literal["layer", "branch", "any"] = "layer"
     score: str | Callable[..., torch.Tensor] = "auto"
 
+    @field_validator("score")
+    @classmethod
+    def _known_score(cls, value: Any) -> Any:
+        return value if value == "auto" else super()._known_score(value)
+
     def settled(self, alone: bool) -> LayerPruner:
         """Return itself with the score that ``"auto"`` stands for."""
         best = "block_influence" if alone and self.unit == "layer" else "taylor"
@@ -346,9 +364,7 @@ class WeightPruner(Pruner):
     @field_validator("pattern")
     @classmethod
     def _known_pattern(cls, value: str) -> str:
-        if value not in PATTERNS:
-            raise ValueError(f"pattern must be one of {', '.join(PATTERNS)}. Received: '{value}'")
-        return value
+        return PATTERNS[value].name
 
     def choose_weights(self, model: nn.Module) -> list[str]:
         """Return the names of the parameters to prune.

@@ -184,11 +184,11 @@ class Recipe(RecipeSettings):
     report_to: list[str] = Field(default=[])
     seed: int = Field(default=0, ge=0, lt=2**32)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _metrics_of_the_task(cls, given: Any) -> Any:
-        own = METRICS_OF.get(str(given.get("task"))) if isinstance(given, Mapping) else None
-        return {"metrics": own, **given} if own else given
+    @model_validator(mode="after")
+    def _metrics_of_the_task(self) -> Recipe:
+        if "metrics" not in self.model_fields_set and self.task in METRICS_OF:
+            self.metrics = list(METRICS_OF[self.task])
+        return self
 
     @model_validator(mode="after")
     def _says_when(self) -> Recipe:

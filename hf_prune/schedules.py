@@ -155,7 +155,8 @@ class Schedule:
     steps: tuple[tuple[Moment, Annotated[float, Field(ge=0, le=1)]], ...] = ()
 
     def __post_init__(self) -> None:
-        """Changes by hand stand alone."""
+        """Its kind is a registered one; changes by hand stand alone."""
+        SCHEDULES[self.kind]
         if not self.steps:
             return
         beside = (self.kind, self.begin, self.end, self.frequency, self.initial, self.power)

@@ -403,7 +403,6 @@ def test_layers_that_turn_nothing_leave_first():
         ([NeuronPruner(sparsity=0.5, score="greedy"), HeadPruner(sparsity=0.5)], {}, "several pruners"),
         (NeuronPruner(sparsity=0.5, score="greedy", allocation="uniform"), {}, "Received: allocation='uniform'"),
         (NeuronPruner(sparsity=0.5, score="loss_without", reversible=True), {}, "cannot see what masked units"),
-        (WeightPruner(sparsity=0.5, score="activation"), {}, "score 'activation' is for units"),
         (WeightPruner(sparsity=0.5, score="wanda", include=["*word_embeddings.weight"]), {}, "of Embedding"),
     ],
 )

@@ -282,12 +282,21 @@ def test_what_cannot_be_guessed_is_said(tmp_path):
     numbers = write(tmp_path / "numbers.csv", [{"a": n / 3, "b": n / 7} for n in range(9)])
     with pytest.raises(PruningError, match=r"--text, --image, --audio or --label .* a \(float64\), b \(float64\)"):
         guess(Wish(model, numbers))
+    with pytest.raises(PruningError, match="The model must be one for ForImageClassification. Received: .*Bert"):
+        guess(Wish(model, "digits"))
     with pytest.raises(PruningError, match="Did you mean 'masked-lm'"):
         guess(Wish(model, numbers, task="maskedlm"))
     with pytest.raises(PruningError, match="--data missing"):
         cli.run(model=model)
     with pytest.raises(PruningError, match="Only one of .* Received: --macs, --speedup"):
         cli.run(model=model, data=numbers, macs=0.5, speedup=2)
+
+
+def test_options_of_a_model_and_its_data_are_not_lost_beside_a_recipe():
+    with pytest.raises(
+        PruningError, match="KEY=VALUE changes a recipe, as target.macs=0.25.* Received: --output, --macs$"
+    ):
+        cli.run("quickstart", macs=0.5, output=Path("runs/mine"))
 
 
 def test_splits_and_hidden_labels(tmp_path):
@@ -350,6 +359,26 @@ def test_what_would_be_guessed_wrong_is_refused(tmp_path):
             guess(wish)
     with pytest.raises(PruningError, match="--teacher must be self or none. Received: 'selff'"):
         Wish(model, data, teacher="selff")
+
+
+def test_a_pair_with_a_label_that_is_named_is_no_question_with_answers(tmp_path):
+    model = save(tmp_path / "bert", "BertForMaskedLM")
+    rows = [{"left": f"good film {n}", "right": "bad play", "kind": ("same", "other")[n % 2]} for n in range(20)]
+    recipe = guess(Wish(model, write(tmp_path / "rows.csv", rows), text=["left", "right"], label=["kind"])).recipe
+    assert (recipe.task, recipe.data.text, recipe.data.label) == (OF_CLASS, ["left", "right"], "kind")
+
+
+def test_two_texts_make_no_classifier_of_a_language_model(tmp_path):
+    model, _ = language(tmp_path)
+    rows = [{"prompt": f"good film {n}", "answer": f"bad play {n}", "score": n / 9, "kind": n % 2} for n in range(20)]
+    data = write(tmp_path / "rows.csv", rows)
+    two = ["prompt", "answer"]
+    for told in ({"text": two}, {"text": two[:1], "label": two[1:]}, {"text": two, "task": "causal-lm"}):
+        with pytest.raises(PruningError, match="reads one column of text: .*--task .*--label .*'prompt', 'answer'$"):
+            guess(Wish(model, data, **told))
+    assert guess(Wish(model, data, text=two[:1])).recipe.task == "causal-lm"
+    for told in ({"label": ["kind"]}, {"task": OF_CLASS}):
+        assert guess(Wish(model, data, text=two, **told)).recipe.task == OF_CLASS
 
 
 def test_a_model_of_regression_gets_its_metrics_for_whole_numbers_too(tmp_path):

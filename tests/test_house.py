@@ -46,8 +46,8 @@ ROWS = (
     "recipe_tasks run_folder",
     "job",
     "workflow arguments",
-    "batches searching guessing reference interrupting demo",
-    "commands inspecting listing shared_options",
+    "searching guessing reference interrupting demo",
+    "commands batches inspecting listing shared_options",
     "cli",
     "__main__",
 )

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from hf_prune import PruningError, cli, workflow
 from hf_prune.data import DataSettings, label_names, load_source, load_split, prepare_answers, prepare_tokens
+from hf_prune.data.sources import local_files
 from hf_prune.guessing import Wish, guess
 from hf_prune.labels import fit_classes
 
@@ -90,6 +91,37 @@ def test_lines_that_do_not_fit_the_first_are_refused(text, words, tmp_path):
     (tmp_path / "wrong.csv").write_text(text)
     with pytest.raises(PruningError, match=words):
         load_split(DataSettings(name=str(tmp_path / "wrong.csv"), text="text", test_size=0.5))
+
+
+WAY_OUT = "Of a CoNLL file, .* docs/howto/own_csv.md has lines that make a jsonl file. Received: .*/{}'$"
+NAMES = "-DOCSTART- -X- O\n\nAda NNP B-PER\nin IN O\n\nRome NNP B-LOC \n. . O\n"
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.tsv", "a.conll", "data/train.txt", "data/test.bio"])
+@pytest.mark.parametrize(
+    "text", [NAMES, "Ada\tB-PER\nin\tO\n\nNew York\tB-LOC\nis\tO", "Ada NNP\r\nin IN\r\n\r\nRome NNP\r\n. .\r\n"]
+)
+def test_words_with_their_tags_are_no_texts(name, text, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / name).write_bytes(text.encode())
+    with pytest.raises(PruningError, match=WAY_OUT.format(name)):
+        load_source(DataSettings(name=str(tmp_path / ("data" if "/" in name else name))))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "GOOD FILM\n\nBAD PLAY\n",
+        "GOOD FILM\nIN ROME IN\n\nBAD PLAY\n",
+        "good film\n\nbad play\n",
+        "GOOD\n\nBAD\n",
+        "Ada I\nBob A\n",
+        "O\n",
+        "\n",
+    ],
+)
+def test_texts_are_no_words_with_their_tags(text, tmp_path):
+    assert read(tmp_path / "a.txt", text)["text"][:] == text.removesuffix("\n").split("\n")
 
 
 # what separates columns
@@ -447,6 +479,67 @@ def test_classes_that_are_called_like_splits_are_refused(tmp_path):
     for folder in (images, str(tmp_path / "sounds")):
         with pytest.raises(PruningError, match=r"a folder that is called test or train is a split, and must have a"):
             load_source(DataSettings(name=folder))
+
+
+def sounds(folder: Path, *names: str) -> str:
+    for name in names:
+        write_sound(folder / name, "ab")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "split"),
+    [
+        ("Training", "Testing", "test"),
+        ("TRAIN", "Val", "val"),
+        ("Train", "Validation", "validation"),
+        ("training", "Valid", "valid"),
+        ("train", "DEV", "dev"),
+        ("train", "evaluation", "eval"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["image", "audio"])
+def test_folders_of_splits_are_known_by_their_usual_names(train, test, split, kind, tmp_path):
+    make, suffix = (pictures, "png") if kind == "image" else (sounds, "wav")
+    names = [f"{place}/{name}.{suffix}" for place in (train, test) for name in ("cat/1", "dog/2")]
+    found = load_source(DataSettings(name=make(tmp_path / "classes", *names)))
+    assert {name: rows["label"][:] for name, rows in found.items()} == {"train": ["cat", "dog"], split: ["cat", "dog"]}
+    told = make(tmp_path / "told", f"{train}/1.{suffix}", f"{train}/2.{suffix}", f"{test}/3.{suffix}")
+    lines = [f"{train}/1.{suffix},x", f"{test}/3.{suffix},x", f"{train}/2.{suffix},y"]
+    (Path(told) / "metadata.csv").write_text("\n".join(["file_name,label", *lines]))
+    found = load_source(DataSettings(name=told))
+    assert {name: rows["label"][:] for name, rows in found.items()} == {"train": ["x", "y"], split: ["x"]}
+
+
+@pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("TRAINING", "testing"), ("train", "Test")])
+def test_files_of_splits_are_known_by_their_usual_names(train, test, bert, tmp_path):
+    for name, number in ((train, 12), (test, 6)):
+        write(tmp_path / f"{name}.csv", [{"text": f"good film {n}", "label": n % 2} for n in range(number)])
+    settings = DataSettings(name=str(tmp_path), text="text", evaluation=["test"])
+    assert [len(rows) for rows in load_split(settings)] == [12, 6]
+    assert [path.stem for path in local_files(settings)] == sorted([train, test])
+    assert guess(Wish(bert, str(tmp_path))).recipe.data.evaluation == ["test"]
+    write(tmp_path / "train.csv", [{"text": "a play", "label": n % 2} for n in range(4)])
+    assert len(load_split(settings).train) == 4
+
+
+@pytest.mark.parametrize("kind", ["image", "audio"])
+def test_files_that_are_in_no_split_are_told(kind, tmp_path, caplog):
+    make, suffix = (pictures, "png") if kind == "image" else (sounds, "wav")
+    names = [f"train/cat/1.{suffix}", f"train/dog/2.{suffix}", f"Test/cat/3.{suffix}"]
+    beside = [f"cow/4.{suffix}", f"cow/5.{suffix}", f"loose.{suffix}"]
+    folder = make(tmp_path / "a", *names)
+    load_source(DataSettings(name=folder))
+    assert caplog.text == ""
+    make(tmp_path / "a", *beside)
+    assert len(load_source(DataSettings(name=folder))["train"]) == 2
+    assert (
+        f"3 files of '{folder}' are in no split, as they lie beside Test, train: 'cow', 'loose.{suffix}'" in caplog.text
+    )
+    with pytest.raises(PruningError, match="into a folder called train. Received: 3 files of .* beside Test: 'cow', "):
+        load_source(DataSettings(name=make(tmp_path / "b", names[2], *beside)))
+    with pytest.raises(PruningError, match="one folder must be called as each split. Received: Test, testing, train"):
+        load_source(DataSettings(name=make(tmp_path / "a", f"testing/cat/6.{suffix}")))
 
 
 def test_folders_of_pictures_are_no_numbers_of_a_model_without_names(tmp_path):

@@ -88,6 +88,16 @@ def test_keys_with_points_missing_ones_and_values_for_mappings_are_explained(tmp
         assert part in str(error.value)
 
 
+@pytest.mark.parametrize("task", ["text-classification", "causal-lm"])
+def test_what_a_recipe_lacks_is_told_without_what_nobody_wrote(task, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"task: {task}\nmodel: {{name: gpt2}}\ndata: {{text: a}}\npruners: {{heads: {{}}}}\n")
+    with pytest.raises(RecipeError) as error:
+        load_recipe(recipe)
+    assert "name: must be given. Received: task, model, data, pruners;" in str(error.value)
+    assert "data: give either name, of a file, a folder or a data set on the Hub, or files" in str(error.value)
+
+
 def test_unknown_recipe_suggests_a_known_one():
     with pytest.raises(RecipeError, match="Did you mean 'quickstart'"):
         load_recipe("quickstrat")

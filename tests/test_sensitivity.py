@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 from models import BUILD, build_bert, build_llama, draw_batch
-from transformers import BertTokenizerFast
+from test_guessing import images, language, masked, pairs, save, tokenizer, tokens, write, written
+from transformers import BertTokenizerFast, ViTImageProcessor
 from typer.testing import CliRunner
 
 from hf_prune import (
@@ -21,6 +22,8 @@ from hf_prune import (
     prune,
     sensitivity,
 )
+from hf_prune.guessing import Wish, guess
+from hf_prune.workflow import prepare
 
 ALL = ["bert", "vit", "llama", "llama_mha"]
 
@@ -227,7 +230,7 @@ def test_the_command_takes_a_model_and_its_data(name, tmp_path):
     label = [] if name == "llama" else ["--label", "y"]
     given = [tmp_path / "model", "--data", tmp_path / "rows.json", *label]
     said = ask(*given, *options, "--batch-size", 4, "--share", 0.5)
-    assert "mean of 3 batches" in said
+    assert f"mean of {1 if name == 'llama' else 3} batches" in said  # texts of a language model are joined
     assert said.splitlines()[-1].startswith("| layers.1")
     with pytest.raises(PruningError, match="sentence" if options[0] == "--text" else "picture"):
         ask(*given, options[0], "sentense")
@@ -239,8 +242,38 @@ def test_the_command_says_what_it_needs(tmp_path):
         ask(tmp_path / "model")
     with pytest.raises(PruningError, match="Did you mean 'quickstart'"):
         ask("quickstrat")
+    with pytest.raises(PruningError, match="These options go with --data: KEY=VALUE .* Received: --text, --label"):
+        ask("quickstart", "--text", "a", "--label", "b")
     with pytest.raises(PruningError, match="KEY=VALUE changes a recipe"):
         ask(tmp_path / "model", "seed=1", "--data", "digits")
     build_bert("ForTokenClassification").save_pretrained(tmp_path / "tokens")
-    with pytest.raises(PruningError, match="BertForTokenClassification"):
+    with pytest.raises(PruningError, match="must be one for ForImageClassification. .*Bert"):
         ask(tmp_path / "tokens", "--data", "digits")
+
+
+@pytest.mark.parametrize("make", [masked, language, tokens, pairs, images, written])
+def test_task_and_columns_of_a_model_are_guessed_as_for_a_run(make, tmp_path):
+    model, data = make(tmp_path)
+    recipe = guess(Wish(model, data)).recipe
+    if recipe.dense is not None:  # its head is new
+        with pytest.raises(PruningError, match=f"must be trained for its data.*'{model}', and {recipe.task} is new to"):
+            ask(model, "--data", data)
+        model = tmp_path / "trained"
+        prepare(recipe).model.save_pretrained(model)
+        beside = tokenizer() if make is not images else ViTImageProcessor(size={"height": 8, "width": 8})
+        beside.save_pretrained(model)
+    said = ask(model, "--data", data, "--share", 0.5, "--rows", 8, "--batch-size", 4)
+    assert recipe.task in said
+    assert "layers.1 " in said.splitlines()[-1]
+
+
+def test_rows_are_of_the_split_that_is_named(tmp_path):
+    (tmp_path / "rows").mkdir()
+    model = save(tmp_path / "trained", "BertForSequenceClassification", id2label={0: "neg", 1: "pos"})
+    rows = [{"text": "good film", "label": ("neg", "pos")[n % 2]} for n in range(12)]
+    for split, number in (("train", 12), ("dev", 8)):
+        write(tmp_path / "rows" / f"{split}.csv", rows[:number])
+    for split, number in ((), 3), (("--split", "dev"), 2):
+        assert f"mean of {number} batches" in ask(model, "--data", tmp_path / "rows", "--batch-size", 4, *split)
+    with pytest.raises(PruningError, match="no split 'test'|no file for split 'test'"):
+        ask(model, "--data", tmp_path / "rows", "--split", "test")

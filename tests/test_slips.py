@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from models import build_bert, draw_batch, draw_rows, training_arguments
-from transformers import Trainer
+from models import build_bert, draw_batch
 
 import hf_prune as hp
 from hf_prune import HeadPruner, NeuronPruner, PruningCallback, PruningError, Schedule, Target, WeightPruner
+from hf_prune.pruners import PRUNERS
+from hf_prune.scores import SCORES
 
 L1 = {"sparsity": 0.5, "score": "l1"}
 HALF = Target(macs=0.5)
@@ -91,13 +92,42 @@ def test_a_slip_is_one_line_and_nothing_is_half_done(slip, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_typo_in_an_allocation_is_found_before_training(tmp_path):
-    model = build_bert()
-    trainer = Trainer(model, training_arguments(tmp_path), train_dataset=draw_rows(model, 8))
-    callback = PruningCallback(NeuronPruner(allocation="globl", **L1), Schedule(begin=3))
-    with pytest.raises(PruningError, match="Did you mean 'global'"):
-        callback.attach(trainer).train()
-    assert trainer.state.global_step == 0
+@pytest.mark.parametrize(
+    "sort", sorted({PRUNERS[name].made for name in PRUNERS}, key=str), ids=lambda sort: sort.__name__
+)
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"score": "tailor"}, "score: No score is named 'tailor'. Did you mean 'taylor'"),
+        ({"allocation": "globl"}, "allocation: No allocation is named 'globl'. Did you mean 'global'"),
+        ({"rule": "rigle"}, "rule: No rule is named 'rigle'. Did you mean 'rigl'"),
+        ({"schedule": {"kind": "cubik"}}, "schedule: No schedule is named 'cubik'. Did you mean 'cubic'"),
+    ],
+)
+def test_a_typo_in_a_name_is_found_where_it_stands(sort, given, words):
+    with pytest.raises(PruningError, match=f"{sort.__name__}: {words}"):
+        sort(**given)
+
+
+def test_a_typo_in_a_pattern_or_a_schedule_is_found_where_it_stands():
+    with pytest.raises(
+        PruningError, match="WeightPruner: pattern: No pattern is named 'unstructurd'. Did you mean 'un"
+    ):
+        WeightPruner(pattern="unstructurd")
+    with pytest.raises(PruningError, match="Schedule: No schedule is named 'cubik'. Did you mean 'cubic'"):
+        Schedule("cubik")
+
+
+def test_a_score_of_units_is_none_of_weights_and_one_of_ones_own_is_known_once_it_is_registered(monkeypatch):
+    with pytest.raises(PruningError, match="WeightPruner: score: score 'block_influence' is for units"):
+        WeightPruner(score="block_influence")
+    monkeypatch.setattr(SCORES, "_entries", dict(SCORES._entries))
+    for sort in (WeightPruner, NeuronPruner):
+        with pytest.raises(PruningError, match="No score is named 'my_own'"):
+            sort(score="my_own")
+    hp.register_score("my_own")(lambda weight: weight.abs())
+    for sort in (WeightPruner, NeuronPruner):
+        assert hp.prune(build_bert(), sort(sparsity=0.5, score="my_own"))
 
 
 def test_the_folder_of_a_run_is_no_model_but_names_those_in_it(tmp_path):

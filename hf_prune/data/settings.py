@@ -61,7 +61,10 @@ class DataSettings(BaseModel):
     @model_validator(mode="after")
     def _one_way_only(self) -> DataSettings:
         if (self.name is None) == (self.files is None):
-            raise ValueError(f"give either name or files. Received: name={self.name!r}, files={self.files!r}")
+            raise ValueError(
+                "give either name, of a file, a folder or a data set on the Hub, or files, those of each split. "
+                f"Received: name={self.name!r}, files={self.files!r}"
+            )
         if self.test_size is not None and "evaluation" in self.model_fields_set:
             raise ValueError("give either evaluation (splits) or test_size (a part of train), not both")
         if isinstance(self.text, list) and len(self.text) not in (1, 2):

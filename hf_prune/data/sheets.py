@@ -21,6 +21,7 @@ _HEAD = 2**16  # bytes that are looked at; `csv` refuses cells of twice as many
 _BLOCK = 2**24  # bytes that are read at once
 _LOOKED_AT = 1000  # rows
 _SINGLE_WORDS = 0.05  # share of a text's rows up to which a single word above them is no row but their name
+_TAG = re.compile(r"(?i:O|[BIESLU]-\S+)|[A-Z$.,:`'\"#-][A-Z0-9$.,:`'\"#|_-]*")  # of a name, or of a part of speech
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)*")  # datasets call a second 1 "1.1"
 logger = logging.getLogger(__name__)
 
@@ -114,6 +115,16 @@ def _check_names(path: Path, rows: list[list[str]], separator: str) -> None:
             f"The first line of '{path.name}' must name every column: a text with '{separator}' in it stands in "
             f'"quotes". Received: {len(rows[0])} names, and {len(rows[1])} columns in the next line'
         )
+
+
+def is_conll(path: Path) -> bool:
+    """Whether each line has a word and its tag, and sentences have an empty line between them."""
+    head = re.sub(r"-DOCSTART-.*\s*", "", _head(path)).strip()
+    lines = [line.rstrip() for line in head.split("\n")[:-1]][:_LOOKED_AT]  # the last one may be cut
+    rows = [one.split("\t" if "\t" in one else None) for one in lines if one]
+    columns = len(rows[0]) if rows else 0
+    sentences = len(rows) > 2 and 0 < 2 * lines.count("") <= len(rows)  # of two words or more, on the whole
+    return sentences and columns > 1 and all(len(row) == columns and _TAG.fullmatch(row[-1]) for row in rows)
 
 
 # when it is read

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
+from functools import cache
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,15 @@ import numpy as np
 
 from ..errors import PruningError, did_you_mean
 from .settings import DataSettings
-from .sheets import check_encoding, is_headless, options_of, tidied
+from .sheets import check_encoding, is_conll, is_headless, options_of, tidied
 from .sounds import METADATA, find_sounds, rows_of_sounds, with_metadata, without_decoding
 
 DIGITS = "digits"  # the data set inside scikit-learn: 1797 images of 8 x 8
 _FORMATS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".txt": "text"}
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 SPLITS = ("train", "validation", "valid", "val", "dev", "eval", "test")  # what files and splits are usually called
+_ALSO = {"training": "train", "evaluation": "eval", "testing": "test"}  # what folders of them are called too
+_TAGGED = (".conll", ".bio", ".iob", ".iob2")  # words with their tags, which nobody reads here
 _HELP = {  # what `datasets` and pandas say, and what that means
     "Error tokenizing data": 'a text with the separator in it, or with a line break, stands in "quotes"',
     "Failed to parse string": "a column must hold numbers in all rows, or text in all, as a parquet file says",
@@ -26,7 +30,9 @@ _HELP = {  # what `datasets` and pandas say, and what that means
     "corresponds to no data": "there are no rows",
     "StopIteration": "there are no rows",
 }
+_NAMED = 5  # files or folders in a message
 _HELD_OUT_SEED = 0  # what is held out is the same in every run, whatever the seed of the training
+logger = logging.getLogger(__name__)
 
 
 def load_source(settings: DataSettings, wanted: list[str] | None = None) -> Any:
@@ -54,7 +60,7 @@ def local_files(settings: DataSettings) -> list[Path]:
     if not path.is_dir():
         return [path] if path.is_file() else []
     wanted = {settings.train, *(() if settings.test_size else settings.evaluation)}
-    return [file for file in sorted(path.iterdir()) if file.is_file() and file.name.split(".")[0] in wanted]
+    return [file for split, file in _by_split(path).items() if split in wanted]
 
 
 def headless(settings: DataSettings, dataset: Any, columns: Iterable[str]) -> str:
@@ -101,6 +107,8 @@ def _load_files(files: dict[str, list[str]], key: str) -> Any:
     for path in paths:
         if not path.is_file():
             raise PruningError(f"{key}: no such file. Received: '{path}'.")
+        if path.suffix in _TAGGED:
+            raise _no_rows(key, path)
     formats = {_format(path) for path in paths}
     if len(formats) != 1 or None in formats:
         raise PruningError(f"{key}: files must all be of one type of {', '.join(_FORMATS)}. Received: {files}.")
@@ -113,6 +121,8 @@ def _load_split(key: str, builder: str, split: str, files: list[str]) -> Any:
     paths = [Path(path).expanduser() for path in files]
     for path in paths if builder != "parquet" else ():
         check_encoding(path)
+        if builder in ("csv", "text") and is_conll(path):
+            raise _no_rows(key, path)
     told = [options_of(path) for path in paths] if builder == "csv" else [{}]
     if any(one != told[0] for one in told):
         raise PruningError(f"{key}: files of one split must have one separator between columns. Received: {files}")
@@ -120,6 +130,14 @@ def _load_split(key: str, builder: str, split: str, files: list[str]) -> Any:
     data_files = {split: [str(path) for path in paths]}
     rows = _call_datasets(key, builder, data_files=data_files, **told[0], **utf8)[split]
     return tidied(rows, paths[0].name) if builder == "csv" else rows
+
+
+def _no_rows(key: str, path: Path) -> PruningError:
+    """Return the error for words with their tags, of which sentences are to be made first."""
+    return PruningError(
+        f"{key}: each line must be a text, or a row below a header. Of a CoNLL file, with a word and its tag in each "
+        f"line, docs/howto/own_csv.md has lines that make a jsonl file. Received: '{path}'"
+    )
 
 
 def _format(path: Path) -> str | None:
@@ -132,7 +150,7 @@ def _load_folder(folder: Path, wanted: list[str] | None) -> Any:
     saved = _load_saved(folder, wanted)
     if saved is not None:
         return saved
-    by_split = {path.name.split(".")[0]: path for path in sorted(folder.iterdir()) if _format(path) and path.is_file()}
+    by_split = _by_split(folder)
     wanted = [name for name in by_split if name in SPLITS] if wanted is None else wanted
     if not set(wanted) & set(by_split):
         return _load_sounds(folder) or _load_images(folder) or _load_others(folder, [*wanted, "train"][0])
@@ -142,9 +160,18 @@ def _load_folder(folder: Path, wanted: list[str] | None) -> Any:
     return _load_files({split: [str(by_split[split])] for split in wanted}, "data.name")
 
 
+def _by_split(folder: Path) -> dict[str, Path]:
+    """Return split -> its file, which may be called otherwise: ``Training.csv``, where there is no ``train.csv``."""
+    files = {path.name.split(".")[0]: path for path in sorted(folder.iterdir()) if _format(path) and path.is_file()}
+    return {_split_of(name) or name: path for name, path in files.items()} | files
+
+
 def _load_others(folder: Path, train: str) -> Any:
     """Read the only file of a folder as we read files; what is laid out otherwise is left to `datasets`."""
-    there = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    there = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    for path in there:
+        if path.suffix in _TAGGED:
+            raise _no_rows("data.name", path)
     if len(there) == 1 and _format(there[0]) and there[0].is_file():
         return _load_files({train: [str(there[0])]}, "data.name")
     return _call_datasets("data.name", str(folder))
@@ -169,34 +196,46 @@ def _load_sounds(folder: Path) -> dict[str, Any]:
 
     `datasets` wants torchcodec for such folders, only to note their names.
     """
-    if not find_sounds(folder):
+    files = find_sounds(folder)
+    if not files:
         return {}
-    places = _split_folders(folder)
-    if places and _has_metadata(folder):  # one file for all splits
-        whole = _sounds_of(folder)
-        inside = [Path(one["path"]).relative_to(folder.absolute()).parts[0] for one in whole["audio"][:]]
-        return {split: whole.select([at for at, one in enumerate(inside) if one == split]) for split in places}
+    places = _split_folders(folder, files)
+    if places and _has_metadata(folder):
+        return _by_place(_sounds_of(folder), "audio", folder, places)
     found = {split: _sounds_of(place) for split, place in (places or {"train": folder}).items()}
     return {split: rows for split, rows in found.items() if rows is not None}
 
 
 def _load_images(folder: Path) -> dict[str, Any] | None:
-    """Read a folder of images, or one for each split; one metadata for all splits is left to `datasets`.
+    """Read a folder of images, or one for each split.
 
     `datasets` alone would take ``cat/my test.png`` for a split, and leave out all that is not in one.
     """
-    files = [path for path in folder.rglob("*") if path.is_file()]
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     rows = any(_format(path) for path in files if path.name not in METADATA)
-    if rows or not any(path.suffix.lower() in _IMAGES for path in files):
+    images = [path for path in files if path.suffix.lower() in _IMAGES and not path.name.startswith(".")]
+    if rows or not images:
         return None
-    places = _split_folders(folder)
+    places = _split_folders(folder, images)
     if places and _has_metadata(folder):
-        return None
-    # one call a split, as that for a public test set may have no classes; brackets mean something in a pattern
-    patterns = {split: f"{escape(str(place))}/**" for split, place in (places or {"train": folder}).items()}
+        return _by_place(_images_of(folder), "image", folder, places)
+    # one call a split, as that for a public test set may have no classes
+    return {split: _by_folder(_images_of(place)) for split, place in (places or {"train": folder}).items()}
+
+
+def _images_of(folder: Path) -> Any:
+    pattern = f"{escape(str(folder))}/**"  # brackets mean something in a pattern
+    return _call_datasets("data.name", "imagefolder", data_files={"train": pattern})["train"]
+
+
+def _by_place(whole: Any, column: str, folder: Path, places: dict[str, Path]) -> dict[str, Any]:
+    """Return the rows of each split, where one metadata file names the files of all."""
+    kind = type(whole.features[column])
+    named = whole.select_columns([column]).cast_column(column, kind(decode=False))[column][:]
+    inside = [Path(one["path"]).relative_to(folder.absolute()).parts[0] for one in named]
     return {
-        split: _by_folder(_call_datasets("data.name", "imagefolder", data_files={split: pattern})[split])
-        for split, pattern in patterns.items()
+        split: whole.select([at for at, one in enumerate(inside) if one == place.name])
+        for split, place in places.items()
     }
 
 
@@ -209,21 +248,50 @@ def _by_folder(rows: Any) -> Any:
     return rows.remove_columns(["label"]).add_column("label", labels)
 
 
-def _split_folders(folder: Path) -> dict[str, Path]:
-    """Return the folders that are called as splits are.
+def _split_folders(folder: Path, files: list[Path]) -> dict[str, Path]:
+    """Return split -> its folder, of those that are called as splits are, in capitals too; say what lies beside them.
 
     Raises:
-        PruningError: They hold files alone: of which class each is, nothing says.
+        PruningError: They hold files alone: of which class each is, nothing says. Two are the same split. Files lie
+            beside them, and none is to train on.
     """
-    places = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and path.name in SPLITS}
+    named = [(_split_of(path.name), path) for path in sorted(folder.iterdir()) if path.is_dir()]
+    places = {split: path for split, path in named if split}
+    called = [path.name for split, path in named if split]
+    if len(called) > len(places):
+        raise PruningError(f"data.name: one folder must be called as each split. Received: {', '.join(called)}")
     told = [one for one in (folder, *places.values()) if _has_metadata(one)]
     if places and not told and not any(path.is_dir() for place in places.values() for path in place.iterdir()):
         raise PruningError(
-            f"data.name: a folder that is called {' or '.join(places)} is a split, and must have a folder for each "
+            f"data.name: a folder that is called {' or '.join(called)} is a split, and must have a folder for each "
             "class, or a metadata.csv; where it is a class, give it another name, such as test_class. "
-            f"Received: '{folder}', where {', '.join(places)} hold files alone"
+            f"Received: '{folder}', where {', '.join(called)} hold files alone"
         )
+    beside = [path.relative_to(folder) for path in files if path.relative_to(folder).parts[0] not in called]
+    if places and beside:
+        _tell_what_lies_beside(beside, folder, called, read="train" in places)
     return places
+
+
+def _split_of(name: str) -> str | None:
+    found = _ALSO.get(name.lower(), name.lower())
+    return found if found in SPLITS else None
+
+
+def _tell_what_lies_beside(files: list[Path], folder: Path, called: list[str], read: bool) -> None:
+    """Say which files are in no split: nobody reads them."""
+    tops = list(dict.fromkeys(f"'{path.parts[0]}'" for path in files))
+    there = ", ".join([*tops[:_NAMED], *(["…"] if len(tops) > _NAMED else [])])
+    told = f"{len(files)} files of '{folder}' are in no split, as they lie beside {', '.join(called)}: {there}"
+    if not read:
+        raise PruningError(f"data.name: move what is to train on into a folder called train. Received: {told}")
+    _warn_once(f"{told}. They are left out; what is in a folder of a split is read.")
+
+
+@cache
+def _warn_once(told: str) -> None:
+    """Warn, once in a process: rows are loaded several times, to guess and to train."""
+    logger.warning(told)
 
 
 def _has_metadata(folder: Path) -> bool:

@@ -95,6 +95,10 @@ def _is_words(feature: Any) -> bool:
     return is_listed(feature) and "string" in getattr(element(feature), "dtype", "")
 
 
+def _is_fields(feature: Any) -> bool:
+    return isinstance(element(feature), dict)
+
+
 def _is_tags(feature: Any) -> bool:
     kind = getattr(element(feature), "dtype", "")
     return is_listed(feature) and ("int" in kind or "string" in kind)
@@ -114,7 +118,7 @@ def _label(asked: Asked, but: Sequence[str] = ()) -> str | list[str] | None:
     among = [one for one in asked.of(lambda kind: not (_is_image(kind) or is_audio(kind))) if one not in but]
     named = asked.named(_LABELS, among)
     classes = [one for one in among if getattr(element(asked.rows.features[one]), "names", None)]
-    flags = [one for one in asked.of(_is_number) if one not in but and set(asked.rows.unique(one)) == {0, 1}]
+    flags = [one for one in asked.of(_is_number) if one in among and set(asked.rows.unique(one)) == {0, 1}]
     if named or classes:
         return named or classes[0]
     if len(flags) > 1:
@@ -132,10 +136,20 @@ def _may_be_label(asked: Asked, column: str) -> bool:
 
 
 def _names_of_classes(asked: Asked, but: Sequence[str] = ()) -> str | None:
-    """Return the column of text with the fewest different values; none where most rows have their own: no classes."""
+    """Return the column of text with the fewest different values, if these can be classes."""
     counts = {one: len(asked.rows.unique(one)) for one in asked.of(_is_text) if one not in but}
     found = min(counts, key=lambda one: counts[one], default=None)
-    return found if found is not None and 2 * counts[found] <= len(asked.rows) else None
+    return None if found is None or _is_written(asked, found) else found
+
+
+def _is_written(asked: Asked, column: str) -> bool:
+    """Whether a column holds texts that most rows have alone: no classes."""
+    return column in asked.of(_is_text) and 2 * len(asked.rows.unique(column)) > len(asked.rows)
+
+
+def names_two_texts(asked: Asked) -> bool:
+    """Whether a person has named two texts, the second perhaps as the label, and no label of classes."""
+    return any(_is_written(asked, one) for one in asked.label) if asked.label else len(asked.text) > 1
 
 
 def _texts(asked: Asked, label: str | list[str] | None) -> str | list[str] | None:
@@ -204,7 +218,8 @@ def _words_and_tags(asked: Asked) -> Columns | None:
 def _question_and_answers(asked: Asked) -> Columns | None:
     columns = asked.text or ["question", "context"]
     label = (asked.label or ["answers"])[0]
-    found = set(asked.rows.column_names) >= {*columns, label} and len(columns) == 2
+    there = set(asked.rows.column_names) >= {*columns, label} and len(columns) == 2
+    found = there and (_is_fields(asked.rows.features[label]) or not asked.label)  # one that is named may be of classes
     return {"text": columns, "label": label} if found else None
 
 

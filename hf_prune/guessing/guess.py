@@ -35,8 +35,8 @@ from ..recipe import METRICS_OF, Recipe, recipe_of
 from ..recipe_tasks import RECIPE_TASKS, RecipeTask
 from ..similarity import modules_folder
 from ..tables import aligned
-from .columns import FINDERS, Asked, can_evaluate, is_whole_score, unread
-from .wording import labels_told, not_found, single_row, splits_told, target_told
+from .columns import FINDERS, Asked, can_evaluate, is_whole_score, names_two_texts, unread
+from .wording import labels_told, not_found, single_row, splits_told, target_told, two_texts
 
 _HELD_OUT = 0.2
 _STEPS, _FEWEST, _MOST = 600, 2, 20  # optimizer steps that pruning wants; epochs at least and at most
@@ -182,18 +182,21 @@ class _Guesser:
         return {"test_size": _HELD_OUT}
 
     def _task(self, rows: Any) -> tuple[str, dict[str, Any]]:
-        asked = Asked(rows, self.wish.text, self.wish.image, self.wish.label, self.wish.audio)
+        wish = self.wish
+        asked = Asked(rows, wish.text, wish.image, wish.label, wish.audio)
+        if (wish.task or self.own) == "causal-lm" and names_two_texts(asked):  # else a classifier would come of it
+            raise PruningError(two_texts([*wish.text, *wish.label]))
         tried = {name: columns for name in self._candidates() if (columns := FINDERS[name](asked)) is not None}
         found = {name: columns for name, columns in tried.items() if self._fits(columns)}
         self._check_header(rows, next(iter(found.values()), {}))
         if not found:
-            raise PruningError(not_found(self.wish.task, rows))
+            raise PruningError(not_found(wish.task, rows))
         name, columns = next(iter(found.items()))
         if name != self.own and "sentence-similarity" in found and is_whole_score(asked, columns):
             name, columns = "sentence-similarity", found["sentence-similarity"]
         self.say("task", name, self._why(name))
         for key, value in columns.items():
-            self.say(f"data.{key}", value, "you say so" if getattr(self.wish, key) else "by its name and type")
+            self.say(f"data.{key}", value, "you say so" if getattr(wish, key) else "by its name and type")
         if left := unread(rows, columns):
             self.say("columns left out", left, f"{name} reads the others")
         return name, columns

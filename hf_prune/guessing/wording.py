@@ -57,6 +57,15 @@ def not_found(task: str | None, rows: Any) -> str:
     )
 
 
+def two_texts(columns: Sequence[str]) -> str:
+    """Return what to do where two texts are named for a language model, which reads one."""
+    return (
+        "A language model reads one column of text: --text names one, of texts that were joined before "
+        "(docs/howto/own_csv.md has lines for prompts with answers); --task text-classification with a --label of "
+        f"classes makes a classifier of it. Received: two texts, {', '.join(map(shown, columns))}"
+    )
+
+
 def single_row(rows: Any) -> str:
     """Return that a file holds one row, as a json file does that is one object."""
     hint = _nested(rows)
