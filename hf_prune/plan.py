@@ -31,7 +31,8 @@ _TYPES: dict[str, type] = {
     "load": str,
 }
 _PLACES = 4  # of how many groups a tensor's axis is at most: heads, their KV groups, the branch, the layer
-_TEXT = re.compile(r"(\d{1,7}(-\d{1,7})?(,\d{1,7}(-\d{1,7})?)*)? ?of (\d{1,7})")  # 7 digits: no text asks for gigabytes
+_RUN = r"[0-9]{1,7}(-[0-9]{1,7})?"  # 7 digits: no text asks for gigabytes
+_TEXT = re.compile(rf"({_RUN}(,{_RUN})*)? ?of ([0-9]{{1,7}})")
 
 
 def encode_units(units: Sequence[int], dense: int) -> str:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
 import torch
 import transformers
-from models import UNEVEN, assert_same_outputs, build_bert, draw_batch, draw_rows, training_arguments
+from models import (
+    UNEVEN,
+    UNEVEN_LLAMA,
+    assert_same_outputs,
+    build_bert,
+    build_llama,
+    draw_batch,
+    draw_rows,
+    training_arguments,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -62,6 +72,55 @@ def test_a_tensor_that_takes_anothers_place_or_is_of_another_type_is_refused(fol
     edit(folder, change)
     with pytest.raises(CheckpointError):
         load_pruned(folder, dtype=torch.float32)
+
+
+def edit_config(folder, change):
+    file = folder / "config.json"
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+
+
+@pytest.mark.parametrize("load", [load_pruned, transformers.AutoModelForSequenceClassification.from_pretrained])
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"attn_implementation": "a-stranger/kernel"},
+        {"_attn_implementation_internal": "a-stranger/kernel@main:run"},
+        {"_attn_implementation": {"": "eager", "text_config": "a-stranger/kernel"}},
+        {"text_config": {"attn_implementation": "flash|a-stranger/kernel"}},
+    ],
+)
+def test_a_config_does_not_choose_code_of_the_hub(folder, load, choice):
+    edit_config(folder, lambda config: {**config, **choice})
+    with pytest.raises(CheckpointError, match="must not choose code"):
+        load(folder)
+
+
+@pytest.mark.parametrize("load", [load_pruned, transformers.AutoModelForCausalLM.from_pretrained])
+def test_code_beside_a_model_replaces_generate_only_where_it_is_trusted(tmp_path, load):
+    folder = save_pruned(shrink(build_llama(), UNEVEN_LLAMA), tmp_path / "m")
+    (folder / "custom_generate").mkdir()
+    ran = tmp_path / "ran"
+    text = f"open({str(ran)!r}, 'w').close()\ndef generate(model, *args, **kwargs): return 'mine'\n"
+    (folder / "custom_generate" / "generate.py").write_text(text)
+    with pytest.raises(CheckpointError, match="trust_remote_code=True"):
+        load(folder)
+    assert not ran.exists()
+    assert load(folder, trust_remote_code=True).generate(input_ids=torch.tensor([[3]])) == "mine"
+
+
+@pytest.mark.parametrize("stated", ["tf", "flax", "evil"])
+def test_weights_of_another_framework_are_refused_in_words(folder, stated):
+    file = folder / "model.safetensors"
+    save_file(load_file(file), file, metadata={"format": stated})
+    with pytest.raises(CheckpointError, match=f"must be torch's.*Received: format '{stated}' in model.safetensors"):
+        load_pruned(folder)
+
+
+@pytest.mark.parametrize("content", [[1, 2], "x", 3, None])
+def test_a_config_that_is_no_mapping_is_refused(folder, content):
+    edit_config(folder, lambda config: content)
+    with pytest.raises(CheckpointError, match="config.json"):
+        load_pruned(folder)
 
 
 def test_saving_leaves_files_that_only_look_like_an_older_saves(folder):

@@ -116,3 +116,20 @@ def test_what_assigns_patches_to_groups_stays():
     assert report.passed, report
     assert "group" in report.refusals["vision.layers.0.downsample.assign.branch"]
     assert "vision.layers.0.downsample.assign.heads" not in {group.name for group in find_groups(model)}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stack", ["encoder", "decoder"])
+def test_a_stack_of_t5_alone_shares_its_position_bias_too(stack, tmp_path):
+    model, batch = build("t5:seq2seq_lm")
+    before = output_of(model, batch)
+    alone = model.get_submodule(stack)
+    kept = {"attention.heads": [1, 3], "layers.1.mlp.neurons": [0, 5, 6]}
+    assert {"attention.heads"} == {one.name for one in find_groups(alone, ["head"]) if ".cross" not in one.name}
+    masked = copy.deepcopy(model)
+    mask_units(masked.get_submodule(stack), kept)
+    shrink(alone, kept)
+    assert relative_difference(before, output_of(model, batch)) > TOLERANCE
+    assert relative_difference(output_of(masked, batch), output_of(model, batch)) < TOLERANCE
+    loaded = load_pruned(save_pruned(model, tmp_path))
+    assert relative_difference(output_of(model, batch), output_of(loaded, batch)) < TOLERANCE

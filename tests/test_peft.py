@@ -345,3 +345,11 @@ def test_what_was_pruned_before_it_got_adapters_is_saved_with_them(tmp_path):
     model = randomize_adapters(model)
     model.save_pretrained(tmp_path / "final")
     assert_same_outputs(model, peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "final"))
+
+
+def test_adapters_that_began_as_a_part_of_the_base_are_loaded_as_they_were_trained(tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(save_pruned(shrink(build_llama(), PLANS["llama"]), tmp_path / "small"))
+    model = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", r=2, init_lora_weights="pissa"))
+    prune(base, NeuronPruner(sparsity=0.7, score="l1"))
+    randomize_adapters(model).save_pretrained(tmp_path / "final")
+    assert_same_outputs(model, peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "final"))

@@ -89,3 +89,12 @@ def test_a_folder_that_holds_another_model_now_no_longer_says_so(tmp_path):
     assert "BertForSequenceClassification" in (tmp_path / "README.md").read_text()
     build_bert().save_pretrained(tmp_path)
     assert not (tmp_path / "README.md").exists()
+
+
+@pytest.mark.skipif(int(transformers.__version__.split(".")[0]) >= 5, reason="transformers 5 writes no pickles")
+def test_a_pickle_that_will_not_load_is_remarked_when_it_is_written(tmp_path, caplog):
+    shrink(build_bert(), UNEVEN).save_pretrained(tmp_path / "safe")
+    build_bert().save_pretrained(tmp_path / "dense", safe_serialization=False)
+    assert not caplog.records
+    shrink(build_bert(), UNEVEN).save_pretrained(tmp_path / "pickle", safe_serialization=False)
+    assert "without safe_serialization=False" in caplog.text

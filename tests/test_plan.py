@@ -52,6 +52,7 @@ MALFORMED = [
     "1e3 of 12",
     "0-3 of 12 of 12",
     "0-3 of 12\n",
+    "\N{ARABIC-INDIC DIGIT ZERO} of 12",
     "__import__('os')",
     "9" * 5000 + " of 12",
     "0-999999998 of 999999999",

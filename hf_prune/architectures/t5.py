@@ -21,7 +21,7 @@ def shared_position_bias(model: nn.Module) -> Found:
     """Return the conventional groups, with the heads under one table joined, and its own layer's branch refused."""
     found = by_convention(model)
     tables = [name for name, _ in model.named_parameters() if name.endswith(TABLE)]
-    layers = {name.split(".block.")[0]: name for name in tables}
+    layers = {name[: f".{name}".index(".block.")]: name for name in tables}  # "" where the model is the stack
     if len(tables) > len(layers):
         return found  # a table in each layer: nothing is shared
     groups, joined = list[Group](), dict[str, list[Group]]()

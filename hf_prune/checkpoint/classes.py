@@ -74,6 +74,20 @@ def _refuse_code(config: Mapping[str, Any]) -> None:
         )
 
 
+def refuse_generate_code(path: Any, arguments: Mapping[str, Any]) -> None:
+    """Refuse a folder that brings a `generate` of its own: transformers 4 runs it untrusted where the folder is local.
+
+    Raises:
+        CheckpointError: There is such a file, and ``trust_remote_code`` does not trust it.
+    """
+    code = Path(str(path), "custom_generate", "generate.py")
+    if code.is_file() and not arguments.get("trust_remote_code"):
+        raise CheckpointError(
+            f"The folder has code that would replace generate(): read custom_generate/{code.name}, and where you trust "
+            f"it, pass trust_remote_code=True; or remove it. Received: '{path}'"
+        )
+
+
 def _entries(config: Any, name: str) -> Iterator[tuple[str, str]]:
     """Yield each Auto class that leads to a class of this name by the folder's code, and where that is."""
     told = getattr(config, "auto_map", None)

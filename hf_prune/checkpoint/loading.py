@@ -25,7 +25,7 @@ from ..given import check_given
 from ..plan import BLOCK
 from .applying import apply_plan, apply_plans
 from .bounds import bounded_parts
-from .classes import saved_class
+from .classes import refuse_generate_code, saved_class
 from .legacy import adopt_legacy_heads
 from .reading import (
     check_arrived,
@@ -230,6 +230,7 @@ def _load_checked(
     told = arguments.pop("output_loading_info", False)
     arguments.setdefault("use_safetensors", True)
     saved = config.get("architectures")
+    refuse_generate_code(path, arguments)
     with clear_errors(path), _bounded(*check_files(path, config, arguments)):
         if _room.get() < math.inf:
             _try_to_build(model_class, path, arguments)

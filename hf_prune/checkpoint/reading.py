@@ -67,7 +67,9 @@ def written_config(path: Any, config: Any, arguments: Mapping[str, Any]) -> dict
     except (OSError, ValueError):  # stock loading says it better
         return dict(vars(config)) if given else {}
     except TypeError:
-        raise CheckpointError(f"{CONFIG} must be a mapping. Received: '{path}'") from None
+        told = None
+    if not isinstance(told, dict):
+        raise CheckpointError(f"{CONFIG} must be a mapping. Received: '{path}'")
     check_depth(told, CONFIG)
     return dict(told)
 
@@ -89,9 +91,11 @@ def check_files(path: Any, config: Mapping[str, Any], arguments: Mapping[str, An
             digest differs, or the config states sizes that the weights are too few for.
     """
     _check_blocks(config)
+    _check_kernels(config)
     _check_name(config.get("transformers_weights") or WEIGHTS)
     files = _weight_files(path, config, arguments)
     quantized = bool(arguments.get("quantization_config")) or is_quantized(config)
+    _check_makers(files)
     types = {name: kind for file in files for name, kind in _tensor_types(file).items()}
     if not quantized:
         _check_types(types, str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch."))
@@ -152,6 +156,19 @@ def _check_blocks(config: Mapping[str, Any]) -> None:
     for one in config.values():
         if isinstance(one, Mapping):
             _check_blocks(one)
+
+
+def _check_kernels(config: Mapping[str, Any], *, chosen: bool = False) -> None:
+    """Refuse a config that names code on the Hub for a part of the model: transformers would fetch and run it."""
+    for key, value in config.items():
+        chooses = chosen or "_implementation" in key
+        if isinstance(value, Mapping):
+            _check_kernels(value, chosen=chooses)
+        elif chooses and "/" in str(value):
+            raise CheckpointError(
+                f"{CONFIG} must not choose code that is run: take '{key:.80}' out of it, and hand it to "
+                f"from_pretrained where you trust that repository. Received: {shown(value)}"
+            )
 
 
 def check_arrived(model: Any, saved: Any, info: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -282,6 +299,19 @@ def _check_name(name: Any) -> None:
 def _tensor_types(file: str) -> dict[str, str]:
     with safe_open(file, framework="pt") as tensors:
         return {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+
+
+def _check_makers(files: list[str]) -> None:
+    """Check that files say they are torch's: transformers 4 would look for TensorFlow, where they name it."""
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            stated = (tensors.metadata() or {}).get("format", "pt")
+        if stated not in ("pt", "mlx"):
+            raise CheckpointError(
+                "Weight files must be torch's: where they are, write them again with "
+                "safetensors.torch.save_file(tensors, file, metadata={'format': 'pt'}). "
+                f"Received: format {shown(stated)} in {Path(file).name}"
+            )
 
 
 def _check_types(types: Mapping[str, str], stated: str) -> None:

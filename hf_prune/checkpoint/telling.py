@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 from ..plan import read_block
 
+logger = logging.getLogger(__name__)
 CARD = "README.md"
 MARK = "written by hf_prune where save_pretrained has left no card; `hf-prune card` writes a whole one over it"
 _TEXT = """---
@@ -46,6 +48,11 @@ def tell_how_to_load(owner: Any) -> None:
     def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         told = inspect.signature(stock).bind(self, save_directory, *args, **kwargs).arguments
         result = stock(self, save_directory, *args, **kwargs)
+        if not told.get("safe_serialization", True) and read_block(self) is not None:
+            logger.warning(
+                f"The weights in {save_directory} are a pickle, which hf_prune never reads: save the model again "
+                "without safe_serialization=False (of TrainingArguments: save_safetensors=False)."
+            )
         card = Path(save_directory) / CARD
         if told.get("is_main_process", True) and card.parent.is_dir() and (not card.exists() or _is_ours(card)):
             card.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from .saving import ADAPTER, save_pruned
 
 logger = logging.getLogger(__name__)
 BASE = "pruned_base"  # the folder beside the adapters
-_NAME = "base_model_name_or_path"
+_NAME, _BEGUN = "base_model_name_or_path", "init_lora_weights"
 
 
 def save_base_with_adapters(owner: Any) -> None:
@@ -54,8 +54,10 @@ def _save_base(model: Any, folder: Path) -> None:
     with _without_adapters(bare(model)) as base:
         save_pruned(base, folder / BASE)
     for path in (*folder.glob(ADAPTER), *folder.glob(f"*/{ADAPTER}")):
-        plain = json.loads(path.read_text("utf-8"))
-        path.write_text(json.dumps({**plain, _NAME: str(folder / BASE)}, indent=2, sort_keys=True), "utf-8")
+        plain = {**json.loads(path.read_text("utf-8")), _NAME: str(folder / BASE)}
+        if isinstance(plain.get(_BEGUN), str):  # PiSSA takes from the base what adapters begin with: ours has lost that
+            plain[_BEGUN] = True
+        path.write_text(json.dumps(plain, indent=2, sort_keys=True), "utf-8")
 
 
 @contextmanager
