@@ -56,6 +56,8 @@ its recipe, not of the key alone.
 **One shot**: the same model on STS-B, without training: Spearman (times 100) with 3/4 and 1/2 of the MACs left, of
 single weights with half of them left; dense {dense}.
 
+**A language model**, at the end: stories260k, fine-tuned on WikiText-2, then as many steps again.
+
 What says *{nothing}* has no record yet: `python benchmarks/methods.py` goes on where they end.
 """
 
@@ -228,7 +230,22 @@ def page(records: list[Record]) -> str:
     others = dict.fromkeys(one["method"] for one in records if one["what"] == "training" and one["method"] not in shown)
     if others:
         parts.append(f"## Other runs\n\n{_table(['run', 'trained'], [[n, trained([n], records)] for n in others])}\n")
-    return "\n".join(parts)
+    return "\n".join([*parts, language_model(records)])
+
+
+def language_model(records: list[Record]) -> str:
+    """Return the table of the causal language model: losses, the mean over seeds."""
+    losses: dict[str, dict[str, list[float]]] = {}
+    for one in (one for one in records if one["what"] == "lm"):
+        losses.setdefault(one["method"], {}).setdefault(one["left"], []).append(one["loss"])
+    dense = losses.pop("dense")["1"]
+    rows = [[name, *(f"{mean(cell[left]):.3f}" for left in ("3/4", "1/2"))] for name, cell in losses.items()]
+    told = (
+        "stories260k (Llama, 5 layers of 64, 8 heads on 4 KV groups) on WikiText-2: 250 steps of fine-tuning, then 250 "
+        "more while KV groups, heads and neurons leave and the fine-tuned model teaches. Loss in nats a token, mean "
+        f"over {len(dense)} seeds; dense {mean(dense):.3f}.\n\n"
+    )
+    return "## A language model\n\n" + told + _table(["score", "3/4 of the MACs", "1/2"], rows) + "\n"
 
 
 def _used(use: dict[str, Any] | str) -> str:
