@@ -230,13 +230,14 @@ def page(records: list[Record]) -> str:
     others = dict.fromkeys(one["method"] for one in records if one["what"] == "training" and one["method"] not in shown)
     if others:
         parts.append(f"## Other runs\n\n{_table(['run', 'trained'], [[n, trained([n], records)] for n in others])}\n")
-    return "\n".join([*parts, language_model(records)])
+    spoken = [one for one in records if one["what"] == "lm"]
+    return "\n".join([*parts, *([language_model(spoken)] if spoken else [])])
 
 
 def language_model(records: list[Record]) -> str:
     """Return the table of the causal language model: losses, the mean over seeds."""
     losses: dict[str, dict[str, list[float]]] = {}
-    for one in (one for one in records if one["what"] == "lm"):
+    for one in records:
         losses.setdefault(one["method"], {}).setdefault(one["left"], []).append(one["loss"])
     dense = losses.pop("dense")["1"]
     rows = [[name, *(f"{mean(cell[left]):.3f}" for left in ("3/4", "1/2"))] for name, cell in losses.items()]

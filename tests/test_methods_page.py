@@ -85,3 +85,9 @@ def test_records_are_put_beside_their_methods():
     assert "| not measured | not measured |" in rows["taylor"]
     assert page.count("| refused |") == 0  # 'wanda' has no row among scores of units
     assert "| weights, by hand | 80.00, 0.500, 0.100 |" in page
+
+
+def test_losses_of_a_language_model_are_means():
+    lm = [("dense", "1", 2.0), ("taylor", "3/4", 2.25), ("taylor", "3/4", 2.75), ("taylor", "1/2", 3.0)]
+    records = [{"what": "lm", "method": name, "left": left, "loss": loss} for name, left, loss in lm]
+    assert "| taylor | 2.500 | 3.000 |" in methods_page.page([*RUNS, *records]).split("dense 2.000.")[1]
