@@ -99,6 +99,7 @@ TRAINING: dict[str, list[str]] = {
     "weights, movement": weights("sparsity: 0.8, score: movement"),
     "weights, movement_adam": weights("sparsity: 0.8, score: movement_adam"),
     "weights, movement, each matrix": weights("sparsity: 0.8, score: movement, allocation: uniform"),
+    "weights, movement, final": weights("sparsity: 0.8, score: movement, rule: final"),
     "weights, soft_movement": weights("sparsity: 0.8, score: soft_movement"),
     "weights, rigl": weights(
         "sparsity: 0.8, score: l1, rule: rigl, allocation: uniform",

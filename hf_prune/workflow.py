@@ -6,8 +6,6 @@ import contextlib
 import copy
 import json
 import re
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +30,7 @@ from .plan import annotate, read_block
 from .recipe import Recipe, load_recipe
 from .recipe_tasks import RECIPE_TASKS, dense_config, dense_model, read_by, saved_model
 from .report import Report, check_reads, environment, evaluating, measure_pair, random_inputs, torch_subject
+from .report.machine import command_line
 from .rewinding import check_rewinding, rewind
 from .run_folder import RUN, check_run_folder
 from .session import Pruning
@@ -347,7 +346,7 @@ def _told(job: Job) -> dict[str, Any]:
     return {
         "recipe": recipe.name,
         "recipe_yaml": _without_paths(recipe, recipe.yaml()),
-        "command": _without_paths(recipe, shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+        "command": _without_paths(recipe, command_line()),
         "task": recipe.task,
         "seed": recipe.seed,
         "base_model": _base_of(job),

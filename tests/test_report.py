@@ -36,6 +36,7 @@ from hf_prune.report import (
     thread_clock,
 )
 from hf_prune.report.display import layer_panels
+from hf_prune.report.machine import command_line
 
 SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
 
@@ -422,3 +423,21 @@ def test_plot_without_a_path_is_a_figure_that_a_notebook_shows(tmp_path, monkeyp
     assert [ax.get_title(loc="left").split(":")[0] for ax in figure.axes] == ["attention.heads", "mlp.neurons"]
     assert figure._repr_png_().startswith(b"\x89PNG")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_time_that_was_aimed_at_has_a_row():
+    """Without it a run with a target of time shows times of other runtimes only."""
+    told = {"dense_ms": 9.0, "asked_ms": 4.5, "predicted_ms": 4.321, "measured_ms": 4.4321}
+    table = Report(metrics={"accuracy": {"dense": 0.9}}, settings=told).table()
+    row = next(line for line in table.splitlines() if "aimed at" in line)
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == [
+        "time that was aimed at, ms (asked for 4.5)", "9", "4.432", "2.03x speed",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"), [("/x/hf_prune/__main__.py", "python -m hf_prune"), ("/x/hf-prune", "hf-prune")]
+)
+def test_a_command_is_told_as_it_can_be_typed(typed, shown, monkeypatch):
+    monkeypatch.setattr("sys.argv", [typed, "run", "a b"])
+    assert command_line() == f"{shown} run 'a b'"

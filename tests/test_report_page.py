@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -210,6 +211,21 @@ def test_a_time_that_was_aimed_at_is_told(tmp_path):
     times = {"dense_ms": 9.0, "asked_ms": 4.5, "predicted_ms": 4.321, "measured_ms": 4.4321}
     said = read_page(write_page([write_report(tmp_path / "run", settings=times)])[0]).said
     assert "4.432 ms asked for 4.5 ms; the table predicted 4.321 ms" in said
+
+
+def test_each_file_has_its_own_latency(tmp_path):
+    """int8 that was exported later was not timed: it has none, and not that of the fp32 file."""
+    timed = {
+        name: replace(measurement(1), latency_ms={"torch": ms, "onnxruntime": ms / 2})
+        for name, ms in (("dense", 8.0), ("pruned", 5.0))
+    }
+    exports = [{"runtime": "torch", "latency_ms": 7.0}, {"runtime": "onnxruntime", "folder": "more", "latency_ms": 3.0}]
+    folder = write_report(tmp_path / "run", exports=exports, **timed)
+    for name in ("int8", "onnx", "onnx-dense", "more"):
+        (folder / name).mkdir()
+        (folder / name / "model.onnx").write_bytes(b"0" * 10000)
+    said = read_page(write_page([folder])[0]).said
+    assert "onnx-dense ONNX 0.01 4 int8 ONNX 0.01 more ONNX 0.01 3 onnx ONNX 0.01 2.5" in said, said
 
 
 def test_metrics_of_evaluations_are_in_the_log(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from models import BUILD, build_bert, draw_batch
 from torch import Tensor, nn, tensor
 
-from hf_prune import NeuronPruner, PruningError, WeightPruner, find_groups, prune, register_score, shrink
+from hf_prune import HeadPruner, NeuronPruner, PruningError, WeightPruner, find_groups, prune, register_score, shrink
 from hf_prune.evidence import Gates, backward_all
 from hf_prune.live import LiveModel
 from hf_prune.scores import SCORES, get_score
@@ -284,3 +284,18 @@ def test_scores_follow_a_shrunk_model():
     report = prune(model, NeuronPruner(sparsity=0.75, score="l1", include=["layers.0.*"]))
     assert len(report.kept["layers.0.mlp.neurons"]) == 6
     assert min(report.kept["layers.0.mlp.neurons"]) >= 12
+
+
+OTHER_SHAPES = {
+    "shape ()": lambda weight: weight.sum(),
+    "shape (1,": lambda weight: weight[:1],
+    "a float": lambda _: 1.0,
+}
+
+
+@pytest.mark.parametrize("received", OTHER_SHAPES)
+@pytest.mark.parametrize("pruner", [HeadPruner, WeightPruner])
+def test_a_score_of_another_shape_is_told_which_one_it_must_have(pruner, received):
+    with pytest.raises(PruningError, match=r"must return a tensor with one value for each weight of '.*'") as told:
+        prune(build_bert(), pruner(sparsity=0.5, score=OTHER_SHAPES[received]))
+    assert f"Received: {received}" in str(told.value)

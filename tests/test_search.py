@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import statistics
 import sys
 import time
 from types import SimpleNamespace
@@ -216,6 +217,16 @@ def test_the_front_holds_what_nothing_beats(story):
         if all(a >= b for a, b in zip(theirs, ours)) and theirs != ours
     }
     assert {one.trial for one in story.result.front} == set(values) - beaten
+
+
+def test_times_are_shares_of_the_dense_models_time_beside_them(story):
+    """A machine is faster in one trial than in another: what was measured in turn can be compared."""
+    runtime, dense = story.result.runtime, story.result.dense.latency_ms
+    reports = [json.loads((one.folder.parent / "report.json").read_text()) for one in story.result.candidates]
+    for one, report in zip(story.result.candidates, reports, strict=True):
+        before, after = (report[which]["latency_ms"][runtime] for which in ("dense", "pruned"))
+        assert one.latency_ms / dense == pytest.approx(after / before)
+    assert dense == pytest.approx(statistics.median(one["dense"]["latency_ms"][runtime] for one in reports))
 
 
 def test_table_csv_json_and_picture(story):

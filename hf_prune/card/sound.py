@@ -36,7 +36,9 @@ def _exports(told: Any) -> list[dict[str, Any]]:
 
 
 def _export(told: Mapping[str, Any]) -> dict[str, Any]:
-    texts = {key: told[key][:30] for key in ("runtime", "dtype", "quantize") if isinstance(told.get(key), str)}
+    texts = {
+        key: told[key][:30] for key in ("runtime", "folder", "dtype", "quantize") if isinstance(told.get(key), str)
+    }
     figures = {key: told[key] for key in ("size_mb", "latency_ms", "max_difference") if is_number(told.get(key))}
     return {**texts, **figures, "metrics": _numbers(told.get("metrics"))}
 

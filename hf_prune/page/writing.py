@@ -17,6 +17,7 @@ from .runs import RunFolder, read_run, runs_in
 from .weights import weight_pictures
 
 _OURS = '<meta name="generator" content="hf_prune report">'
+_TIMED = {"dense": "torch", "model": "torch", "onnx-dense": "onnxruntime", "onnx": "onnxruntime"}  # a run's own folders
 _RUNTIMES = {"torch": "PyTorch", "torch compiled": "PyTorch, compiled", "onnxruntime": "ONNX Runtime"}
 _FACTS = ("command", "task", "seed", "base_model", "datasets", "data_config", "hardware")
 
@@ -177,15 +178,13 @@ def _aimed(told: Mapping[str, Any]) -> Iterator[Tile]:
 
 def _files(run: RunFolder) -> Iterator[tuple[str, str, str, str]]:
     """Yield folder, format, megabytes and the latency that the report says it has."""
-    runtimes = {"torch": "torch", "ONNX": "onnxruntime"}
-    seen = set()
+    exported = {row.get("folder"): row.get("latency_ms") for row in run.report.exports}
     for file in run.files:
         measured = run.report.dense if file.dense else run.report.pruned
-        key = (file.dense, file.format)
-        time = (measured.latency_ms if measured else {}).get(runtimes.get(file.format, file.format))
-        # the report times one model of each format: another export beside it is another one
-        yield file.name, file.format, f"{file.size_mb:,.2f}", f"{time:.4g}" if time and key not in seen else ""
-        seen.add(key)
+        runtime = _TIMED.get(file.name)
+        time = measured.latency_ms.get(runtime) if measured and runtime else exported.get(file.name)
+        known = isinstance(time, (int, float))
+        yield file.name, file.format, f"{file.size_mb:,.2f}", f"{time:.4g}" if known else ""
 
 
 def _latency_bars(run: RunFolder) -> dict[str, list[Bar]]:

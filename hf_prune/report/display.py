@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from html import escape
 from io import BytesIO, StringIO
@@ -84,6 +84,7 @@ def table_rows(report: Figures) -> Iterator[Row]:
     known = report.dense or report.pruned
     if known is not None:
         yield from _cost_rows(report.dense, report.pruned, known)
+    yield from _aimed_row(report.settings)
 
 
 def _cost_rows(dense: Measurement | None, pruned: Measurement | None, known: Measurement) -> Iterator[Row]:
@@ -104,6 +105,13 @@ def _cost_rows(dense: Measurement | None, pruned: Measurement | None, known: Mea
     for runtime in dict.fromkeys([*before_ms, *after_ms]):
         what = f"latency in {runtime}, ms ({one_forward}, {threads})"
         yield _speed(what, before_ms.get(runtime), after_ms.get(runtime))
+
+
+def _aimed_row(settings: Mapping[str, Any]) -> Iterator[Row]:
+    """Yield the time that a target asked for, as it was measured when the units were chosen."""
+    dense, asked, measured = (settings.get(f"{name}_ms") for name in ("dense", "asked", "measured"))
+    if all(isinstance(one, (int, float)) for one in (dense, asked, measured)):
+        yield _speed(f"time that was aimed at, ms (asked for {asked:.4g})", dense, measured)
 
 
 def _difference(what: str, dense: float | None, pruned: float | None) -> Row:

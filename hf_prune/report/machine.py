@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
+import sys
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -41,3 +43,10 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def command_line() -> str:
+    """Return the command that this program was started by, without the folder that it lies in."""
+    name = Path(sys.argv[0]).name
+    program = ["python", "-m", "hf_prune"] if name == "__main__.py" else [name]
+    return shlex.join([*program, *sys.argv[1:]])

@@ -28,7 +28,8 @@ class Candidate:
         macs: Prunable multiply-accumulates.
         parameters: Their number.
         size_mb: Size of the parameters in 10^6 bytes.
-        latency_ms: Median of a forward, in milliseconds, as the recipe's `measure` says.
+        latency_ms: Of a forward, in milliseconds, as the recipe's `measure` says: the dense model's median over all
+            trials, times the share of it that was measured in turn with the dense model.
         folder: Of the model, to load it from.
         begun_from: Number of the trial whose model it was trained on from; ``None``: the dense one.
         seconds: How long the trial took.

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from transformers import set_seed
@@ -177,7 +178,8 @@ class Search:
         metric = report.metrics[self.metric]["pruned"]
         say(f"Trial {number}: {self.metric} {metric:.4f}, the dense model's {self.dense_metric:.4f}")
         facts = {"metrics": {name: both["pruned"] for name, both in report.metrics.items()}, "begun_from": begun_from}
-        cost = pruned["latency_ms"] if self.aim.key in TIMES else pruned["macs"]
+        # in turn with the dense model: from one trial to the next a machine may have other things to do
+        cost = pruned["latency_ms"] / dense["latency_ms"] if self.aim.key in TIMES else pruned["macs"]
         return [metric, cost, pruned["size_mb"]], {**facts, "runtime": runtime, "dense": dense, "pruned": pruned}
 
     def _begin(self, value: float) -> int | None:
@@ -201,15 +203,16 @@ class Search:
         if not complete:
             raise PruningError(f"No trial has ended with a model. {self._last_error() or 'Others are still running'}")
         last = complete[-1].user_attrs
-        dense = Candidate(
-            None, None, self.dense_metric, 0.0, True, False, **last["dense"], folder=self.job.output / "dense"
-        )
-        candidates = [self._candidate(one, one.number in front) for one in complete]
+        dense_ms = median(one.user_attrs["dense"]["latency_ms"] for one in complete)
+        figures = {**last["dense"], "latency_ms": dense_ms}
+        dense = Candidate(None, None, self.dense_metric, 0.0, True, False, **figures, folder=self.job.output / "dense")
+        candidates = [self._candidate(one, one.number in front, dense_ms) for one in complete]
         names = self.recipe.name, self.aim.key, self.metric, self.metric in _LOWER
         return SearchResult(*names, self.max_drop, dense, tuple(candidates), last["runtime"])
 
-    def _candidate(self, trial: Any, front: bool) -> Candidate:
+    def _candidate(self, trial: Any, front: bool, dense_ms: float) -> Candidate:
         told, took = trial.user_attrs, trial.duration
+        share = told["pruned"]["latency_ms"] / told["dense"]["latency_ms"]
         return Candidate(
             trial.number,
             self.trials.asked(trial),
@@ -217,7 +220,7 @@ class Search:
             self.drop(trial),
             self._is_good(trial),
             front,
-            **told["pruned"],
+            **{**told["pruned"], "latency_ms": share * dense_ms},
             folder=self.job.output / "trials" / self.trials.place(trial.number).name / "model",
             begun_from=told["begun_from"],
             seconds=took.total_seconds() if took else 0.0,

@@ -159,7 +159,8 @@ class Scorer:
         """
         if score.of == "unit":
             needed = {need: self._ask(score, need, lambda one, need: one.of_units(need, group)) for need in score.needs}
-            return _finite(score, group.name, score.function(**needed).double().cpu())
+            values = _shaped(score, group.name, score.function(**needed), torch.Size([group.units]))
+            return _finite(score, group.name, values.double().cpu())
         return _finite(score, group.name, self._summed(score, group))
 
     def weights(self, score: Score, names: Sequence[str]) -> dict[str, Tensor]:
@@ -191,7 +192,8 @@ class Scorer:
         needed = {
             need: self._ask(score, need, lambda one, need: one.of_weight(need, name, weight)) for need in score.needs
         }
-        return score.function(join(self.masking.full(name, weight), weight).float(), **needed)
+        whole = join(self.masking.full(name, weight), weight).float()
+        return _shaped(score, name, score.function(whole, **needed), whole.shape)
 
     def _ask(self, score: Score, need: str, ask: Callable[[Evidence, str], Tensor]) -> Tensor:
         try:
@@ -202,6 +204,16 @@ class Scorer:
 
 def _without_stop(missing: MissingEvidence) -> str:
     return str(missing).rstrip(".")
+
+
+def _shaped(score: Score, name: str, values: Any, shape: torch.Size) -> Tensor:
+    if not isinstance(values, Tensor) or values.shape != shape:
+        received = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        raise PruningError(
+            f"Score '{score.name}' must return a tensor with one value for each {score.of} of '{name}', of shape "
+            f"{tuple(shape)}. Received: {received}"
+        )
+    return values
 
 
 def _finite(score: Score, name: str, values: Tensor) -> Tensor:
