@@ -80,7 +80,7 @@ def run(
     if model is None and data is None and recipe is not None:
         run_told(recipe, overrides or [], **told, **budgets)
         return
-    run_guessed(wish_of(model, data, budgets, **told), [*([recipe] if recipe else []), *(overrides or [])], max_drop)
+    run_guessed(wish_of(model, data, budgets, recipe, **told), [*filter(None, [recipe]), *(overrides or [])], max_drop)
 
 
 @app.command()

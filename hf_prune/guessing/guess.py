@@ -36,7 +36,7 @@ from ..recipe_tasks import RECIPE_TASKS, RecipeTask
 from ..similarity import modules_folder
 from ..tables import aligned
 from .columns import FINDERS, Asked, can_evaluate, is_whole_score, names_two_texts, unread
-from .wording import labels_told, not_found, single_row, splits_told, target_told, two_texts
+from .wording import labels_told, not_found, single_row, splits_told, target_told, two_texts, with_said
 
 _HELD_OUT = 0.2
 _STEPS, _FEWEST, _MOST = 600, 2, 20  # optimizer steps that pruning wants; epochs at least and at most
@@ -160,7 +160,8 @@ class _Guesser:
             **self._outputs(name, data),
             "output": str(wish.output or Path("runs") / _name_of(wish)),
         }
-        return Guess(recipe_of(plain, overrides, source=_name_of(wish)), self.reasons)
+        recipe = recipe_of(plain, overrides, source=_name_of(wish))
+        return Guess(recipe, with_said(self.reasons, overrides, plain["target"]))
 
     # data
     def _train(self) -> str:
