@@ -259,7 +259,7 @@ def measure(
     from .measuring import measure_models, numbers_of, told
 
     sizes = {"batches": numbers_of(batch, "--batch"), "lengths": numbers_of(length, "--length") if length else None}
-    how = {"image_size": image_size, "threads": threads, "repeats": repeats, "compiled": compiled}
+    how: dict[str, Any] = {"image_size": image_size, "threads": threads, "repeats": repeats, "compiled": compiled}
     done = measure_models(models, load, **sizes, **how, tell=_say)
     typer.echo(json.dumps(done.to_dict(), indent=2) if as_json else told(done, threads))
 
