@@ -6,14 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
+import transformers
 from datasets import Dataset
 from test_guessing import classes, save
 
 from hf_prune import PruningError, cli
 from hf_prune.data import DataSettings, load_split
+from hf_prune.files import no_folder, no_model
 from hf_prune.guessing import Wish, guess
 from hf_prune.inspecting import load
 from hf_prune.measuring import measure_models
+from hf_prune.workflow import validate
 
 
 # a run without a recipe
@@ -126,3 +129,32 @@ def test_a_quote_that_is_not_closed_is_named_by_its_line(tmp_path):
     told = refused(tmp_path / "quote.csv", "\n".join(lines))
     assert "cannot be loaded: the quote that line 8 opens is not closed (a text with the separator in it" in told
     assert told.endswith(f"Received: '{tmp_path / 'quote.csv'}'.")
+
+
+# models that are not there
+def test_a_mistyped_model_is_told_with_the_folder_beside_it(tmp_path, monkeypatch):
+    _, data = classes(tmp_path)
+    save(tmp_path / "my-bert", "BertModel")
+    (tmp_path / "my-bertti").mkdir()  # holds no model
+    monkeypatch.chdir(tmp_path)
+    told = (
+        r"must be a Hub name or a local folder: no such folder here. Did you mean 'my-bert'\? Received: 'my-bertt' \("
+    )
+    with pytest.raises(PruningError, match=f"^--model {told}") as error:
+        guess(Wish("my-bertt", data))
+    assert "…" not in str(error.value)
+    recipe = guess(Wish("my-bert", data)).recipe
+    asked = []
+    ask = transformers.configuration_utils.cached_file
+    monkeypatch.setattr(
+        transformers.configuration_utils, "cached_file", lambda *a, **k: asked.append(a) or ask(*a, **k)
+    )
+    with pytest.raises(PruningError, match=f"^model.name {told}"):
+        validate(recipe, ["model.name=my-bertt", f"output={tmp_path / 'run'}"])
+    assert len(asked) == 1
+    with pytest.raises(PruningError, match=r"Did you mean 'my-bert'\? Received: 'my-bertt'$"):
+        load("my-bertt")
+    assert no_folder("my-bert") == ""
+    assert no_folder("elsewhere/x/y") == "no such folder here."
+    long = no_model("MODEL", "x", OSError("see " + "https://huggingface.co/" + "a" * 400 + "\nmore"))
+    assert "(see …)" in long

@@ -29,6 +29,7 @@ from ..data import (
     numbers_as_names,
 )
 from ..errors import PruningError, RecipeError, UnsupportedModelError, did_you_mean, shown
+from ..files import no_model
 from ..labels import fit_classes
 from ..pruners import PRUNERS, UnitPruner
 from ..recipe import METRICS_OF, Recipe, recipe_of
@@ -357,9 +358,7 @@ def _config_of(model: str) -> Any:
     try:
         return AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
-        raise RecipeError(
-            f"--model must be a Hub name or a local folder. Received: '{model}' ({shown(str(error), 200)})"
-        ) from error
+        raise RecipeError(no_model("--model", model, error)) from error
 
 
 def _own_task(config: Any, model: str) -> str | None:
