@@ -80,7 +80,7 @@ def run(
     if model is None and data is None and recipe is not None:
         run_told(recipe, overrides or [], **told, **budgets)
         return
-    run_guessed(wish_of(model, data, budgets, **told), [*([recipe] if recipe else []), *(overrides or [])], max_drop)
+    run_guessed(wish_of(model, data, budgets, recipe, **told), [*filter(None, [recipe]), *(overrides or [])], max_drop)
 
 
 @app.command()
@@ -241,7 +241,7 @@ def measure(
         typer.Argument(metavar="MODEL...", help="Folders or Hub names, the dense one first; ONNX folders; or a run."),
     ],
     batch: Annotated[str, typer.Option(metavar="N[,N]...", help="Rows in one forward.")] = "1",
-    length: Annotated[str, typer.Option(metavar="N[,N]...", help="Tokens in a row.")] = "128",
+    length: Annotated[str | None, typer.Option(metavar="N[,N]...", help="Tokens in a row; else 128, or fewer.")] = None,
     image_size: Annotated[int | None, typer.Option(min=1, help="Pixels of a side; by default the config's.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of one operator, in every runtime.")] = 1,
     repeats: Annotated[int, typer.Option(min=1, help="Timed forwards of each; the median counts.")] = 20,
@@ -258,8 +258,8 @@ def measure(
     from .inspecting import load
     from .measuring import measure_models, numbers_of, told
 
-    sizes = {"batches": numbers_of(batch, "--batch"), "lengths": numbers_of(length, "--length")}
-    how = {"image_size": image_size, "threads": threads, "repeats": repeats, "compiled": compiled}
+    sizes = {"batches": numbers_of(batch, "--batch"), "lengths": numbers_of(length, "--length") if length else None}
+    how: dict[str, Any] = {"image_size": image_size, "threads": threads, "repeats": repeats, "compiled": compiled}
     done = measure_models(models, load, **sizes, **how, tell=_say)
     typer.echo(json.dumps(done.to_dict(), indent=2) if as_json else told(done, threads))
 

@@ -20,18 +20,27 @@ from .searching import SearchResult, search
 from .workflow import run, say, validate
 
 
-def wish_of(model: str | None, data: str | None, budgets: dict[str, float | None], **told: Any) -> Wish:
+def wish_of(
+    model: str | None, data: str | None, budgets: dict[str, float | None], recipe: str | None = None, **told: Any
+) -> Wish:
     """Return what a command line says of a run without a recipe.
 
     Args:
         model: ``--model``.
         data: ``--data``.
         budgets: What remains, of which one is said at most: ``{"macs": 0.5, "speedup": None}``.
+        recipe: The first word beside the options; a ``KEY=VALUE`` is none.
         **told: The others of `Wish`; ``None`` is its default.
 
     Raises:
-        PruningError: Model or data is missing, or several budgets are said.
+        PruningError: Model or data is missing, a recipe is given beside them, or several budgets are said.
     """
+    if recipe is not None and "=" not in recipe:
+        given = [f"--model {model}"] * (model is not None) + [f"--data {data}"] * (data is not None)
+        raise PruningError(
+            "--model and --data go without a recipe, which names its own: KEY=VALUE changes it, as model.name=FOLDER "
+            f"or data.name=FILE do. Received: the recipe {recipe} beside {' and '.join(given)}"
+        )
     if model is None or data is None:
         raise PruningError(
             "Give a recipe, or both --model and --data. "

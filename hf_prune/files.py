@@ -8,16 +8,42 @@ import json
 import os
 import re
 import tempfile
+import textwrap
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError, PruningError, shown, visible
+from .errors import CheckpointError, PruningError, did_you_mean, shown, visible
 
 _PACKAGE = Path(__file__).resolve().parent
 _LARGEST_JSON, _DEEPEST_JSON = 2**26, 100  # bytes, levels: the plan of a large model is a few megabytes, and flat
+
+
+def no_folder(name: str | Path) -> str:
+    """Return that a model's name is no folder, and which one beside it may be meant; empty where it is one."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return ""
+    beside: list[str] = []
+    with contextlib.suppress(OSError):
+        beside = [one.parent.name for one in path.parent.glob("*/config.json")]
+    return f"no such folder here.{did_you_mean(path.name, beside)}"
+
+
+def no_model(what: str, name: str | Path, error: Exception) -> str:
+    """Return that a model is neither a folder nor, as the Hub or its client says, to be had there.
+
+    Args:
+        what: The option or the key that names it.
+        name: What it was given.
+        error: What transformers raised.
+    """
+    lines = str(error).splitlines() or [type(error).__name__]
+    why = visible(textwrap.shorten(lines[0], 300, placeholder=" …", break_long_words=False, break_on_hyphens=False))
+    here = no_folder(name)
+    return f"{what} must be a Hub name or a local folder{here and ': '}{here or '.'} Received: '{name}' ({why})"
 
 
 def shipped(folder: str) -> Path:

@@ -13,6 +13,7 @@ from rich.table import Table
 from .architectures import inspect_model, prunable_macs
 from .checkpoint import load_pruned
 from .errors import PruningError, visible
+from .files import no_model
 from .plan import read_record
 from .report import random_inputs
 from .selfcheck import verify
@@ -31,7 +32,7 @@ def load(model: str) -> Any:
         part = AutoModel if (Path(model) / "modules.json").is_file() else None
         return load_pruned(model, model_class=part, dtype=torch.float32)
     except OSError as error:
-        raise PruningError(f"MODEL must be a folder or a name on the Hub. Received: '{model}' ({error})") from error
+        raise PruningError(no_model("MODEL", model, error)) from error
 
 
 def lane() -> str:

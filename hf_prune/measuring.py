@@ -6,11 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from .card import REPORT
 from .errors import PruningError
 from .report import Grid, Report, measure_grid
 from .report.display import markdown_table
 
+_LENGTH = 128  # tokens in a row, where nobody says
 _COLUMNS = ("model", "runtime", "input", "median, ms", "90th percentile", "speed", "peak, MB", "")
 
 
@@ -50,21 +53,53 @@ def _of_a_run(folder: Path) -> dict[str, str]:
     return {path.name: str(path) for path in [*torch, *onnx]}
 
 
-def measure_models(words: Sequence[str], load: Callable[[str], Any], **settings: Any) -> Grid:
+def measure_models(
+    words: Sequence[str],
+    load: Callable[[str], Any],
+    *,
+    lengths: Sequence[int] | None = None,
+    tell: Callable[[str], None] = print,
+    **settings: Any,
+) -> Grid:
     """Time the models of these folders or names over a grid.
 
     Args:
         words: Folders of models, ONNX exports or runs, or names on the Hub.
         load: Loads a model of torch.
+        lengths: Tokens in a row; by default 128, or the most that all models read.
+        tell: Is told where it is fewer, and what is measured again.
         settings: As in `measure_grid`.
 
     Raises:
-        PruningError: A run's folder holds no model, or a model cannot be read or timed.
+        PruningError: A run's folder holds no model, a model cannot be read or timed, or a length is more than
+            it reads.
     """
     places = find_models(words)
     if not places:
         raise PruningError(f"measure needs a folder with a model in it. Received: {', '.join(words)}")
-    return measure_grid({name: _model(place, load) for name, place in places.items()}, **settings)
+    models = {name: _model(place, load) for name, place in places.items()}
+    read = {name: most for name, model in models.items() if (most := _most_tokens(model)) is not None}
+    least = min(read, key=lambda name: read[name], default="")
+    if lengths is None:
+        lengths = [min(_LENGTH, read.get(least, _LENGTH))]
+        if lengths[0] < _LENGTH:
+            tell(f"{lengths[0]} tokens in a row, as '{least}' reads no more; --length says another number")
+    elif read and max(lengths) > read[least]:
+        raise PruningError(
+            f"--length must be at most {read[least]}, as '{least}' reads no more tokens. Received: {max(lengths)}"
+        )
+    return measure_grid(models, lengths=lengths, tell=tell, **settings)
+
+
+def _most_tokens(model: Any) -> int | None:
+    """Return how many tokens a model reads at most, by its table of positions; ``None``: it has none, or is a file."""
+    config = getattr(model, "config", None)
+    said = getattr(getattr(config, "text_config", None) or config, "max_position_embeddings", None)
+    for name, module in model.named_modules() if isinstance(said, int) else ():
+        is_table = isinstance(module, nn.Embedding) and ("position" in name or name.endswith("wpe"))
+        if is_table and 0 <= module.num_embeddings - said <= 2:  # two rows more in families that leave two free
+            return said if module.padding_idx is None else said - module.padding_idx - 1  # counted from behind padding
+    return None  # positions are turned, or distances: they end nowhere
 
 
 def _model(place: str, load: Callable[[str], Any]) -> Any:

@@ -49,6 +49,7 @@ from .data import (
 )
 from .errors import CheckpointError, PruningError, RecipeError, shown
 from .evidence import Loss
+from .files import no_model
 from .metrics import Problem, Texts
 from .recipe import Recipe
 from .similarity import Sentences, SimilarityTrainer, cosines, modules_folder, similarity_loss
@@ -305,12 +306,18 @@ RECIPE_TASKS = {
 
 # the model that a recipe begins with
 def dense_config(recipe: Recipe) -> Any:
-    """Return what the dense model says of itself; ``None``: it will be a new one, or cannot be loaded."""
+    """Return what the dense model says of itself; ``None``: it will be a new one, or cannot be loaded.
+
+    Raises:
+        RecipeError: There is no such model.
+    """
     try:
         return (
             AutoConfig.from_pretrained(recipe.model.name, revision=recipe.model.revision) if recipe.model.name else None
         )
-    except (OSError, ValueError):
+    except OSError as error:  # at once: the Hub's client tries five times whenever it is asked
+        raise RecipeError(no_model("model.name", str(recipe.model.name), error)) from error
+    except ValueError:
         return None  # `dense_model` says what is wrong
 
 
@@ -330,9 +337,7 @@ def dense_model(recipe: Recipe, auto_class: Any, labels: Mapping[str, Any]) -> A
         try:
             return auto_class.from_pretrained(settings.name, revision=settings.revision, dtype=torch.float32, **options)
         except OSError as error:
-            raise RecipeError(
-                f"model.name must be a Hub name or a local folder. Received: '{settings.name}' ({error})"
-            ) from error
+            raise RecipeError(no_model("model.name", settings.name, error)) from error
         except ValueError as error:
             if isinstance(error, PruningError):
                 raise

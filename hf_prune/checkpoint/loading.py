@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointError, PruningError
+from ..files import no_folder
 from ..folders import put_back
 from ..given import check_given
 from ..plan import BLOCK
@@ -53,8 +54,10 @@ def _or_says_where(load: Callable[..., Any]) -> Callable[..., Any]:
             if isinstance(error, PruningError) or Path(path_or_repo).is_dir():
                 raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
+            hint = no_folder(path_or_repo).partition(".")[2]  # a folder beside it
             raise CheckpointError(
-                f"No folder is there, and no model could be read from the Hub: {reason} Received: '{path_or_repo}'"
+                f"No folder is there, and no model could be read from the Hub: {reason}{hint} "
+                f"Received: '{path_or_repo}'"
             ) from error
 
     return checked

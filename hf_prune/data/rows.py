@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import PruningError, shown
 from .classes import IGNORED, is_listed
 from .damage import check_images
+from .lines import check_tags
 from .settings import DataSettings
 
 logger = logging.getLogger(__name__)
@@ -48,23 +49,14 @@ def prepare_tokens(dataset: Any, tokenizer: Any, settings: DataSettings) -> Any:
     """
     (column,) = _text_columns(settings, 1)
     check_fast(tokenizer)
+    check_tags(dataset, column, settings.label_column)
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
-        _check_tags(batch[column], batch[settings.label_column])
         told = tokenizer(batch[column], is_split_into_words=True, truncation=True, max_length=settings.max_length)
         words = [told.word_ids(row) for row in range(len(batch[column]))]
         return {**told, "labels": list(map(_of_first_tokens, words, batch[settings.label_column]))}
 
     return _tokenised(dataset, encode, tokenizer)
-
-
-def _check_tags(rows: list[list[str]], tags: list[list[int]]) -> None:
-    for words, labels in zip(rows, tags):
-        if len(words) != len(labels):
-            raise PruningError(
-                f"data.label: each row must have as many labels as words. Received: {len(labels)} labels of "
-                f"{len(words)} words, {shown(words)}"
-            )
 
 
 def _of_first_tokens(words: list[int | None], labels: list[int]) -> list[int]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import PruningError, shown
+from .lines import opened
 
 _SEPARATORS = (",", ";", "\t", "|")  # of equal evidence the first
 _HEAD = 2**16  # bytes that are looked at; `csv` refuses cells of twice as many
@@ -35,7 +36,7 @@ def check_encoding(path: Path) -> None:
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        with _open(path) as file:
+        with opened(path) as file:
             for block in iter(lambda: file.read(_BLOCK), b""):
                 decoder.decode(block)
         decoder.decode(b"", final=True)
@@ -64,14 +65,8 @@ def options_of(path: Path) -> dict[str, Any]:
     return told
 
 
-def _open(path: Path) -> Any:
-    import fsspec
-
-    return fsspec.open(str(path), "rb", compression="infer")
-
-
 def _head(path: Path) -> str:
-    with _open(path) as file:
+    with opened(path) as file:
         return str(file.read(_HEAD).decode("utf-8-sig", errors="ignore"))  # its last letter may be cut
 
 
@@ -96,7 +91,7 @@ def _evidence(head: str, separator: str) -> tuple[bool, float, int, float]:
 def _has_plain_quotes(path: Path) -> bool:
     """Whether quotes between tabs are part of texts: some are not closed, and every line has all its columns."""
     alone, widths = False, set()
-    with _open(path) as file:
+    with opened(path) as file:
         for line in file:
             cells = line.decode("utf-8-sig").rstrip("\r\n").split("\t")
             widths.add(len(cells))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import PruningError, did_you_mean
+from .lines import with_line
 from .settings import DataSettings
 from .sheets import check_encoding, is_conll, is_headless, options_of, tidied
 from .sounds import METADATA, find_sounds, rows_of_sounds, with_metadata, without_decoding
@@ -61,6 +62,15 @@ def local_files(settings: DataSettings) -> list[Path]:
         return [path] if path.is_file() else []
     wanted = {settings.train, *(() if settings.test_size else settings.evaluation)}
     return [file for split, file in _by_split(path).items() if split in wanted]
+
+
+def file_of(settings: DataSettings, split: str) -> Path | None:
+    """Return the local file that holds a split; ``None``: there are several, or it is no file of rows."""
+    if settings.files is not None:
+        several = _as_list(settings.files.get(split, []))
+        return Path(several[0]).expanduser() if len(several) == 1 else None
+    path = Path(str(settings.name)).expanduser()
+    return _by_split(path).get(split) if path.is_dir() else path if path.is_file() else None
 
 
 def headless(settings: DataSettings, dataset: Any, columns: Iterable[str]) -> str:
@@ -320,14 +330,19 @@ def _call_datasets(key: str, *args: Any, **kwargs: Any) -> Any:
     try:
         return load_dataset(*args, **kwargs)
     except Exception as error:  # offline, unknown name, broken file: datasets raises a dozen types
-        raise PruningError(f"{key}: cannot be loaded: {_reason(error)}. Received: {kwargs or args}.") from error
+        files = [path for several in kwargs.get("data_files", {}).values() for path in _as_list(several)]
+        received = ", ".join(f"'{path}'" for path in files) or args
+        reason = _reason(error, [Path(path) for path in files if Path(path).is_file()], kwargs.get("sep", ","))
+        raise PruningError(f"{key}: cannot be loaded: {reason}. Received: {received}.") from error
 
 
-def _reason(error: Exception) -> str:
-    """Return what went wrong, and what helps where it is a frequent one."""
+def _reason(error: Exception, files: Iterable[Path] = (), separator: str = ",") -> str:
+    """Return what went wrong, in which line of the files, and what helps where it is a frequent one."""
     cause = error.__cause__ or error  # "An error occurred while generating the dataset" says nothing
     reason = (str(cause).splitlines() or [type(cause).__name__])[0].rstrip(".")
-    return reason + next((f" ({help})" for words, help in _HELP.items() if words in reason), "")
+    lines = (with_line(reason, path, str(_format(path)), separator) for path in files)
+    told = next((line for line in lines if line), reason)
+    return told + next((f" ({help})" for words, help in _HELP.items() if words in reason), "")
 
 
 def _load_digits() -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,8 +24,9 @@ from .classes import (
     renumbered,
     with_classes,
 )
+from .lines import check_tags, rows_told
 from .settings import DataSettings
-from .sources import files_alone, headless, hold_out, load_source, local_files, missing
+from .sources import file_of, files_alone, headless, hold_out, load_source, local_files, missing
 
 _LOOKED_AT = 50  # rows
 _FILE = re.compile(r"\S.*\.(wav|flac|ogg|opus|mp3|m4a|aiff|au|png|jpe?g|bmp|gif|webp|tiff?)\s*", re.IGNORECASE)
@@ -172,19 +174,26 @@ def _check_columns(dataset: Any, split: str, settings: DataSettings, labels: Lab
             hint = headless(settings, dataset, dataset.column_names) or files_alone(dataset)
             what = f"data.{key}: no column '{column}' in split '{split}'{hint and f'. {hint}'}"
             raise missing(what, column, dataset.column_names)
-        _check_column(dataset, split, key, column, labels)
+        _check_column(dataset, split, key, column, labels, file_of(settings, split))
+    listed = [one for _, one in columns if one is not None and is_listed(dataset.features[one])]
+    if labels == "list" and len(listed) == 2:
+        check_tags(dataset, listed[0], listed[1], file_of(settings, split))
 
 
-def _check_column(dataset: Any, split: str, key: str, column: str, labels: Labels) -> None:
+def _check_column(dataset: Any, split: str, key: str, column: str, labels: Labels, file: Path | None) -> None:
     """Check that a column is filled in each row, and holds what it is used for."""
+    import pyarrow.compute as pc
+
     which, kind = f"data.{key}: column '{column}' of split '{split}'", dataset.features[column]
-    empty, dtype = dataset.data.column(column).null_count, str(getattr(element(kind), "dtype", ""))
+    dtype, empty = str(getattr(element(kind), "dtype", "")), np.array([], int)
+    if dataset.data.column(column).null_count:
+        empty = np.flatnonzero(pc.is_null(dataset.data.column(column)))
     if key == "label" and "float" in dtype and not is_listed(kind):
-        empty = int((~np.isfinite(np.array(dataset[column][:], dtype=float))).sum())
-    if empty:
+        empty = np.flatnonzero(~np.isfinite(np.array(dataset[column][:], dtype=float)))
+    if len(empty):
         raise PruningError(
             f"{which} must be filled in every row; NA, NULL, None and NaN of a csv file count as empty. "
-            f"Received: {empty} empty rows of {len(dataset):,}"
+            f"Received: {len(empty)} empty rows of {len(dataset):,}: {rows_told(empty.tolist(), len(dataset), file)}"
         )
     told = f"fields {', '.join(kind)}" if isinstance(kind, dict) else dtype or type(kind).__name__
     told = f"lists of {told}" if is_listed(kind) else told

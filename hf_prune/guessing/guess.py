@@ -29,6 +29,7 @@ from ..data import (
     numbers_as_names,
 )
 from ..errors import PruningError, RecipeError, UnsupportedModelError, did_you_mean, shown
+from ..files import no_model
 from ..labels import fit_classes
 from ..pruners import PRUNERS, UnitPruner
 from ..recipe import METRICS_OF, Recipe, recipe_of
@@ -36,7 +37,7 @@ from ..recipe_tasks import RECIPE_TASKS, RecipeTask
 from ..similarity import modules_folder
 from ..tables import aligned
 from .columns import FINDERS, Asked, can_evaluate, is_whole_score, names_two_texts, unread
-from .wording import labels_told, not_found, single_row, splits_told, target_told, two_texts
+from .wording import labels_told, not_found, single_row, splits_told, target_told, two_texts, with_said
 
 _HELD_OUT = 0.2
 _STEPS, _FEWEST, _MOST = 600, 2, 20  # optimizer steps that pruning wants; epochs at least and at most
@@ -160,7 +161,8 @@ class _Guesser:
             **self._outputs(name, data),
             "output": str(wish.output or Path("runs") / _name_of(wish)),
         }
-        return Guess(recipe_of(plain, overrides, source=_name_of(wish)), self.reasons)
+        recipe = recipe_of(plain, overrides, source=_name_of(wish))
+        return Guess(recipe, with_said(self.reasons, overrides, plain["target"]))
 
     # data
     def _train(self) -> str:
@@ -356,9 +358,7 @@ def _config_of(model: str) -> Any:
     try:
         return AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
-        raise RecipeError(
-            f"--model must be a Hub name or a local folder. Received: '{model}' ({shown(str(error), 200)})"
-        ) from error
+        raise RecipeError(no_model("--model", model, error)) from error
 
 
 def _own_task(config: Any, model: str) -> str | None:

@@ -10,6 +10,7 @@ from ..errors import shown
 from ..recipe_tasks import RECIPE_TASKS
 
 _SHOWN = 6  # classes that a reason names
+_SAID = "you say so"
 
 
 def told_type(feature: Any) -> str:
@@ -39,7 +40,33 @@ def splits_told(usable: Sequence[str], there: Sequence[str]) -> str:
 
 def target_told(target: Mapping[str, Any]) -> str:
     """Return why the target is so."""
-    return "--macs, --speedup and --max-drop say another" if target == {"macs": 0.5} else "you say so"
+    return "--macs, --speedup and --max-drop say another" if target == {"macs": 0.5} else _SAID
+
+
+def with_said(
+    reasons: Sequence[tuple[str, str, str]], overrides: Sequence[str], target: Mapping[str, Any]
+) -> list[tuple[str, str, str]]:
+    """Return the reasons with what a person says of a key in the place of what was guessed.
+
+    Args:
+        reasons: Key, value and where it comes from.
+        overrides: ``key=value`` each.
+        target: The guessed one.
+    """
+    said = {key: text for key, _, text in (one.partition("=") for one in overrides)}
+    aims = {key: said.pop(key) for key in [*said] if key.startswith("target.")}
+    if aims:
+        told = {**target, **{key.removeprefix("target."): text for key, text in aims.items()}}
+        said.setdefault("target", ", ".join(f"{key}={value}" for key, value in told.items() if value != "null"))
+    others = any(one.startswith(("data.", "train.batch_size", "train.max_steps")) for one in said)
+    rows = []
+    for key, value, because in reasons:
+        if key in said:
+            rows.append((key, said.pop(key), _SAID))
+        elif not any((one.startswith(f"{key}.") and value == "null") or key.startswith(f"{one}.") for one in said):
+            because = because.rpartition(" rows, ")[2] if others and key == "train.epochs" else because  # else untrue
+            rows.append((key, value, because))
+    return [*rows, *((key, text, _SAID) for key, text in said.items())]
 
 
 def not_found(task: str | None, rows: Any) -> str:
