@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from ..errors import PruningError
@@ -53,6 +53,12 @@ class Regularisation:
     kind: str = "l1"
     strength: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     by_cost: bool = True
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        REGULARISERS[kind]
+        return kind
 
 
 @dataclass(frozen=True)
