@@ -126,6 +126,65 @@ def test_which_way_is_better(metric, dense, good, bad):
     assert AccuracyGuard("loss", greater_is_better=True).lower_is_better is False
 
 
+def test_what_training_itself_costs_is_allowed_for_less_and_less():
+    guard = AccuracyGuard(dense=0.9, max_drop=0.01)
+    for guard.progress, value in ((0.0, 0.9), (0.1, 0.88), (0.2, 0.86)):  # that at the start says nothing of training
+        guard.observe({"accuracy": value})
+    assert guard.before == [0.88, 0.86]
+    assert guard.slack == pytest.approx(0.8 * 0.03)
+    assert (guard.verdict(), guard.proven(), guard.lasting()) == ("wait", False, False)
+    guard.observe({"accuracy": 0.87})
+    assert (guard.verdict(), guard.proven(), guard.lasting()) == ("go", True, False)
+    guard.level = 0.5
+    guard.changed()
+    for guard.progress, value, good in (
+        (0.5, 0.876, True),
+        (0.5, 0.874, False),
+        (1.0, 0.889, False),
+        (1.0, 0.89, True),
+    ):
+        guard.observe({"accuracy": value})
+        assert (not guard.bad) is good
+    assert guard.lasting()
+    loss = AccuracyGuard("loss", dense=0.3, max_drop=0.01)
+    for loss.progress, value in ((0.5, 0.4), (0.5, 0.35)):
+        loss.observe({"loss": value})
+    assert loss.slack == pytest.approx(0.5 * 0.075)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_run_ends_with_what_was_approved_without_slack(resumed):
+    """0.15 of the weights may leave; 0.3 and 0.5 are approved only for what the learning rate is thought to cost."""
+
+    def session():
+        model, told = build_bert(), Schedule(steps=[[4, 0.3], [8, 0.6], [12, 1.0]])
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        guard = AccuracyGuard(max_drop=0.01, patience=100)
+        return model, optimizer, Pruning(model, HALF, told, total_steps=40, optimizer=optimizer, guard=guard)
+
+    def train(model, optimizer, pruning, steps):
+        for _ in range(steps):
+            changed = take_step(model(**draw_batch(model)).loss, optimizer, pruning)
+            sparsity = pruning.logs()["sparsity_weight"]
+            pruning.observe({"accuracy": 0.86 if not sparsity else 0.895 if sparsity < 0.2 else 0.885})
+            seen.append((round(sparsity, 2), changed))
+
+    seen = []
+    model, optimizer, pruning = session()
+    pruning.observe({"accuracy": 0.9})
+    train(model, optimizer, pruning, 13)
+    assert [one for one, changed in seen if changed] == [0.15, 0.3, 0.5]
+    if resumed:
+        weights, state = model.state_dict(), pruning.state_dict()
+        model, optimizer, pruning = session()
+        model.load_state_dict(weights)
+        pruning.load_state_dict(state)
+    train(model, optimizer, pruning, 27)
+    report = pruning.finish()
+    assert report.settings["sparsity_weight"] == pytest.approx(0.15, abs=0.001)
+    assert report.settings["guards"]["accuracy"]["level"] == pytest.approx(0.3)
+
+
 def test_the_dense_value_is_the_best_before_anything_is_pruned():
     guard = AccuracyGuard("loss")
     for value in (0.7, 0.5, 0.6):

@@ -13,7 +13,7 @@ from ..settings import settings
 from .guards import Guard, Verdict, register_guard
 
 _LOWER_IS_BETTER = ("loss", "perplexity", "ppl", "error", "mse", "rmse", "mae", "mape", "wer", "cer", "ter", "brier")
-_SLACK = 1e-9  # 0.9 - 0.01 is not quite 0.89
+_ROUNDING = 1e-9  # 0.9 - 0.01 is not quite 0.89
 
 
 @register_guard("accuracy")
@@ -27,6 +27,9 @@ class AccuracyGuard(Guard):
     change goes half as far. The run ends with the most that was approved; the report says what happened.
 
     Evaluations are its eyes: it makes no change before the first one, and there should be more of them than changes.
+    A high learning rate costs a dense model some of its metric too, and gives it back as it falls. So what the
+    evaluations of training before the first change have lost, on average, is allowed for until the end, evenly less and
+    less; what a run ends with was approved without it.
 
     Args:
         metric: As a Trainer names it, with or without ``eval_``: ``"accuracy"``, ``"loss"``.
@@ -65,6 +68,7 @@ class AccuracyGuard(Guard):
             False,
         )  # evaluations in a row that were too bad; whether one came since the last change
         self.changes, self.undone_changes, self.others = 0, 0, list[str]()
+        self.before = list[float]()  # what evaluations of training have found before the first change
 
     @property
     def lower_is_better(self) -> bool:
@@ -79,6 +83,14 @@ class AccuracyGuard(Guard):
         drop = self.max_drop if self.lower_is_better else -self.max_drop
         return None if self.measured is None else self.measured + drop
 
+    @property
+    def slack(self) -> float:
+        """How much the metric may be worse than `allowed` by now, because training itself costs some."""
+        if self.measured is None or not self.before:
+            return 0.0
+        lost = sum(self.before) / len(self.before) - self.measured
+        return (1 - self.progress) * max(0.0, lost if self.lower_is_better else -lost)
+
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Compare the metric with the dense model's."""
         name = self.metric.removeprefix("eval_")
@@ -90,7 +102,9 @@ class AccuracyGuard(Guard):
         if self.dense is None and not self.changes and not math.isnan(self.value):
             best = min if self.lower_is_better else max
             self.measured = self.value if self.measured is None else best(self.measured, self.value)
-        self.bad = 0 if self._is_good(self.value) else self.bad + 1
+        if self.progress and not self.changes and not math.isnan(self.value):
+            self.before.append(self.value)
+        self.bad = 0 if self._is_good(self.value, self.slack) else self.bad + 1
         if self.bad and self.step is None and self.level > self.kept:
             self.step = self.level - self.kept
 
@@ -122,6 +136,10 @@ class AccuracyGuard(Guard):
         """Say whether an evaluation has approved the model since the last change."""
         return not self.bad and (self.fresh or not self.changes)
 
+    def lasting(self) -> bool:
+        """Say whether it was approved without any slack."""
+        return self.proven() and (self.value is None or self._is_good(self.value))
+
     def changed(self) -> None:
         """Wait for an evaluation of what was changed."""
         if self.level:  # a schedule's first change may remove nothing yet
@@ -151,10 +169,11 @@ class AccuracyGuard(Guard):
         for name in _STATE:
             setattr(self, name, state[name])
 
-    def _is_good(self, value: float) -> bool:
+    def _is_good(self, value: float, slack: float = 0.0) -> bool:
         if self.allowed is None or math.isnan(value):
             return False
-        return value <= self.allowed + _SLACK if self.lower_is_better else value >= self.allowed - _SLACK
+        slack += _ROUNDING
+        return value <= self.allowed + slack if self.lower_is_better else value >= self.allowed - slack
 
 
-_STATE = ("measured", "value", "step", "bad", "fresh", "changes", "undone_changes", "others")
+_STATE = ("measured", "value", "step", "bad", "fresh", "changes", "undone_changes", "others", "before")

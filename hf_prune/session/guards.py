@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
 from ..errors import PruningError
 from ..live import LiveModel, Snapshot, forwards_of
 from ..registry import Registry
 from ..sharding import from_first
+from .clock import Clock
 
 Verdict = Literal["go", "wait", "back"]
 Made = TypeVar("Made", bound="type[Guard]")
@@ -20,8 +22,9 @@ class Guard:
 
     While one guard says ``"wait"``, the schedule stands still and training goes on. ``"back"`` restores weights,
     moments, masks and the schedule's position from before the last change that was made; steps, and the learning rate,
-    go on. Of one moment there is a copy: a second ``"back"`` with no change in between restores the same again, and
-    never something older. A guard is asked when a change is due. A session asks a copy of it; where there are several
+    go on. Of that moment there is a copy: a second ``"back"`` with no change in between restores the same again, and
+    never something older; a second copy is held where only an older model was good enough to end with. A guard is asked
+    when a change is due. A session asks a copy of it; where there are several
     processes, all go by what the first one's guards have seen.
 
     Attributes:
@@ -30,6 +33,7 @@ class Guard:
         needs_evaluation: Whether it does nothing without evaluations: a Trainer must then make some.
         level: How much of the way to the final sparsity is gone, in [0, 1]: the session says it.
         kept: The same, of the copy that is held.
+        progress: How much of the training is gone, in [0, 1]: the session says it.
     """
 
     name = ""
@@ -37,6 +41,7 @@ class Guard:
     needs_evaluation = False
     level = 0.0
     kept = 0.0
+    progress = 0.0
 
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Look at what an evaluation has found."""
@@ -50,8 +55,12 @@ class Guard:
         return 1.0
 
     def proven(self) -> bool:
-        """Say whether the model of now is good enough to be gone back to, and for a run that goes back to end with."""
+        """Say whether the model of now is good enough to be gone back to."""
         return True
+
+    def lasting(self) -> bool:
+        """Say whether the model of now is good enough for a run that goes back to end with."""
+        return self.proven()
 
     def changed(self) -> None:
         """Take note that the change was made; `level` is that of now."""
@@ -92,12 +101,26 @@ def register_guard(name: str) -> Callable[[Made], Made]:
     return register
 
 
+@dataclass
+class _Kept:
+    """A model to go back to, where the schedule and the level were, and whether a run may end with it."""
+
+    model: Snapshot
+    position: int
+    level: float
+    lasting: bool
+
+    def state_dict(self) -> dict[str, Any]:
+        return vars(self) | {"model": self.model.state_dict()}
+
+
 class Guarding:
-    """All guards of a run, and the model as it was before the last change that they let pass.
+    """All guards of a run, the model of before the last change that they let pass, and the last one to end with.
 
     Args:
         live: The live model.
         guards: They are asked in this order. Copies are: the settings that they come from hold no state.
+        clock: Of the run.
 
     Attributes:
         goes_back: Whether any may undo a change.
@@ -105,16 +128,17 @@ class Guarding:
         level: How much of the way to the final sparsity is gone, in [0, 1].
     """
 
-    def __init__(self, live: LiveModel, guards: Sequence[Guard]) -> None:
-        self._live, self._guards = live, _named([_copy(one) for one in guards])
+    def __init__(self, live: LiveModel, guards: Sequence[Guard], clock: Clock) -> None:
+        self._live, self._guards, self._clock = live, _named([_copy(one) for one in guards]), clock
         self._forwards = forwards_of(live.model)  # before anything is masked: skipping is made again from masks
-        self._good: Snapshot | None = None
-        self._position, self._made, self._kept = 0, 0, 0.0
+        self._good: _Kept | None = None  # what "back" restores
+        self._last: _Kept | None = None  # what the end restores; mostly the same one
+        self._made = 0
         self.goes_back, self.waits, self.level = any(one.goes_back for one in guards), False, 0.0
 
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Tell all what an evaluation has found."""
-        self._tell_levels()
+        self._tell()
         for one in self._guards.values():
             one.observe(metrics)
 
@@ -126,7 +150,7 @@ class Guarding:
         if strange:
             raise PruningError(f"A guard's verdict must be 'go', 'wait' or 'back'. Received: {strange.pop()!r}")
         back = "back" in verdicts and self._good is not None
-        self.waits = bool(verdicts - {"go"}) or (self.is_made(position) and not self._proven)
+        self.waits = bool(verdicts - {"go"}) or (self.is_made(position) and not self._all("lasting"))
         return "back" if back else "wait" if self.waits else "go"
 
     def is_made(self, position: int) -> bool:
@@ -139,24 +163,30 @@ class Guarding:
 
     def keep(self, parts: Callable[[], Mapping[str, Any]], position: int) -> None:
         """Remember how everything is before a change, where it is worth going back to."""
-        if self._proven or self._good is None:
-            self._good = Snapshot(self._live.model, self._live.optimizer, parts())
-            self._position, self._kept = position, self.level
-            self._tell_levels()
+        if self._all("proven") or self._good is None:
+            model = Snapshot(self._live.model, self._live.optimizer, parts())
+            self._good = _Kept(model, position, self.level, self._all("lasting"))
+            if self._good.lasting or self._last is None:
+                self._last = self._good
+            self._tell()
 
-    def back(self) -> tuple[dict[str, Any], int]:
+    def back(self, *, at_end: bool = False) -> tuple[dict[str, Any], int]:
         """Let the model and its optimizer be as they were before the last change.
+
+        Args:
+            at_end: As they were when a run could last have ended with them.
 
         Returns:
             The parts of that time, and the schedule's position at that change.
         """
-        assert self._good is not None
-        self._good.restore(self._live.model, self._live.optimizer)
-        self.level, self._made = self._kept, 0
-        self._tell_levels()
+        kept = self._last if at_end else self._good
+        assert kept is not None
+        kept.model.restore(self._live.model, self._live.optimizer)
+        self.level, self._made = kept.level, 0
+        self._tell()
         for one in self._guards.values():
             one.undone()
-        return copy.deepcopy(self._good.parts), self._position
+        return copy.deepcopy(kept.model.parts), kept.position
 
     def changed(self, asked: float, position: int, *, last: bool) -> bool:
         """Tell all that the change was made.
@@ -171,21 +201,22 @@ class Guarding:
         """
         limit = self.limit()
         self.level, full = min(limit, asked), limit >= asked
-        self._tell_levels()
+        self._tell()
         for one in self._guards.values():
             one.changed()
-        stands = not full or (last and not self._proven)
+        stands = not full or (last and not self._all("lasting"))
         self._made = position if full and stands else 0
         return stands
 
     def ends_badly(self) -> bool:
         """Whether a run ends with a model that no evaluation has approved, and there is one that has been."""
         self._agree()
-        return self._good is not None and not self._proven and self.level != self._kept
+        last = self._last
+        return last is not None and not self._all("lasting") and (last.lasting or self.level != last.level)
 
     def settle(self) -> None:
         """Give back what was kept to go back to: no change is due any more, and nobody is asked."""
-        self._good = None
+        self._good = self._last = None
 
     def facts(self) -> dict[str, Any]:
         """Return what a report should say of all guards."""
@@ -203,8 +234,8 @@ class Guarding:
         return {
             "guards": {name: one.state_dict() for name, one in self._guards.items()},
             "good": None if self._good is None else self._good.state_dict(),
-            "position": self._position,
-            "levels": [self.level, self._kept],
+            "last": None if self._last in (None, self._good) else self._last.state_dict(),
+            "level": self.level,
             "made": self._made,
         }
 
@@ -224,26 +255,33 @@ class Guarding:
             )
         for name, one in told.items():
             self._guards[name].load_state_dict(one)
-        self._good, self._position, self._made = None, state["position"], state.get("made", 0)
-        self.level, self._kept = state.get("levels", (0.0, 0.0))
-        self._tell_levels()
-        if state["good"] is not None:
-            self._good = Snapshot(self._live.model, self._live.optimizer)
-            self._good.load_state_dict(state["good"], self._forwards)
+        self._made, self.level = state.get("made", 0), state.get("level", 0.0)
+        self._good = self._restored(state["good"])
+        self._last = self._restored(state.get("last")) or self._good
+        self._tell()
 
-    @property
-    def _proven(self) -> bool:
-        return all(one.proven() for one in self._guards.values() if one.goes_back)
+    def _restored(self, state: Mapping[str, Any] | None) -> _Kept | None:
+        """Return what `_Kept.state_dict` has told of."""
+        if state is None:
+            return None
+        model = Snapshot(self._live.model, self._live.optimizer)
+        model.load_state_dict(state["model"], self._forwards)
+        return _Kept(**{**state, "model": model})
+
+    def _all(self, what: Literal["proven", "lasting"]) -> bool:
+        """Whether all guards that go back say so of the model of now."""
+        return all(getattr(one, what)() for one in self._guards.values() if one.goes_back)
 
     def _agree(self) -> None:
         """Let all processes go by what the guards of the first one have seen."""
-        self._tell_levels()
+        self._tell()
         for name, state in from_first(lambda: {n: one.state_dict() for n, one in self._guards.items()}).items():
             self._guards[name].load_state_dict(state)
 
-    def _tell_levels(self) -> None:
+    def _tell(self) -> None:
+        progress = min(1.0, self._clock.steps / self._clock.total_steps)
         for one in self._guards.values():
-            one.level, one.kept = self.level, self._kept
+            one.level, one.kept, one.progress = self.level, self._good.level if self._good else 0.0, progress
 
 
 def _named(guards: Sequence[Guard]) -> dict[str, Guard]:

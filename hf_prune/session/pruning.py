@@ -108,7 +108,7 @@ class Pruning:
         self.masking = Masking(self.live, masks, chosen, self.tasks.returning, self.tasks.from_zero)
         self.evidence = make_evidence(self.tasks, self.live, told.seed)
         self.numbers = Numbers(self.live, self.masking, self.tasks, self.evidence.values(), dense)
-        self.guarding = Guarding(self.live, told.guards)
+        self.guarding = Guarding(self.live, told.guards, self.clock)
         self._scorer = Scorer(self.live, self.masking, self.evidence)
         self._seeing = Seeing(self.live, self.masking, self.evidence.values(), hooked=told.data is None)
         self.budget = make_budget(self.live, told.target, chosen)
@@ -177,7 +177,7 @@ class Pruning:
         """
         self.close()
         if self.guarding.ends_badly():
-            self._go_back()
+            self._go_back(at_end=True)
         short = Shortfalls(self.live, self.masking, self.tasks, self.settings.target, self.budget)
         warnings = short.warn(self.clock, self.guarding.told(), self.macs_left())
         self.masking.hold()
@@ -348,8 +348,8 @@ class Pruning:
             self.guarding.keep(self._parts_that_go_back, position)
         return not made
 
-    def _go_back(self) -> None:
-        parts, self.clock.position = self.guarding.back()
+    def _go_back(self, *, at_end: bool = False) -> None:
+        parts, self.clock.position = self.guarding.back(at_end=at_end)
         self._take_up(parts)
         self._go_on()
 
