@@ -185,6 +185,20 @@ def test_a_run_ends_with_what_was_approved_without_slack(resumed):
     assert report.settings["guards"]["accuracy"]["level"] == pytest.approx(0.3)
 
 
+def test_what_is_approved_while_no_change_is_tried_any_more_is_kept_too():
+    """0.25 is approved for what the learning rate costs, 0.5 is not; 0.25 without slack once, and not at the end."""
+    model, told = build_bert(), Schedule(steps=[[2, 0.5], [4, 1.0]])
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    guard = AccuracyGuard(max_drop=0.01, patience=1, smallest=0.4)
+    pruning = Pruning(model, HALF, told, total_steps=20, optimizer=optimizer, guard=guard)
+    pruning.observe({"accuracy": 0.9})
+    for value in [0.85, 0.88, 0.88, 0.7, *[0.88] * 10, 0.895, *[0.88] * 5]:
+        take_step(model(**draw_batch(model)).loss, optimizer, pruning)
+        pruning.observe({"accuracy": value})
+    told = pruning.finish().settings
+    assert (told["sparsity_weight"], told["guards"]["accuracy"]["level"]) == (pytest.approx(0.25, abs=0.001), 0.5)
+
+
 def test_the_dense_value_is_the_best_before_anything_is_pruned():
     guard = AccuracyGuard("loss")
     for value in (0.7, 0.5, 0.6):

@@ -161,8 +161,13 @@ class Guarding:
         """Return how much of the way may be gone after the change that is due."""
         return min((one.limit() for one in self._guards.values()), default=1.0)
 
+    def is_worth_keeping(self, verdict: Verdict) -> bool:
+        """Whether to keep the model of now: before a change, or where it is the smallest that a run may end with."""
+        smallest = self._last.level if self._last is not None and self._last.lasting else 0.0
+        return self.goes_back and (verdict == "go" or (self._all("lasting") and self.level > smallest))
+
     def keep(self, parts: Callable[[], Mapping[str, Any]], position: int) -> None:
-        """Remember how everything is before a change, where it is worth going back to."""
+        """Remember how everything is, where it is worth going back to."""
         if self._all("proven") or self._good is None:
             model = Snapshot(self._live.model, self._live.optimizer, parts())
             self._good = _Kept(model, position, self.level, self._all("lasting"))

@@ -336,20 +336,20 @@ class Pruning:
     def _allowed(self) -> bool:
         """Ask the guards whether the change that is due may be made; undo the last one where they say so."""
         position, verdict = self.clock.position, self.guarding.verdict(self.clock.position)
+        made = self.guarding.is_made(position)
         if verdict == "back":
             self._go_back()
-        if verdict != "go":
-            self.clock.wait()
-            return False
-        made = self.guarding.is_made(position)
-        if made:
-            self._settle()
-        elif self.guarding.goes_back:
+        elif not made and self.guarding.is_worth_keeping(verdict):
             self.guarding.keep(self._parts_that_go_back, position)
-        return not made
+        if verdict == "wait":
+            self.clock.wait()
+        elif verdict == "go" and made:
+            self._settle()
+        return verdict == "go" and not made
 
     def _go_back(self, *, at_end: bool = False) -> None:
-        parts, self.clock.position = self.guarding.back(at_end=at_end)
+        parts, position = self.guarding.back(at_end=at_end)
+        self.clock.position = position - 1  # its change is to come, so that nothing settles where it was the last one
         self._take_up(parts)
         self._go_on()
 
