@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,10 @@ from torch import nn
 
 from .card import REPORT
 from .errors import PruningError
-from .report import Grid, Report, measure_grid
-from .report.display import markdown_table
+from .report import Grid, Measurement, Report, measure_grid
+from .report.display import markdown_table, table_rows
 
+_WIDTH = 140  # of tables, in characters
 _LENGTH = 128  # tokens in a row, where nobody says
 _COLUMNS = ("model", "runtime", "input", "median, ms", "90th percentile", "speed", "peak, MB", "")
 
@@ -111,11 +112,19 @@ def _model(place: str, load: Callable[[str], Any]) -> Any:
 
 def told(grid: Grid, threads: int) -> str:
     """Return what was measured as text: counts of the first two models of torch, the grid, what is unsteady."""
-    live = [one for name, one in grid.counted.items() if one.macs is not None]
-    first, second = (*live, None, None)[:2]
-    counts = [Report(dense=first, pruned=second).table()] if first else []
-    grid_table = markdown_table(_COLUMNS, list(grid.rows()), left=3, width=140)
+    live = {name: one for name, one in grid.counted.items() if one.macs is not None}
+    counts = [_counts(dict([*live.items()][:2]))] if live else []
+    grid_table = markdown_table(_COLUMNS, list(grid.rows()), left=3, width=_WIDTH)
     here = f"{threads} thread{'s' * (threads > 1)} in every runtime on {grid.environment['cpu']}; each in turn."
     unsteady = len(grid.unsteady)
     warning = f"\n{unsteady} of {len(grid.timings)} figures are unsteady: something else runs here." if unsteady else ""
     return "\n\n".join([*counts, f"{grid_table}\n{here}{warning}"])
+
+
+def _counts(models: Mapping[str, Measurement]) -> str:
+    """Return what was counted of one model or of two, under their own names: the first may be a pruned one."""
+    first, second = (*models.values(), None)[:2]
+    rows = [*table_rows(Report(dense=first, pruned=second))]
+    if second is None:
+        return markdown_table(("", *models), [row[:2] for row in rows], width=_WIDTH)
+    return markdown_table(("", *models, "change"), rows, width=_WIDTH)

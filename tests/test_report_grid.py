@@ -172,6 +172,14 @@ def test_the_table_says_threads_and_speed(run):
     assert "2 x 4 tokens" in told
 
 
+def test_counts_stand_under_the_models_names(run):
+    """A pruned model that is measured alone, or first, is no dense one."""
+    told = ask("measure", run / "model", "--length", 4, "--repeats", 1)
+    assert told.splitlines()[0].split() == ["|", "|", "model", "|"]
+    told = ask("measure", run / "model", run / "dense", "--length", 4, "--repeats", 1)
+    assert told.splitlines()[0].split() == ["|", "|", "model", "|", "dense", "|", "change", "|"]
+
+
 @pytest.mark.parametrize("batch", ["0", "1,", "many", "-1"])
 def test_a_batch_that_is_no_number_is_named(run, batch):
     with pytest.raises(PruningError, match="--batch must be numbers from 1 on"):
