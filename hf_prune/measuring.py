@@ -10,6 +10,7 @@ from torch import nn
 
 from .card import REPORT
 from .errors import PruningError
+from .files import read_json
 from .report import Grid, Measurement, Report, measure_grid
 from .report.display import markdown_table, table_rows
 
@@ -79,6 +80,9 @@ def measure_models(
     if not places:
         raise PruningError(f"measure needs a folder with a model in it. Received: {', '.join(words)}")
     models = {name: _model(place, load) for name, place in places.items()}
+    for name, place in places.items():
+        if not isinstance(models[name], Path) and (saved := _saved_in(place)) != "float32":
+            tell(f"'{name}' is saved in {saved}, and measured in float32: its file is smaller than its size here")
     read = {name: most for name, model in models.items() if (most := _most_tokens(model)) is not None}
     least = min(read, key=lambda name: read[name], default="")
     if lengths is None:
@@ -90,6 +94,14 @@ def measure_models(
             f"--length must be at most {read[least]}, as '{least}' reads no more tokens. Received: {max(lengths)}"
         )
     return measure_grid(models, lengths=lengths, tell=tell, **settings)
+
+
+def _saved_in(place: str) -> str:
+    """Return what a folder's config says of its numbers, ``"bfloat16"`` for example; of a name on the Hub nothing."""
+    file = Path(place).expanduser() / "config.json"
+    told = read_json(file) if file.is_file() else {}
+    said = told.get("dtype") or told.get("torch_dtype") or "float32"  # the latter up to transformers 4.55
+    return said if said in ("bfloat16", "float16") else "float32"
 
 
 def _most_tokens(model: Any) -> int | None:

@@ -13,7 +13,8 @@ from transformers import Dinov2Config, Dinov2ForImageClassification
 from typer.testing import CliRunner
 
 from hf_prune import PruningError, cli, save_pruned, shrink
-from hf_prune.measuring import find_models
+from hf_prune.inspecting import load
+from hf_prune.measuring import find_models, measure_models
 from hf_prune.report import Timing, measure_grid
 from hf_prune.report.memory import peak_bytes
 from hf_prune.report.timing import times_in_turn, wall_clock
@@ -170,6 +171,18 @@ def test_the_table_says_threads_and_speed(run):
     assert "2 threads in every runtime" in told
     assert told.count("x speed") == 2  # counts above, the grid below
     assert "2 x 4 tokens" in told
+
+
+def test_half_precision_that_is_measured_in_float32_is_told(tmp_path):
+    model = build_vit()
+    model.bfloat16().save_pretrained(tmp_path / "half")
+    model.float().save_pretrained(tmp_path / "whole")
+    told = []
+    for name in ("half", "whole"):
+        measure_models([str(tmp_path / name)], load, repeats=1, tell=told.append)
+    assert [one for one in told if "saved in" in one] == [
+        "'half' is saved in bfloat16, and measured in float32: its file is smaller than its size here"
+    ]
 
 
 def test_counts_stand_under_the_models_names(run):
