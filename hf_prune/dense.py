@@ -51,11 +51,31 @@ def dense_macs(model: nn.Module, groups: Sequence[Group], record: Record) -> int
     return max(live, told or _rebuilt(model, groups, record))
 
 
-def _rebuilt(model: Any, groups: Sequence[Group], record: Record) -> int:
+def dense_twin(model: Any, groups: Sequence[Group], record: Record) -> Any | None:
+    """Return a model as large as the dense one, of random weights: what it took, when that is to be timed.
+
+    Returns:
+        It, on the CPU; ``None`` where layers are gone, or the class builds another from the config.
+    """
+    if any(group.traits.holds_places and group.name in record for group in groups):
+        return None
+    try:
+        twin = _twin(model, groups, record, "cpu")
+    except Exception:  # as below
+        return None
+    parameters = dense_note(model).get("parameters")
+    return twin if parameters in (None, sum(one.numel() for one in twin.parameters())) else None
+
+
+def _twin(model: Any, groups: Sequence[Group], record: Record, device: str) -> Any:
     stated = {group.name: {group.units, record.dense_units(group)} for group in groups}
+    return stock_twin(model, config_counts(model.config, groups, record.dense_units, stated), device)
+
+
+def _rebuilt(model: Any, groups: Sequence[Group], record: Record) -> int:
     layers = [record[group.name] for group in groups if group.traits.holds_places and group.name in record]
     try:
-        twin = stock_twin(model, config_counts(model.config, groups, record.dense_units, stated))
+        twin = _twin(model, groups, record, "meta")
         entries = matrix_entries(find_groups(twin), live_shapes(twin))
     except Exception:  # a module without a config, or whose class builds no twin: what is there now counts
         return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,11 @@ from torch import nn
 
 from .card import REPORT
 from .errors import PruningError
-from .report import Grid, Report, measure_grid
-from .report.display import markdown_table
+from .files import read_json
+from .report import Grid, Measurement, Report, measure_grid
+from .report.display import markdown_table, table_rows
 
+_WIDTH = 140  # of tables, in characters
 _LENGTH = 128  # tokens in a row, where nobody says
 _COLUMNS = ("model", "runtime", "input", "median, ms", "90th percentile", "speed", "peak, MB", "")
 
@@ -78,6 +80,9 @@ def measure_models(
     if not places:
         raise PruningError(f"measure needs a folder with a model in it. Received: {', '.join(words)}")
     models = {name: _model(place, load) for name, place in places.items()}
+    for name, place in places.items():
+        if not isinstance(models[name], Path) and (saved := _saved_in(place)) != "float32":
+            tell(f"'{name}' is saved in {saved}, and measured in float32: its file is smaller than its size here")
     read = {name: most for name, model in models.items() if (most := _most_tokens(model)) is not None}
     least = min(read, key=lambda name: read[name], default="")
     if lengths is None:
@@ -89,6 +94,14 @@ def measure_models(
             f"--length must be at most {read[least]}, as '{least}' reads no more tokens. Received: {max(lengths)}"
         )
     return measure_grid(models, lengths=lengths, tell=tell, **settings)
+
+
+def _saved_in(place: str) -> str:
+    """Return what a folder's config says of its numbers, ``"bfloat16"`` for example; of a name on the Hub nothing."""
+    file = Path(place).expanduser() / "config.json"
+    told = read_json(file) if file.is_file() else {}
+    said = told.get("dtype") or told.get("torch_dtype") or "float32"  # the latter up to transformers 4.55
+    return said if said in ("bfloat16", "float16") else "float32"
 
 
 def _most_tokens(model: Any) -> int | None:
@@ -111,11 +124,19 @@ def _model(place: str, load: Callable[[str], Any]) -> Any:
 
 def told(grid: Grid, threads: int) -> str:
     """Return what was measured as text: counts of the first two models of torch, the grid, what is unsteady."""
-    live = [one for name, one in grid.counted.items() if one.macs is not None]
-    first, second = (*live, None, None)[:2]
-    counts = [Report(dense=first, pruned=second).table()] if first else []
-    grid_table = markdown_table(_COLUMNS, list(grid.rows()), left=3, width=140)
+    live = {name: one for name, one in grid.counted.items() if one.macs is not None}
+    counts = [_counts(dict([*live.items()][:2]))] if live else []
+    grid_table = markdown_table(_COLUMNS, list(grid.rows()), left=3, width=_WIDTH)
     here = f"{threads} thread{'s' * (threads > 1)} in every runtime on {grid.environment['cpu']}; each in turn."
     unsteady = len(grid.unsteady)
     warning = f"\n{unsteady} of {len(grid.timings)} figures are unsteady: something else runs here." if unsteady else ""
     return "\n\n".join([*counts, f"{grid_table}\n{here}{warning}"])
+
+
+def _counts(models: Mapping[str, Measurement]) -> str:
+    """Return what was counted of one model or of two, under their own names: the first may be a pruned one."""
+    first, second = (*models.values(), None)[:2]
+    rows = [*table_rows(Report(dense=first, pruned=second))]
+    if second is None:
+        return markdown_table(("", *models), [row[:2] for row in rows], width=_WIDTH)
+    return markdown_table(("", *models, "change"), rows, width=_WIDTH)

@@ -309,16 +309,17 @@ def new_block() -> dict[str, Any]:
     return {"format": FORMAT, "library_version": __version__, "stock": True, "kept": {}}
 
 
-def build_twin(model: nn.Module, config: Any) -> Any:
-    """Return what a model's class builds from a config, which loses our block, on ``meta``; no random number is drawn.
+def build_twin(model: nn.Module, config: Any, device: str = "meta") -> Any:
+    """Return what a model's class builds from a config, which loses our block; the caller's random numbers stay.
 
     Args:
         model: Its class counts.
         config: A copy that may be changed.
+        device: Where its tensors are; on ``meta`` they hold nothing.
     """
     if hasattr(config, BLOCK):
         delattr(config, BLOCK)
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+    with torch.random.fork_rng(devices=[]), torch.device(device):
         return type(model)(config)
 
 

@@ -21,11 +21,12 @@ from .card import RECIPE, REPORT, inherited_license, write_card
 from .checkpoint import load_pruned, save_pruned
 from .data import DIGITS, Splits, check_tokens, data_revision, is_listed, label_names, load_split
 from .errors import CheckpointError, PruningError, RecipeError, visible
-from .exporting import check_exportable, export, export_onnx, measure_exports, open_exported
+from .exporting import check_exportable, check_wanted, export, export_onnx, measure_exports, open_exported
 from .files import write_text
 from .hub import push_pruned
 from .job import Job, batches_of, evaluate, evaluate_graph, metrics_of, steps_of, trainer_of
 from .labels import Classes, fit_classes
+from .page import LATENCY
 from .plan import annotate, read_block
 from .recipe import Recipe, load_recipe
 from .recipe_tasks import RECIPE_TASKS, dense_config, dense_model, read_by, saved_model
@@ -97,6 +98,8 @@ def make_small(job: Job) -> bool:
     Returns:
         Whether this process was the one that told the whole story: of several, the first.
     """
+    for name in (REPORT, LATENCY):  # of an earlier run here: its log and its models are written over from now on
+        (job.output / name).unlink(missing_ok=True)
     prune_and_distil(job)
     score(job)  # processes share the rows
     if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
@@ -185,6 +188,8 @@ def check_settings(job: Job) -> None:
     metrics_of(job, job.model)
     if recipe.exports:
         check_exportable(job.model)
+    for wanted in recipe.exports:
+        check_wanted(job.model, wanted.format, wanted.quantize)
     if job.model.main_input_name == "input_ids":  # as in `measure_both`, which comes behind the training
         with evaluating(job.model):
             check_reads(torch_subject(job.model, None, recipe.measure.batch, recipe.measure.length), "measure.length")

@@ -220,6 +220,15 @@ def test_a_model_that_optimum_looks_for_a_processor_of_needs_none(tmp_path: Path
     assert done.max_difference < 1e-4
 
 
+def test_padding_tokens_behind_the_table_of_positions(tmp_path: Path) -> None:
+    """GPT-2 pads with its last token, 50256, and its positions count from 0: RoBERTa's count from behind padding."""
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=40, n_positions=32, n_embd=16, n_layer=1, n_head=2, pad_token_id=39)
+    assert export_onnx(GPT2ForSequenceClassification(config).eval(), tmp_path / "onnx").max_difference < 1e-5
+
+
 def test_only_an_export_that_passed_replaces_what_was_there(tmp_path: Path) -> None:
     model, output = build_vit(layers=1), tmp_path / "onnx"
     with pytest.raises(PruningError, match=r"largest difference .* \(atol 0\), 2 shapes"):

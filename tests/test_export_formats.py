@@ -12,7 +12,7 @@ import transformers
 from models import randomize
 
 from hf_prune import Exported, PruningError, UnsupportedModelError, export, shrink
-from hf_prune.exporting import feed, onnx_session, open_exported
+from hf_prune.exporting import check_wanted, feed, onnx_session, open_exported
 from hf_prune.exporting.parity import Bound, check_parity, open_onnx
 from hf_prune.exporting.parts import split
 
@@ -237,3 +237,18 @@ def test_a_missing_package_names_its_extra(
     with pytest.raises(PruningError, match=extra):
         export(build_bert(), tmp_path / "here", **settings)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("build", "told", "words"),
+    [
+        (build_t5, ("onnx", "static"), "for models of one graph"),
+        (build_bert, ("openvino", None), r"format='openvino' needs `pip install 'hf_prune\[openvino\]'`"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_before_training(
+    build: Any, told: Any, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(PruningError, match=words):
+        check_wanted(build(), *told)

@@ -96,6 +96,12 @@ def test_what_has_no_past_is_refused(tmp_path: Path, task: str, settings: dict[s
         export(build_llama(), tmp_path / "onnx", task=task, **settings)
 
 
+def test_data_that_would_not_be_read_are_refused(tmp_path: Path) -> None:
+    data = [{"input_ids": torch.ones(1, 4, dtype=torch.long)}]
+    with pytest.raises(UnsupportedModelError, match=r"data, .* goes with models of one graph.*Received: several"):
+        export(build_llama(), tmp_path / "onnx", task=PAST, quantize="dynamic", data=data)
+
+
 def test_a_classifier_has_no_past(tmp_path: Path) -> None:
     model = transformers.LlamaForSequenceClassification(build_llama().config)
     with pytest.raises(UnsupportedModelError, match="Past is for models that generate. Received: LlamaForSequenceCl"):

@@ -13,10 +13,11 @@ from transformers import Dinov2Config, Dinov2ForImageClassification
 from typer.testing import CliRunner
 
 from hf_prune import PruningError, cli, save_pruned, shrink
-from hf_prune.measuring import find_models
+from hf_prune.inspecting import load
+from hf_prune.measuring import find_models, measure_models
 from hf_prune.report import Timing, measure_grid
 from hf_prune.report.memory import peak_bytes
-from hf_prune.report.timing import times_in_turn, wall_clock
+from hf_prune.report.timing import steadiest, times_in_turn, wall_clock
 
 KEPT = {"layers.0.attention.heads": [0, 2], "layers.1.mlp.neurons": range(8)}
 
@@ -92,6 +93,15 @@ def test_figures_that_scatter_are_measured_again_and_marked():
     assert len(told) == 2
     assert all("unsteady" in line and "measuring again" in line for line in told)
     assert "unsteady" in next(grid.rows())[-1]
+
+
+def test_the_round_counts_in_which_times_scatter_least():
+    """A report said 0.04x of a model that was faster: another process had the processor in that one round."""
+    disturbed = iter([*[9.0] * 3, 2.0, 2.0, 50.0, 50.0, *[9.0] * 3, 2.0, 2.0, 2.0, 2.0])
+    told = []
+    times, rounds = steadiest({"a": lambda: 1.0, "b": lambda: next(disturbed)}, repeats=4, again=told.append)
+    assert times == {"a": [1.0] * 4, "b": [2.0] * 4}
+    assert (rounds, len(told)) == (2, 1)
 
 
 def test_times_are_taken_in_turn_and_a_slow_warm_up_does_not_count():
@@ -170,6 +180,26 @@ def test_the_table_says_threads_and_speed(run):
     assert "2 threads in every runtime" in told
     assert told.count("x speed") == 2  # counts above, the grid below
     assert "2 x 4 tokens" in told
+
+
+def test_half_precision_that_is_measured_in_float32_is_told(tmp_path):
+    model = build_vit()
+    model.bfloat16().save_pretrained(tmp_path / "half")
+    model.float().save_pretrained(tmp_path / "whole")
+    told = []
+    for name in ("half", "whole"):
+        measure_models([str(tmp_path / name)], load, repeats=1, tell=told.append)
+    assert [one for one in told if "saved in" in one] == [
+        "'half' is saved in bfloat16, and measured in float32: its file is smaller than its size here"
+    ]
+
+
+def test_counts_stand_under_the_models_names(run):
+    """A pruned model that is measured alone, or first, is no dense one."""
+    told = ask("measure", run / "model", "--length", 4, "--repeats", 1)
+    assert told.splitlines()[0].split() == ["|", "|", "model", "|"]
+    told = ask("measure", run / "model", run / "dense", "--length", 4, "--repeats", 1)
+    assert told.splitlines()[0].split() == ["|", "|", "model", "|", "dense", "|", "change", "|"]
 
 
 @pytest.mark.parametrize("batch", ["0", "1,", "many", "-1"])

@@ -228,6 +228,16 @@ def test_each_file_has_its_own_latency(tmp_path):
     assert "onnx-dense ONNX 0.01 4 int8 ONNX 0.01 more ONNX 0.01 3 onnx ONNX 0.01 2.5" in said, said
 
 
+def test_a_file_that_export_alone_asked_for_has_its_latency(tmp_path):
+    """`onnx: false` with `export: {format: onnx}`: no pair of files was timed, but this one was."""
+    exports = [{"runtime": "torch", "latency_ms": 7.0}, {"runtime": "onnxruntime", "folder": "onnx", "latency_ms": 3.0}]
+    timed = {name: replace(measurement(1), latency_ms={"torch": 8.0}) for name in ("dense", "pruned")}
+    folder = write_report(tmp_path / "run", exports=exports, **timed)
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.onnx").write_bytes(b"0" * 10000)
+    assert "onnx ONNX 0.01 3" in read_page(write_page([folder])[0]).said
+
+
 def test_metrics_of_evaluations_are_in_the_log(tmp_path):
     folder = write_report(tmp_path / "run")
     (folder / "pruning_log.csv").write_text("step,loss,eval_accuracy\n10,0.5,\n10,,0.25\n20,0.4,\n20,,0.75\n")

@@ -117,6 +117,17 @@ def test_a_trial_without_a_model_counts_as_not_good_and_is_not_run_again(tmp_pat
     assert trials.running == []
 
 
+def test_a_trial_without_a_model_is_told(tmp_path, monkeypatch, capsys):
+    def refused(job):
+        raise PruningError("its training has diverged")
+
+    monkeypatch.setattr("hf_prune.searching.running.make_small", refused)
+    with pytest.raises(PruningError, match="No trial has ended with a model"):
+        search("quickstart", [*TINY, "dense=null"], trials=2, output=tmp_path / "found")
+    told = " ".join(capsys.readouterr().err.split())
+    assert "Trial 0 has no model, and counts as one that lost too much: its training has diverged" in told
+
+
 # a search that is killed
 def states(folder):
     """Return the numbers of trials by their state, as the database has them."""

@@ -10,6 +10,7 @@ import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import build_bert, build_llama, build_vit, draw_batch
+from transformers import AlbertConfig, AlbertModel
 
 from hf_prune import (
     HeadPruner,
@@ -179,7 +180,8 @@ def test_a_time_that_cannot_be_met_takes_all_that_may_go(by_width, shrink_during
         pruning.step()
     report = pruning.finish()
     assert not any(report.kept.values())
-    assert "target.speedup=50 was not reached" in caplog.text
+    assert "target.speedup=50 was not reached, 0." in caplog.text
+    assert " of the dense model's time is left" in caplog.text
 
 
 def test_milliseconds_are_asked_for(by_width):
@@ -187,6 +189,44 @@ def test_milliseconds_are_asked_for(by_width):
     dense = 1 + sum(one.numel() for one in model.parameters() if one.ndim > 1) / 1000
     report = prune(model, BOTH, target=Target(latency_ms=dense * 0.7, **TORCH), data=[draw_batch(model)])
     assert report.settings["measured_ms"] == pytest.approx(dense * 0.7, rel=0.05)
+
+
+def test_more_milliseconds_than_the_dense_model_takes_are_told_as_asked(by_width):
+    numbers = prune(
+        model := build_bert(), BOTH, target=Target(latency_ms=500, **TORCH), data=[draw_batch(model)]
+    ).settings
+    assert numbers["asked_ms"] == pytest.approx(500)
+    assert numbers["dense_ms"] < 100
+    assert numbers["sparsity"] == 0  # a grid of times rounds up, and some neurons left for it
+
+
+@pytest.mark.parametrize("asked", ["speedup", "latency_ms"])
+@pytest.mark.parametrize("uneven", [True, False])
+def test_a_model_that_was_pruned_before_is_compared_with_its_dense_one(by_width, asked, uneven):
+    """Trials of a search go on from smaller models: twice as fast as one of them would be four times as fast."""
+    model = build_bert()
+    dense = 1 + sum(one.numel() for one in model.parameters() if one.ndim > 1) / 1000
+    if uneven:
+        prune(model, BOTH, target=Target(speedup=1.3, **TORCH), data=[draw_batch(model)])
+    else:
+        prune(model, [NeuronPruner(sparsity=0.5, allocation="uniform")], data=[draw_batch(model)])
+    told = {"speedup": 1.7} if asked == "speedup" else {"latency_ms": dense / 1.7}
+    numbers = prune(model, BOTH, target=Target(**told, **TORCH), data=[draw_batch(model)]).settings
+    left = 1 + sum(one.numel() for one in model.parameters() if one.ndim > 1) / 1000
+    assert dense / left == pytest.approx(1.7, rel=0.05)
+    assert numbers["dense_ms"] == pytest.approx(dense, rel=1e-3)
+    assert numbers["measured_ms"] == pytest.approx(left, rel=1e-2)
+
+
+def test_layers_that_share_their_weights_have_a_table_for_each_depth(by_width):
+    for depth in (1, 2):
+        torch.manual_seed(0)
+        sizes = {"vocab_size": 32, "embedding_size": 8, "hidden_size": 16, "intermediate_size": 24}
+        model = AlbertModel(AlbertConfig(**sizes, num_hidden_layers=depth, num_attention_heads=4))
+        batch = {"input_ids": torch.ones(1, 4, dtype=torch.long)}
+        target = Target(speedup=1.1, **TORCH)
+        prune(model, BOTH, target=target, data=[batch], loss=lambda model, batch: model(**batch)[0].square().sum())
+    assert len(list(table.CACHE.glob("*.json"))) == 2
 
 
 @pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])

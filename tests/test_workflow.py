@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -132,6 +133,20 @@ def test_a_folder_is_not_a_runs_for_the_names_in_it(names, tmp_path, monkeypatch
 def test_a_report_of_an_older_version_is_a_runs(tmp_path):
     (tmp_path / "report.json").write_text('{"kept": {}, "settings": {"recipe_yaml": "name: x"}}')
     check_run_folder(tmp_path)
+
+
+def test_a_run_that_fails_leaves_no_figures_of_an_earlier_one(tmp_path, monkeypatch):
+    """`hf-prune report` would show them beside the new log and the new models."""
+
+    def diverged(job):
+        raise PruningError("training has diverged")
+
+    for name in ("report.json", "latency.json", "report.html"):
+        (tmp_path / name).write_text("{}")
+    monkeypatch.setattr(workflow, "prune_and_distil", diverged)
+    with pytest.raises(PruningError, match="diverged"):
+        workflow.make_small(SimpleNamespace(output=tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
 def test_the_command_ends_with_one_line_and_a_status(tmp_path):

@@ -1,5 +1,6 @@
 """Models of any shape for other runtimes, by the libraries that exist, compared with torch after every export."""
 
+from .checks import check_wanted
 from .feeding import feed
 from .formats import FORMATS
 from .lanes import quiet
@@ -16,6 +17,7 @@ __all__ = [
     "Exported",
     "OnnxExport",
     "check_exportable",
+    "check_wanted",
     "export",
     "export_onnx",
     "feed",

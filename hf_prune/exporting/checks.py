@@ -9,7 +9,8 @@ from typing import Any
 
 from ..errors import PruningError, UnsupportedModelError, did_you_mean
 from ..given import told
-from .formats import FORMATS
+from .formats import FORMATS, require
+from .lanes import choose_lane
 from .parts import PAST, SEQ2SEQ
 
 QUANTIZED = (None, "dynamic", "static")
@@ -56,6 +57,20 @@ def check_together(format: str, quantize: str | None, dtype: str, lane: str, ops
         raise PruningError("quantize='static' calibrates on data: pass some batches. Received: data=None.")
     if quantize is None and data is not None:
         raise PruningError("data is what quantize='static' or 'dynamic' is tried on. Received: data, quantize=None.")
+
+
+def check_wanted(model: Any, format: str, quantize: str | None) -> None:
+    """Refuse before a model is trained what its export would refuse afterwards.
+
+    Raises:
+        PruningError: A package is missing.
+        UnsupportedModelError: The model has several graphs, and only one will do.
+    """
+    require(format, quantize)
+    choose_lane("native" if format == "executorch" else "auto")
+    if model.config.is_encoder_decoder and (format == "executorch" or quantize == "static"):
+        rule = "ExecuTorch and quantize='static' are for models of one graph: quantize='dynamic' takes others"
+        raise UnsupportedModelError(f"{rule}. Received: {type(model).__name__}, {format}, quantize={quantize!r}.")
 
 
 def check_past(task: str, format: str, quantize: str | None, lane: str) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
 
-from ..report import compare_latency
+from ..report import steadiest, wall_clock
 from .feeding import Batch, feed
 from .formats import FORMATS
 from .parity import Graph
@@ -49,9 +50,10 @@ def measure_exports(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        latency = compare_latency(runs, repeats=repeats)
+        times, _ = steadiest({name: wall_clock(run) for name, run in runs.items()}, repeats=repeats)
     finally:
         torch.set_num_threads(before)
+    latency = {name: median(one) for name, one in times.items()}
     size = sum(tensor.nbytes for tensor in {one.data_ptr(): one for one in model.state_dict().values()}.values())
     first = {"runtime": "torch", "dtype": "fp32", "size_mb": size / 1e6, "latency_ms": latency["torch"]}
     return [first, *(_row(done, latency[done.path.name]) for done in exports)]

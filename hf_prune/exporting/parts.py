@@ -237,8 +237,9 @@ def draw_prompt(model: Any, batch: int, length: int) -> dict[str, Tensor]:
 
 def _most_tokens(config: Any) -> int:
     """Return how many tokens fit; RoBERTa's table of positions starts counting after the padding token."""
-    positions = getattr(config, "max_position_embeddings", None) or 0
-    return positions - 1 - (getattr(config, "pad_token_id", None) or 0) if positions > 0 else 512
+    positions = getattr(config, "max_position_embeddings", None) or 512
+    behind = positions - 1 - (getattr(config, "pad_token_id", None) or 0)
+    return behind if behind > 0 else positions  # GPT-2 pads with token 50256, and counts from 0
 
 
 def _shape_of(name: str, config: Any) -> tuple[int, ...]:

@@ -241,9 +241,10 @@ class _Job:
 
 def _check_data(parts: Sequence[Part], data: Sequence[Batch]) -> None:
     """Refuse data that do not fit before the export, which takes its time."""
-    if len(parts) > 1 and data:
+    if len(parts) != 1 and data:
         rule = "data, and with it quantize='static', goes with models of one graph; quantize='dynamic' needs none"
-        raise UnsupportedModelError(f"{rule}. Received: {len(parts)} graphs ({', '.join(one.name for one in parts)}).")
+        graphs = ", ".join(one.name for one in parts) or "with past"
+        raise UnsupportedModelError(f"{rule}. Received: {len(parts) or 'several'} graphs ({graphs}).")
     for batch in data:
         feed(batch, [*parts[0].axes])
 

@@ -182,7 +182,8 @@ def _files(run: RunFolder) -> Iterator[tuple[str, str, str, str]]:
     for file in run.files:
         measured = run.report.dense if file.dense else run.report.pruned
         runtime = _TIMED.get(file.name)
-        time = measured.latency_ms.get(runtime) if measured and runtime else exported.get(file.name)
+        time = measured.latency_ms.get(runtime) if measured and runtime else None
+        time = exported.get(file.name) if time is None else time  # `onnx` may be one of a recipe's exports alone
         known = isinstance(time, (int, float))
         yield file.name, file.format, f"{file.size_mb:,.2f}", f"{time:.4g}" if known else ""
 

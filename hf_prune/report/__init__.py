@@ -15,7 +15,7 @@ from .grid import Grid, Timing, measure_grid
 from .machine import environment
 from .measurement import Measurement, count, measure, measure_pair
 from .subjects import check_reads, evaluating, onnx_subject, random_inputs, torch_subject, torch_threads
-from .timing import compare_latency, thread_clock, wall_clock
+from .timing import compare_latency, steadiest, thread_clock, wall_clock
 
 __all__ = [
     "Grid",
@@ -33,6 +33,7 @@ __all__ = [
     "measure_pair",
     "onnx_subject",
     "random_inputs",
+    "steadiest",
     "thread_clock",
     "torch_subject",
     "torch_threads",

@@ -27,11 +27,9 @@ from .subjects import (
     torch_subject,
     torch_threads,
 )
-from .timing import times_in_turn
+from .timing import STEADY, spread_of, steadiest
 
 logger = logging.getLogger(__name__)
-STEADY = 0.15  # how far the 90th percentile may lie above the median; more is another load's doing
-ROUNDS = 3  # times that an unsteady cell is measured
 COMPILED = "torch compiled"
 _TYPES: dict[str, type | tuple[type, ...]] = {"model": str, "runtime": str, "device": str, "steady": bool}
 _NONE = {"length", "peak_mb"}  # these may be unknown
@@ -229,10 +227,11 @@ def _measure_cell(
     shape = next(iter(subjects.values())).shape
     if any((one.runtime, one.batch, one.length) == (runtime, *shape.values()) for one in grid.timings):
         return
-    times, rounds = _steadiest(subjects, repeats, lambda spread: tell(_again(runtime, shape, spread)))
+    clocks = {name: one.clock for name, one in subjects.items()}
+    times, rounds = steadiest(clocks, repeats=repeats, again=lambda spread: tell(_again(runtime, shape, spread)))
     for name, subject in subjects.items():
         median, high = np.percentile(times[name], [50, 90]).tolist()
-        spread = _spread(times[name])
+        spread = spread_of(times[name])
         peak = peak_bytes(models[name], subject.inputs, subject.run) / 1e6 if runtime == "torch" else None
         told = {"spread": round(spread, 4), "rounds": rounds, "steady": spread <= STEADY, "peak_mb": peak}
         figures = {"median_ms": median, "p90_ms": high, **told}
@@ -240,25 +239,6 @@ def _measure_cell(
         if runtime != COMPILED and name not in grid.counted:
             latency: dict[str, float] = {subject.runtime: median}
             grid.counted[name] = Measurement(**subject.count(), latency_ms=latency, **shape, threads=threads)
-
-
-def _steadiest(
-    subjects: Mapping[str, Subject], repeats: int, again: Callable[[float], None]
-) -> tuple[dict[str, list[float]], int]:
-    """Return the times of the round in which they scatter least, and how many rounds there were."""
-    clocks = {name: one.clock for name, one in subjects.items()}
-    found: list[tuple[float, dict[str, list[float]]]] = []
-    while len(found) < ROUNDS and (not found or found[-1][0] > STEADY):
-        if found:
-            again(found[-1][0])
-        times = times_in_turn(clocks, repeats=repeats)
-        found.append((max(map(_spread, times.values())), times))
-    return min(found, key=lambda one: one[0])[1], len(found)
-
-
-def _spread(times: Sequence[float]) -> float:
-    median, high = np.percentile(times, [50, 90]).tolist()
-    return (high - median) / median if median else 0.0
 
 
 def _again(runtime: str, shape: Mapping[str, Any], spread: float) -> str:

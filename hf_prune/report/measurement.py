@@ -13,7 +13,7 @@ from ..errors import PruningError
 from ..given import told
 from ..structure import Group
 from .subjects import Inputs, Runtime, count_weights, evaluating, onnx_file, onnx_subject, torch_subject, torch_threads
-from .timing import times_in_turn
+from .timing import steadiest
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def measure(
         length: Tokens per row, at least 1 (taken from `inputs` where given); images have none.
         runtime: ``"torch"`` or ``"onnxruntime"``.
         threads: Threads of one operator, at least 1; torch's own setting is put back afterwards.
-        repeats: Timed forwards; the median counts.
+        repeats: Timed forwards; the median counts. Where they scatter they are timed again, three times at most.
 
     Raises:
         PruningError: Runtime and model do not fit, or inputs for this model cannot be made up.
@@ -123,7 +123,7 @@ def _measure_in_turn(
                 stack.enter_context(evaluating(model))
                 subjects.append(torch_subject(model, inputs, batch, length))
         counted = [one.count() for one in subjects]
-        times = times_in_turn({str(n): one.clock for n, one in enumerate(subjects)}, repeats=repeats)
+        times, _ = steadiest({str(n): one.clock for n, one in enumerate(subjects)}, repeats=repeats)
     medians = [statistics.median(one) for one in times.values()]
     timed: list[dict[str, float]] = [{one.runtime: median} for one, median in zip(subjects, medians, strict=True)]
     return [

@@ -160,6 +160,14 @@ class Search:
 
     # one trial
     def _trial(self, number: int, value: float) -> tuple[list[float], dict[str, Any]]:
+        """Run the recipe with this target, and say so where no model comes of it: no table has such a trial."""
+        try:
+            return self._run(number, value)
+        except PruningError as error:
+            say(f"Trial {number} has no model, and counts as one that lost too much: {error}")
+            raise
+
+    def _run(self, number: int, value: float) -> tuple[list[float], dict[str, Any]]:
         """Run the recipe with this target, and return what is compared, and what is told of it."""
         begun_from, place = self._begin(value), self.trials.place(number)
         start = "the dense model" if begun_from is None else f"trial {begun_from}"

@@ -88,7 +88,8 @@ class Shortfalls:
         ((key, value),) = self.target.said.items() if name == "time" else [self.target.budget]
         left = self.budget.left(self.masking.units) / self.budget.dense
         if left > share * self.budget.tolerance:
-            yield f"target.{key}={value:g} was not reached, {left:.3f} is left: {_WHY}"
+            of = {"time": " of the dense model's time", "size_mb": " of the dense model's size"}.get(name, "")
+            yield f"target.{key}={value:g} was not reached, {left:.3f}{of} is left: {_WHY}"
 
     def _of_tasks(self) -> Iterator[str]:
         for task in self.tasks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..allocation import bundles_of
+from ..dense import dense_twin
 from ..errors import PruningError
 from ..live import LiveModel, Units
 from ..sharding import from_first
@@ -19,6 +21,7 @@ from ..targets import Target
 from ..timing import Conditions, LatencyTable, Option, Stopwatch, choose_widths, measured_table
 from .budgets import Budget, Limits, register_budget
 
+logger = logging.getLogger(__name__)
 _CLOSE, _ROUNDS = (0.97, 1.01), 6  # of the time that was asked for, and how often it is measured until it is met
 _OFTEN = 0.85  # a share of the time that was last measured: below it a change on the way is measured, too
 _SECONDS = 1.5  # for which a whole model is timed
@@ -43,12 +46,13 @@ class Time(Budget):
         told = target or Target(speedup=1)
         self._conditions = Conditions(**{one.name: getattr(told, one.name) for one in fields(Conditions)})
         self._stopwatch: Stopwatch | None = None
-        self._since = 1.0  # the time of the model that this session began with, where another began with more
-        self._factor, self._measured = 1.0, 0.0  # what the whole model takes, over what the table says
+        self._measured = 0.0
         self._corrected = 1.0  # the goal at which it was found
         super().__init__(live, target, names or [one.name for one in live.groups if not one.traits.holds_places])
         self._check()
-        self.table, self.dense_ms = from_first(self._begin)
+        # the last is the time of the model that this session began with, where the dense one, or another, had more
+        self.table, self.dense_ms, self._since = from_first(self._begin)
+        self._factor = self._since  # what the whole model takes, over what the table says
 
     def _check(self) -> None:
         if self.live.sharded:
@@ -60,10 +64,18 @@ class Time(Budget):
                     f"go. Received: a pruner for '{group.name}'"
                 )
 
-    def _begin(self) -> tuple[LatencyTable, float]:
-        self._stopwatch = Stopwatch(self.live.model, self._conditions)
-        table = measured_table(self.live.model, self.live.groups, self.names, self._conditions, self._stopwatch)
-        return table, self._stopwatch.dense_ms
+    def _begin(self) -> tuple[LatencyTable, float, float]:
+        live = self.live
+        self._stopwatch = Stopwatch(live.model, self._conditions)
+        table = measured_table(live.model, live.groups, self.names, self._conditions, self._stopwatch)
+        if not live.record:
+            return table, self._stopwatch.dense_ms, 1.0
+        twin = dense_twin(live.model, live.groups, live.record)
+        if twin is None:
+            logger.warning("The dense model of %s cannot be timed: its time now counts", type(live.model).__name__)
+            return table, self._stopwatch.dense_ms, 1.0
+        dense = Stopwatch(twin, self._conditions)
+        return table, dense.dense_ms, dense.ratio(live.model, live.groups, {}, _SECONDS, "fp32")
 
     def _measure(self, units: Units) -> float:
         assert self._stopwatch is not None  # this is the first process
@@ -122,10 +134,12 @@ class Time(Budget):
 
     def facts(self) -> dict[str, Any]:
         """Return what was asked, what the table said of the chosen widths, and what was measured, in milliseconds."""
-        times = {"asked": self.share(self.target.budget[1]) if self.target is not None else 1.0}
+        times = {"dense": 1.0, "asked": 1.0 if self.target is None else self.target.budget[1]}
+        if self.target is not None and self.target.latency_ms is not None:  # may be more than the dense model takes
+            times["asked"] /= self.dense_ms
         if self._measured:
             times |= {"predicted": self._measured / self._factor, "measured": self._measured}
-        return {f"{name}_ms": round(share * self.dense_ms, 4) for name, share in {"dense": 1.0, **times}.items()}
+        return {f"{name}_ms": round(share * self.dense_ms, 4) for name, share in times.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the table, too: another machine would measure another one."""
@@ -143,7 +157,9 @@ class Time(Budget):
             self._since = self._stopwatch.dense_ms / self.dense_ms
 
     def _solve(self, units: Units, offers: Mapping[str, _Offer], goal: float) -> dict[str, list[int]]:
-        """Return the units that stay of each group."""
+        """Return the units that stay of each group: all, where they take no longer; a grid of times rounds up."""
+        if self.left(units) <= goal:
+            return {name: list(units.kept[name]) for name in offers}
         fixed = self.table.predict({name: n for name, n in _counts(units).items() if name not in offers})
         options = [
             [Option(loss, self.table.of(name, width)) for width, loss in zip(offer.widths, offer.losses)]

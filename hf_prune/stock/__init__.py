@@ -128,12 +128,12 @@ def _builds_dense(model: nn.Module, changes: Mapping[str, int], groups: Sequence
     return all(units.get(key) == number for key, number in mine.items())
 
 
-def stock_twin(model: Any, changes: Mapping[str, int]) -> Any:
-    """Return what the model's class builds from its config with these changes and without our block, on ``meta``."""
+def stock_twin(model: Any, changes: Mapping[str, int], device: str = "meta") -> Any:
+    """Return what the model's class builds from its config with these changes and without our block."""
     config = copy.deepcopy(model.config)
     for name, value in changes.items():
         setattr(config, name, value)
-    return build_twin(model, config)
+    return build_twin(model, config, device)
 
 
 def cut_table(model: Any) -> dict[str, Any]:

@@ -75,7 +75,9 @@ class Stopwatch:
         self._dense = self._prepare(plain_copy(model), "fp32")
         self.dense_ms = self._time({"dense": self._dense}, 0.4)["dense"]
 
-    def ratio(self, model: nn.Module, groups: Sequence[Group], kept: Kept, seconds: float = 0.4) -> float:
+    def ratio(
+        self, model: nn.Module, groups: Sequence[Group], kept: Kept, seconds: float = 0.4, dtype: str | None = None
+    ) -> float:
         """Return the time of a model that has only these units, as a share of the dense model's.
 
         Args:
@@ -83,10 +85,13 @@ class Stopwatch:
             groups: Its groups.
             kept: Group name to the live units that stay; groups that are not named keep all.
             seconds: For which both are timed, about.
+            dtype: Of the smaller one; by default as the conditions say.
         """
         smaller = plain_copy(model)
         cut(smaller, groups, close_kept(groups, kept))
-        times = self._time({"dense": self._dense, "smaller": self._prepare(smaller, self.conditions.dtype)}, seconds)
+        times = self._time(
+            {"dense": self._dense, "smaller": self._prepare(smaller, dtype or self.conditions.dtype)}, seconds
+        )
         return times["smaller"] / times["dense"]
 
     def _time(self, runs: Mapping[str, Run], seconds: float) -> dict[str, float]:
@@ -147,7 +152,8 @@ def _in_onnxruntime(model: Any, told: Conditions, dtype: str) -> Run:
         _trace(model, inputs, file)
         keep_sums_apart(file)
         if dtype == "int8":
-            to_int8(file)
+            with quiet():  # ONNX Runtime advises, for each model again, what a traced one does not need
+                to_int8(file)
         return onnx_subject(file, inputs, told.batch, told.length, told.threads).run
 
 

@@ -160,6 +160,8 @@ def _fingerprint(model: nn.Module, shapes: Shapes, blocks: Mapping[str, str], co
     """Return what tells machine, versions, model and conditions apart."""
     machine = {name: value for name, value in environment().items() if name != "date"}
     config = getattr(model, "config", None)
-    said = [getattr(config, name, None) for name in ("hidden_act", "image_size")]
+    # ALBERT's layers share their weights, so that no shape tells how many there are
+    names = ("hidden_act", "image_size", "num_hidden_layers", "_attn_implementation")
+    said = [getattr(config, name, None) for name in names]
     told = [machine, type(model).__name__, shapes, blocks, asdict(conditions), said]
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:24]
