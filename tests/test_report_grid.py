@@ -81,7 +81,7 @@ def test_figures_that_scatter_are_measured_again_and_marked():
 
     def disturbed(*ignored):
         calls.append(1)
-        time.sleep(0.02 if len(calls) % 2 else 0)
+        time.sleep(0.1 if len(calls) % 2 else 0)  # beside which a loaded machine is calm
 
     restless, calm = build_bert(), build_bert()
     restless.register_forward_pre_hook(disturbed)
