@@ -180,6 +180,7 @@ class Pruning:
             self._go_back()
         short = Shortfalls(self.live, self.masking, self.tasks, self.settings.target, self.budget)
         warnings = short.warn(self.clock, self.guarding.told(), self.macs_left())
+        self._driving.settle()
         self.masking.hold()
         if shrink and self._gather() and self.live.groups:
             self._cut()
@@ -341,8 +342,7 @@ class Pruning:
         if verdict != "go":
             self.clock.wait()
             return False
-        made = self.guarding.is_made(position)
-        if made:
+        if made := self.guarding.is_made(position):
             self._settle()
         elif self.guarding.goes_back:
             self.guarding.keep(self._parts_that_go_back, position)
