@@ -205,3 +205,24 @@ def test_a_file_that_holds_something_else_is_asked_anew(tmp_path):
         counted = Counting(teacher)
         train(tmp_path / "b", build_bert(), teacher, tmp_path / "answers")
         assert counted.forwards == 2
+
+
+def test_a_teacher_that_changes_before_training_is_asked_anew(tmp_path):
+    """The Trainer was made while the teacher was still to be trained."""
+    _, teacher = pair()
+    train(tmp_path / "a", build_bert(), teacher, tmp_path / "answers")
+    counted, models = Counting(teacher), [build_bert(), build_bert()]
+    settings = [Distillation(cache=str(tmp_path / "answers")), Distillation()]
+    trainers = [
+        DistillationTrainer(
+            model, training_arguments(tmp_path), train_dataset=draw_rows(model, 8), teacher=teacher, distillation=one
+        )
+        for model, one in zip(models, settings)
+    ]
+    with torch.no_grad():
+        for one in teacher.parameters():
+            one.mul_(1.5)
+    trainers[0].train()
+    assert counted.forwards == 2
+    trainers[1].train()
+    assert_same_weights(models[0], models[1], atol=1e-6)

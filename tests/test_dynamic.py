@@ -81,6 +81,38 @@ def test_set_grows_others_each_time():
     assert all((a & b).sum() < 0.5 * a.sum() for i, a in enumerate(grown) for b in grown[i + 1 :])
 
 
+def test_set_grows_others_each_time_beside_calibration_data():
+    """Scores that need no data are drawn anew where all evidence would come from data."""
+    model = nn.Sequential(nn.Linear(64, 64, bias=False), nn.Identity())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    pruner = WeightPruner(sparsity=0.5, score="l1", rule="set", include=["*"])
+    schedule = Schedule("constant", begin=1, end=9, frequency=2)
+    pruning = Pruning(model, pruner, schedule, total_steps=9, optimizer=optimizer, data=[{"input": torch.ones(1, 64)}])
+    masks = []
+    for _ in range(9):
+        model[0].weight.grad = torch.ones(64, 64)
+        optimizer.step()
+        if pruning.step():
+            masks.append(pruning.masks["0.weight"].clone())
+    grown = [int((after & ~before).sum()) for before, after in pairwise(masks)]
+    assert grown[:2] == [pytest.approx(418, abs=60), pytest.approx(267, abs=40)]
+
+
+@pytest.mark.parametrize(("rule", "left"), [("final", [5, 6, 7, 8]), ("rigl", [1, 6, 7, 8])])
+def test_an_allocation_that_takes_means_sees_no_infinities(rule, left):
+    """What is masked, or stays for certain, is infinite to the selection; the mean of that would decide everything."""
+
+    def by_mean(scores, costs):
+        return {name: score / score.mean() for name, score in scores.items()}
+
+    schedule = Schedule(steps=[(1, 0.5), (3, 1)]) if rule == "final" else Schedule("constant", begin=1, end=5)
+    pruner = WeightPruner(sparsity=0.5, score="l1", rule=rule, include=["*"], allocation=by_mean)
+    weight, optimizer, pruning = start(pruner, schedule)
+    for _ in range(3):
+        step(weight, optimizer, pruning)
+    assert [i + 1 for i, one in enumerate(pruning.masks["0.weight"][0].tolist()) if one] == left
+
+
 def test_phases_by_hand():
     """Sparse at 1, dense at 3, sparse at 5: what was masked trains again, from zero."""
     schedule = Schedule(steps=[(1, 1), (3, 0), (5, 1)])

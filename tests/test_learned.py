@@ -141,6 +141,18 @@ def test_what_is_left_of_gates_goes_into_the_weights(live):
     torch.testing.assert_close(logits_of(model, draw_batch(model)), gated)
 
 
+@pytest.mark.parametrize("shrink", [False, True])
+def test_a_run_that_ends_early_is_left_as_it_was_evaluated(shrink):
+    told = PruningSettings(NeuronPruner(sparsity=0.5, score="l0"), Schedule("linear", begin=2, end=9, frequency=7))
+    run = model, _, pruning = start(told)
+    train(run, 3)
+    for value in evidence_of(pruning)._gates.values.values():
+        value.copy_(torch.linspace(-1, 1, 24))
+    evaluated = logits_of(model, draw_batch(model))
+    pruning.finish(shrink)
+    torch.testing.assert_close(logits_of(model, draw_batch(model)), evaluated)
+
+
 @pytest.mark.parametrize("target", [Target(macs=0.5), Target(parameters=0.8)])
 def test_gates_meet_a_target_before_anything_is_cut(target):
     run = start(PruningSettings(GATED, Schedule("oneshot", begin=100, end=100), target), steps=100)

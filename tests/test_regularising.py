@@ -96,6 +96,7 @@ NOTHING = "=0.01 of {} has removed nothing: every score is above it"
     ("pruner", "told"),
     [
         (NeuronPruner(score="l1", threshold=0.01), NOTHING.format("NeuronPruner")),
+        (NeuronPruner(score="l1", threshold=0.01, relative=True), NOTHING.format("NeuronPruner") + "."),
         (NeuronPruner(score="l1", threshold=9.0), "leaves no more than must stay of layers.0.mlp.neurons."),
         (WeightPruner(score="l1", threshold=0.01, include=["*intermediate*"]), None),  # zeros of the block itself
         (
@@ -109,6 +110,7 @@ def test_a_threshold_that_takes_all_or_nothing_says_so(pruner, told, caplog):
     report = prune(one_neuron_in_four(), pruner)
     assert report.settings.get("warnings", []) == [record.getMessage() for record in caplog.records]
     assert [told in warning for warning in report.settings.get("warnings", [])] == [True] * (told is not None)
+    assert not pruner.relative or "relative" not in caplog.text  # it is already
 
 
 def test_a_threshold_rises_with_the_schedule():

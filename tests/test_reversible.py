@@ -507,3 +507,14 @@ def test_a_state_that_does_not_fit_changes_nothing(broken):
     assert all(torch.equal(one, mine[name]) for name, one in tensors.items())
     assert all(torch.equal(one, model.state_dict()[name]) for name, one in weights.items())
     assert model.config.to_dict() == config
+
+
+def test_a_run_that_ends_early_has_a_state_when_it_was_shrunk():
+    """What was removed cannot come back: its values are not kept any longer."""
+    model = build_bert()
+    _, pruning, step = start(model, [HeadPruner(0.5, reversible=True), NeuronPruner(0.5, reversible=True)], LONG, 20)
+    for seed in range(4):
+        step(seed)
+    assert pruning.state_dict()["masking"]["shadows"]
+    pruning.finish()
+    assert not pruning.state_dict()["masking"]["shadows"]

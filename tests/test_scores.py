@@ -7,10 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from models import BUILD, build_bert, draw_batch
+from models import BUILD, build_bert, draw_batch, take_step
 from torch import Tensor, nn, tensor
 
-from hf_prune import HeadPruner, NeuronPruner, PruningError, WeightPruner, find_groups, prune, register_score, shrink
+from hf_prune import (
+    HeadPruner,
+    NeuronPruner,
+    PruningError,
+    Schedule,
+    WeightPruner,
+    find_groups,
+    prune,
+    register_score,
+    shrink,
+)
 from hf_prune.evidence import Gates, backward_all
 from hf_prune.live import LiveModel
 from hf_prune.scores import SCORES, get_score
@@ -151,6 +161,24 @@ def test_calibration_leaves_no_gradient_and_no_hook_behind():
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(module._forward_pre_hooks for module in model.modules())
     assert model.training
+
+
+def test_weights_are_scored_when_they_are_due_whatever_data_another_pruner_has_asked_for():
+    model = build_bert()
+    names = [f"bert.encoder.layer.{i}.intermediate.dense.weight" for i in range(2)]
+    pruners = [
+        WeightPruner(0.5, "l1", include=names[:1], schedule=Schedule("oneshot", begin=3, end=3)),
+        WeightPruner(0.5, "taylor", include=names[1:], schedule=Schedule("oneshot", begin=1, end=1)),
+    ]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    pruning = Pruning(model, pruners, total_steps=3, optimizer=optimizer, data=[draw_batch(model)])
+    take_step(model(**draw_batch(model)).loss, optimizer, pruning)
+    weight = model.get_parameter(names[0])
+    weight.data.copy_(weight.data.flip(0, 1) * torch.linspace(1, 9, weight.shape[1]))  # it has learned
+    expected = weight.abs() > weight.abs().median()
+    for _ in range(2):
+        take_step(model(**draw_batch(model)).loss, optimizer, pruning)
+    assert torch.equal(pruning.masks[names[0]], expected)
 
 
 def test_random_depends_on_the_seed_alone():

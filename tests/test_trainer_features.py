@@ -253,3 +253,13 @@ def test_trl_sft(adapters, tmp_path):
     assert trainer.state.log_history[-2]["macs_left"] <= 0.5
     with torch.no_grad():
         assert trainer.model(**draw_batch(build_llama())).logits.isfinite().all()
+
+
+def test_an_epoch_ends_with_the_batches_that_are_left_over(tmp_path):
+    """Six batches in steps of four are two steps an epoch, the second one of two batches."""
+    schedule = Schedule("linear", begin="1 epochs", end="3 epochs", frequency="1 epochs")
+    callback = PruningCallback(HeadPruner(0.5, "l1"), schedule)
+    trainer = make_trainer(tmp_path, callback, max_steps=-1, num_train_epochs=4, gradient_accumulation_steps=4)
+    trainer.train()
+    assert trainer.state.global_step == 8
+    assert [task.changes for task in callback.pruning.tasks] == [(2, 4, 6)]

@@ -108,6 +108,13 @@ class DistillationMixin:
         form = form_of(self.distillation, student, self.teacher)
         return Memory(folder, self.teacher, precision, arguments.process_index, form)
 
+    def _know_teacher(self) -> None:
+        """Let go of what was remembered of a teacher that has changed since: it may have been trained meanwhile."""
+        if self.lesson is not None and self.lesson.memory is not None:
+            fresh = self._memory(self.lesson.student)
+            if fresh is not None and fresh.name != self.lesson.memory.name:
+                self.lesson.memory = fresh
+
     def _follow(self) -> Lesson:
         """Return the lesson of the model that trains now: users, searches and `model_init` put others in its place."""
         student = self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
@@ -128,6 +135,7 @@ class DistillationMixin:
         self._terms = {}
         if getattr(self, "model_init", None) is None:
             self._follow()
+        self._know_teacher()
         learned = self.lesson is not None and len(self.lesson.projections) > 0
         resume_from_whole_ones(self.args, *([PROJECTIONS] if learned else []))  # type: ignore[attr-defined]
         return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]

@@ -175,7 +175,8 @@ class Masking:
 
     # a part of a session
     def follow(self, cut: Cut) -> None:
-        """Go on with what is left: all of its units are there."""
+        """Go on with what is left: all of its units are there, and nothing that was masked can come back."""
+        self.settle()
         self.weights, self.given = cut.tensors(self.weights), cut.tensors(self.given)
         self.units, self.leaking = Units.all_of(self.live.groups, self.live.shapes), frozenset()
 

@@ -45,9 +45,9 @@ class Chooser:
         scores = self._unit_scores(due, position)
         units, weights, facts = self._units(due, scores, position, limit), dict(self.masking.weights), dict[str, int]()
         for task in (one for one in due if not one.structured):
-            tensors, taken = self.live.tensors, self.scorer.take(task)
+            taken = self.scorer.take(task, unread=self.told.data is not None)
             made, facts[task.weights[0]] = choose_weights(
-                task, taken, weights, self.masking.given, tensors, position, limit
+                task, taken, weights, self.masking.given, self.live.tensors, position, limit
             )
             weights |= made
         return units, weights, facts
@@ -75,7 +75,8 @@ class Chooser:
             alone = next((task for task in structured if any(EVIDENCE[need].at_once for need in task.needs)), None)
             now, dense = self.masking.units, self.live.dense_units
             leaving = None if alone is None else due_to_leave(alone, now, dense, position)
-            ready = self.scorer.calibrate(self.told.data, self.told.loss, self.tasks.weights, units, leaving)
+            weights = [task for task in due if not task.structured]
+            ready = self.scorer.calibrate(self.told.data, self.told.loss, weights, units, leaving)
             self.seeing.hide()
         self.scorer.synchronize()
         ready |= {group.name: self.scorer.units(score, group) for score, group in units if group.name not in ready}

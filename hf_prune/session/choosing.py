@@ -180,8 +180,7 @@ def choose_weights(
         elif any_sharded(ours.values()):
             chosen, threshold = select_across(_allocate(pruner, open_, ours), ours, number)
         else:
-            ranked = pruner.allocate()(open_, dict.fromkeys(open_, 1.0))
-            chosen = PATTERNS[pruner.pattern].function(ranked, number)
+            chosen = PATTERNS[pruner.pattern].function(_ranked(pruner, open_), number)
         return {name: mask if (stay := stays[name]) is None else mask & stay for name, mask in chosen.items()}
 
     also: dict[str, Any] = {name: scores[name] for name in task.rule.also}
@@ -200,12 +199,26 @@ def _all(masks: Sequence[Tensor]) -> Tensor | None:
     return None if not masks else masks[0] if len(masks) == 1 else masks[0] & masks[1]
 
 
+def _ranked(pruner: WeightPruner, scores: Scores) -> dict[str, Tensor]:
+    """Return values that compare between tensors; what is decided, as infinite scores are, stays so.
+
+    An allocation that takes means would make NaN of infinities: it sees the least and the largest score instead.
+    """
+    seen = {}
+    for name, score in scores.items():
+        known = score[score.isfinite()]
+        ends = {"neginf": float(known.min()), "posinf": float(known.max())} if len(known) else {}
+        seen[name] = score.nan_to_num(**ends) if len(known) < score.numel() else score
+    made = pruner.allocate()(seen, dict.fromkeys(scores, 1.0))
+    return {name: torch.where(score.isinf(), score, made[name]) for name, score in scores.items()}
+
+
 def _allocate(pruner: WeightPruner, scores: Scores, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Make shards' scores comparable: an allocation sees whole tensors, one at a time where it takes them so."""
     one_by_one = pruner.allocation in _TENSOR_BY_TENSOR
     values: dict[str, Tensor] = {}
     for names in [[name] for name in scores] if one_by_one else [list(scores)]:
         full = {name: join(scores[name], tensors[name]) for name in names}
-        made = pruner.allocate()(full, dict.fromkeys(names, 1.0))
+        made = _ranked(pruner, full)
         values.update({name: part_of(made[name], tensors[name]) for name in names})
     return values

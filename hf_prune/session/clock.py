@@ -55,6 +55,6 @@ def epoch_steps_of(args: Any, state: Any, batches: Any) -> float | None:
         batches: Its loader.
     """
     try:
-        return max(1.0, float(len(batches) / args.gradient_accumulation_steps))
+        return float(-(-len(batches) // args.gradient_accumulation_steps))  # what is left over is a step too
     except TypeError:
         return None if args.max_steps > 0 else float(state.max_steps / args.num_train_epochs)

@@ -56,6 +56,11 @@ class Driving:
         for one in self._learning:
             one.aims = [aim for aim in aims if aim.costs.keys() & {*one.groups, *one.weights}]
 
+    def settle(self) -> None:
+        """Let what was learned go into the model, also of a run that ended early: evaluations have seen it so."""
+        for one in self._learning:
+            one.settle()
+
     def _aims(self, position: int) -> list[Aim]:
         """Return one aim for the target, and one for each task that has its own sparsity."""
         alone = [self._alone(task, position) for task in self._tasks if task.sparsity]

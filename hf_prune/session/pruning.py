@@ -179,12 +179,12 @@ class Pruning:
         if self.guarding.ends_badly():
             self._go_back(at_end=True)
         short = Shortfalls(self.live, self.masking, self.tasks, self.settings.target, self.budget)
-        warnings = short.warn(self.clock, self.guarding.told(), self.macs_left())
+        facts = self.guarding.facts() | short.warn(self.clock, self.guarding.told(), self.macs_left())
+        self._driving.settle()
         self.masking.hold()
         if shrink and self._gather() and self.live.groups:
             self._cut()
             self.numbers.count()
-        facts = {**self.guarding.facts(), **warnings}
         return report_of(self.live, self.masking, self.numbers, self.tasks, self.budget, facts)
 
     def hold(self) -> None:

@@ -82,11 +82,16 @@ class Scorer:
                 held = self.weights(score, task.weights)
                 self._held.update({(name, parameter): values for parameter, values in held.items()})
 
-    def take(self, task: Task) -> dict[str, dict[str, Tensor]]:
-        """Return the scores of a task's weights that were held, or those of now: by score and parameter."""
+    def take(self, task: Task, *, unread: bool = False) -> dict[str, dict[str, Tensor]]:
+        """Return the scores of a task's weights that were held, or those of now: by score and parameter.
+
+        Args:
+            task: Whose weights.
+            unread: Whether no evidence sees training steps.
+        """
         wanted = {(name, parameter) for name in task.scores for parameter in task.weights}
         if not self._held.keys() >= wanted:
-            if not task.waits:
+            if unread or not task.waits:
                 self.read(task.weights)
             self.hold([task])
         return {
@@ -106,7 +111,7 @@ class Scorer:
         Args:
             data: Batches.
             loss: From (model, batch) to a loss; ``None``: the model's own.
-            tasks: Whose weights are scored.
+            tasks: Whose weights are scored: those that are due, as what is held stays until it is taken.
             units: Scores, and the groups whose units are scored by them.
             leaving: How many units leave now, where one pruner says it.
 

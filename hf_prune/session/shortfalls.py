@@ -118,7 +118,8 @@ class Shortfalls:
             dense, least = {name: of for name, (_, of) in counted.items()}, dict.fromkeys(counted, 0)
             left = {name: of - gone for name, (gone, of) in counted.items()}
         if all(left[name] == dense[name] for name in left):
-            yield f"{said} has removed nothing: every score is above it. relative=True makes it a share of the largest."
+            hint = "" if task.pruner.relative else " relative=True makes it a share of the largest."
+            yield f"{said} has removed nothing: every score is above it.{hint}"
         emptied = [name for name in left if left[name] <= least[name] < dense[name]]
         if emptied:
             more = f" and {len(emptied) - _NAMED} more" if len(emptied) > _NAMED else ""
