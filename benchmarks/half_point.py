@@ -7,8 +7,8 @@ MiniLM-L6 on SST-2 (the small budget of `quality_sst2.py`), one dense model that
 `baseline` is the gradual method of the baselines' `peer_quality.py` in float32; `library` the recipe `minilm_sst2`;
 `order` shuffles the batches that Trainer's grouping by length puts in order, from long to short, fifty at a time;
 `cuts` removes units at the baseline's moments (the first of its ten changes removes something); `reads` reads every
-step and fades as slowly as the baseline; `all` does all three. `library, 2e-4` and `baseline, 2e-4` have twice the
-learning rate. Accuracy, cross-entropy and KL to the dense model are
+step and fades as slowly as the baseline; `all` does all three. `free` lets whole branches leave (`min_kept: 0`), as the
+baseline does. Accuracy, cross-entropy and KL to the dense model are
 those of validation and test together. Writes results/half_point.json; it goes on where it was.
 """
 
@@ -42,8 +42,7 @@ BY_HAND = [[round(UNTIL * STEPS * cut / CUTS), round(1 - (1 - cut / CUTS) ** 3, 
 GROUPED = trainer_pt_utils.get_length_grouped_indices
 CHANGES = ("order", "cuts", "reads")
 METHODS = {"library": (), "baseline": (), "order": ("order",), "cuts": ("cuts",), "reads": ("reads",), "all": CHANGES}
-METHODS |= {f"{name}, 2e-4": ("rate",) for name in ("library", "baseline")}
-RATE = 2e-4
+METHODS["free"] = ("free",)
 
 
 @contextlib.contextmanager
@@ -72,8 +71,8 @@ def library(options: argparse.Namespace, dense: Path, method: str, seed: int, ou
             stack.enter_context(changed(running, _READ_EVERY=1, DECAY=0.98))
         if "cuts" in METHODS[method]:
             settings.append(f"schedule={{steps: {BY_HAND}}}")
-        if "rate" in METHODS[method]:
-            settings.append(f"train.learning_rate={RATE}")
+        if "free" in METHODS[method]:
+            settings += equal_time.FREE
         return equal_time.train(options, dense, seed, output, settings)
 
 
@@ -91,8 +90,7 @@ def baseline(
         shutil.copytree(dense, teacher)  # its answers are kept beside it
     task = peer_quality.Task("sst2", AutoTokenizer.from_pretrained(dense))
     model = peer_quality.load(task, dense)
-    rate = {"lr": RATE} if "rate" in METHODS[method] else {}
-    told = peer_quality.gradual(model, peer_quality.load(task, teacher), task, float(options.ratio), seed, **rate)
+    told = peer_quality.gradual(model, peer_quality.load(task, teacher), task, float(options.ratio), seed)
     names = [(f"layers.{n}.attention.heads", f"layers.{n}.mlp.neurons") for n in range(len(told["heads"]))]
     kept = {
         name: count for pair, both in zip(names, zip(told["heads"], told["neurons"])) for name, count in zip(pair, both)
@@ -104,8 +102,8 @@ def compare(options: argparse.Namespace, dense: Path, method: str, seed: int) ->
     note = {"method": method, "ratio": str(options.ratio), "seed": seed}
     if any(all(one[key] == note[key] for key in KEY) for one in load_records(NAME)):
         return
-    if method.startswith("baseline"):
-        model, told = baseline(options, dense, method, seed)
+    if method == "baseline":
+        model, told = baseline(options, dense, seed)
     else:
         output = options.work / f"{method}-{str(options.ratio).replace('/', '_')}-{seed}"
         told = library(options, dense, method, seed, output)

@@ -80,6 +80,12 @@ TRAINING: dict[str, list[str]] = {
         UNITS.format("{score: taylor, allocation: uniform}"),
         "target={macs: 0.2}",
     ],
+    "units, as_is": [UNITS.format("{score: taylor, allocation: as_is}"), "target={macs: 0.2}"],
+    **{
+        f"units, taylor, {kind}": units("taylor", f"schedule={{kind: {kind}, begin: 0.06, end: 0.6, frequency: 30}}")
+        for kind in ("polynomial", "exponential", "cosine")
+    },
+    "units, guarded by accuracy": units("taylor", "guard={metric: accuracy, max_drop: 0.01}", STAYS),
     "units, random": units("random"),
     "units, l2": units("l2"),
     "units, movement": units("movement", STAYS),
@@ -109,6 +115,12 @@ TRAINING: dict[str, list[str]] = {
         "sparsity: 0.8, score: l1, rule: set, allocation: uniform",
         "schedule={kind: constant, begin: 10, end: 0.75, frequency: 30}",
     ),
+    **{
+        f"weights, rewinding {what}": weights(
+            "sparsity: 0.8, score: l1", f"rewinding={{rounds: 2, to: 0.1, what: {what}}}", "schedule=null"
+        )
+        for what in ("weights", "rate")
+    },
     "weights, AC/DC": weights("sparsity: 0.8, score: l1, rule: from_zero", PHASES),
     **{
         f"units, regularised by {kind}": units("l1", LATE, f"regularisation={{kind: {kind}, strength: {strength}}}")

@@ -84,7 +84,7 @@ def methods() -> dict[str, list[Method]]:
         "Rules: what may come back": [rule(name) for name in ours(RULES)],
         "Schedules": [schedule(name) for name in ours(SCHEDULES)],
         "Allocations": [allocation(name) for name in ours(ALLOCATIONS)],
-        "Guards": [documented(name, GUARDS[name], units(guard={"metric": name})) for name in ours(GUARDS)],
+        "Guards": [guard(name) for name in ours(GUARDS)],
         "Rewinding": [rewinding(what) for what in get_args(get_type_hints(Rewinding)["what"])],
     }
 
@@ -156,10 +156,15 @@ def allocation(name: str) -> Method:
     return documented(name, ALLOCATIONS[name], units({"score": "taylor", "allocation": name}), [trained])
 
 
+def guard(name: str) -> Method:
+    use = units(guard={"metric": name}) | {"shrink_during_training": False}
+    return documented(name, GUARDS[name], use, [f"units, guarded by {name}"])
+
+
 def rewinding(what: str) -> Method:
     told = re.search(rf'``"{what}"``: (.+?)\.(?=\s+``"|\n\n)', Rewinding.__doc__ or "", re.DOTALL)
     text = " ".join((told[1] if told else "").split())
-    use = weights(score="l1") | {"rewinding": {"rounds": 3, "to": 0.1, "what": what}}
+    use = weights(score="l1") | {"rewinding": {"rounds": 2, "to": 0.1, "what": what}}
     return Method(what, YEAR.sub("", text), _paper(text), use, [f"weights, rewinding {what}"])
 
 
