@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1"}
@@ -41,8 +42,7 @@ STEPS, CUTS, UNTIL = 1000, 10, 0.6  # of the small budget, and of the baseline
 BY_HAND = [[round(UNTIL * STEPS * cut / CUTS), round(1 - (1 - cut / CUTS) ** 3, 4)] for cut in range(1, CUTS + 1)]
 GROUPED = trainer_pt_utils.get_length_grouped_indices
 CHANGES = ("order", "cuts", "reads")
-METHODS = {"library": (), "baseline": (), "order": ("order",), "cuts": ("cuts",), "reads": ("reads",), "all": CHANGES}
-METHODS["free"] = ("free",)
+METHODS = {"library": (), "free": ("free",), "baseline": (), **{one: (one,) for one in CHANGES}, "all": CHANGES}
 
 
 @contextlib.contextmanager
@@ -112,12 +112,16 @@ def compare(options: argparse.Namespace, dense: Path, method: str, seed: int) ->
 
 
 def table() -> None:
-    print(
-        "| method | MACs left | seed | accuracy | cross-entropy | KL to dense |\n| --- | --- | --- | --- | --- | --- |"
-    )
-    for one in sorted(load_records(NAME), key=lambda one: (one["ratio"], one["method"], one["seed"])):
-        numbers = f"{100 * one['accuracy']:.2f} | {one['cross_entropy']:.4f} | {one['kl_to_dense']:.4f}"
-        print(f"| {one['method']} | {one['ratio']} | {one['seed']} | {numbers} |")
+    """Print means and standard deviations over seeds."""
+    print(f"| MACs left | method | seeds | accuracy | cross-entropy | KL to dense |\n{'| --- ' * 6}|")
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for one in sorted(load_records(NAME), key=lambda one: (-Fraction(one["ratio"]), [*METHODS].index(one["method"]))):
+        groups.setdefault((one["ratio"], one["method"]), []).append(one)
+    for (ratio, method), found in groups.items():
+        accuracies = [100 * one["accuracy"] for one in found]
+        spread = f" ± {stdev(accuracies):.2f}" if len(found) > 1 else ""
+        losses = " | ".join(f"{mean(one[key] for one in found):.3f}" for key in ("cross_entropy", "kl_to_dense"))
+        print(f"| {ratio} | {method} | {len(found)} | {mean(accuracies):.2f}{spread} | {losses} |")
 
 
 def main() -> None:
