@@ -140,6 +140,10 @@ class AccuracyGuard(Guard):
         """Say whether it was approved without any slack."""
         return self.proven() and (self.value is None or self._is_good(self.value))
 
+    def rests(self) -> bool:
+        """Say whether it was approved without any slack, whatever it waits for."""
+        return self.lasting()
+
     def changed(self) -> None:
         """Wait for an evaluation of what was changed."""
         if self.level:  # a schedule's first change may remove nothing yet

@@ -62,6 +62,10 @@ class Guard:
         """Say whether the model of now is good enough for a run that goes back to end with."""
         return self.proven()
 
+    def rests(self) -> bool:
+        """Say whether the model of now is one to end with although the verdict is ``"wait"``: nothing more is tried."""
+        return False
+
     def changed(self) -> None:
         """Take note that the change was made; `level` is that of now."""
 
@@ -164,7 +168,7 @@ class Guarding:
     def is_worth_keeping(self, verdict: Verdict) -> bool:
         """Whether to keep the model of now: before a change, or where it is the smallest that a run may end with."""
         smallest = self._last.level if self._last is not None and self._last.lasting else 0.0
-        return self.goes_back and (verdict == "go" or (self._all("lasting") and self.level > smallest))
+        return self.goes_back and (verdict == "go" or (self._all("rests") and self.level > smallest))
 
     def keep(self, parts: Callable[[], Mapping[str, Any]], position: int) -> None:
         """Remember how everything is, where it is worth going back to."""
@@ -273,7 +277,7 @@ class Guarding:
         model.load_state_dict(state["model"], self._forwards)
         return _Kept(**{**state, "model": model})
 
-    def _all(self, what: Literal["proven", "lasting"]) -> bool:
+    def _all(self, what: Literal["proven", "lasting", "rests"]) -> bool:
         """Whether all guards that go back say so of the model of now."""
         return all(getattr(one, what)() for one in self._guards.values() if one.goes_back)
 
