@@ -135,7 +135,9 @@ def main() -> None:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
         record = {"processes": processes, "device": device, **settings, "seed": 0, **found}
         add_record(
-            "live_shrinking", {**record, "threads": torch.get_num_threads()}, key=("processes", "device", "macs", "batch")
+            "live_shrinking",
+            {**record, "threads": torch.get_num_threads()},
+            key=("processes", "device", "macs", "batch"),
         )
 
 

@@ -123,6 +123,12 @@ TRAINING: dict[str, list[str]] = {
     },
     "weights, AC/DC": weights("sparsity: 0.8, score: l1, rule: from_zero", PHASES),
     **{
+        f"units, regularised by {kind}, {strength:g}": units(
+            "l1", LATE, f"regularisation={{kind: {kind}, strength: {strength}}}"
+        )
+        for kind, strength in (("l1", 0.05), ("group_lasso", 2.0))
+    },
+    **{
         f"units, regularised by {kind}": units("l1", LATE, f"regularisation={{kind: {kind}, strength: {strength}}}")
         for kind, strength in (("l1", 1.0), ("group_lasso", 20.0), ("sensitivity", 20.0), ("growing", 200.0))
     },
