@@ -31,7 +31,7 @@ ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 LATE = {"kind": "oneshot", "begin": 0.6, "end": 0.6}
 CONSTANT = {"kind": "constant", "begin": 10, "end": 0.75, "frequency": 30}
 PHASES = {"steps": [[50, 1], [150, 0], [250, 1], [300, 0], [350, 1]]}
-STRENGTHS = {"l1": 1.0, "group_lasso": 20.0, "sensitivity": 20.0, "growing": 200.0}
+STRENGTHS = {"l1": 0.05, "group_lasso": 2.0, "sensitivity": 20.0, "growing": 200.0}
 NOTHING = "not measured"
 
 Record = dict[str, Any]
@@ -131,7 +131,8 @@ def of_weights(name: str, score: Score) -> Method:
 
 def regularisation(name: str) -> Method:
     use = units({"score": "l1"}, schedule=LATE, regularisation={"kind": name, "strength": STRENGTHS[name]})
-    return documented(name, REGULARISERS[name].function, use, [f"units, regularised by {name}"])
+    weaker = f", {STRENGTHS[name]:g}" if name in ("l1", "group_lasso") else ""
+    return documented(name, REGULARISERS[name].function, use, [f"units, regularised by {name}{weaker}"])
 
 
 def rule(name: str) -> Method:
