@@ -76,9 +76,7 @@ def library(options: argparse.Namespace, dense: Path, method: str, seed: int, ou
         return equal_time.train(options, dense, seed, output, settings)
 
 
-def baseline(
-    options: argparse.Namespace, dense: Path, method: str, seed: int
-) -> tuple[torch.nn.Module, dict[str, Any]]:
+def baseline(options: argparse.Namespace, dense: Path, seed: int) -> tuple[torch.nn.Module, dict[str, Any]]:
     """Train by the baseline's own code, from the same dense model."""
     sys.path.insert(0, str(options.baselines))
     import peer_quality
