@@ -91,10 +91,10 @@ def whole_masks(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> M
     }
 
 
-def count_masked(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Return how many weights are masked, and how many have a mask, over all shards."""
-    total = sum(tensors[name].numel() for name in masks)
-    return total - entries_left(masks, tensors, {}, masks), total
+def count_masked(tensors: Mapping[str, Tensor], vectors: KeepVectors, masks: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Return how many weights are masked, and how many have a mask, over all shards; those of removed units are out."""
+    total = entries_left(masks, tensors, vectors, {})
+    return total - entries_left(masks, tensors, vectors, masks), total
 
 
 def entries_left(

@@ -348,7 +348,8 @@ class WeightPruner(Pruner):
     cells: ``weight_ih_l0``, ``weight_hh_l0``, …); biases and norms are left alone. The default scope is all of them
     inside numbered layers (a ``ModuleList``, as transformers have): embeddings and heads stay dense. A model without
     numbered layers, such as a plain CNN, offers all but its last module, which is its head. With `include` every
-    weight that a pattern matches is in scope; an embedding only then.
+    weight that a pattern matches is in scope; an embedding only then. Beside pruners of units, `sparsity` is a share of
+    the weights of those units that are left.
 
     Args:
         pattern: ``"unstructured"``: any weight may go.

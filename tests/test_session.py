@@ -36,12 +36,14 @@ from hf_prune import (
     find_groups,
     load_pruned,
     prune,
+    register_pattern,
     register_schedule,
     save_pruned,
     shrink,
 )
 from hf_prune.architectures import prunable_macs
 from hf_prune.evidence import EVIDENCE
+from hf_prune.patterns import PATTERNS
 from hf_prune.schedules import SCHEDULES
 
 BOTH = [HeadPruner(), NeuronPruner()]
@@ -545,3 +547,53 @@ def test_who_calls_may_have_switched_gradients_off(tmp_path):
         made_inside = build_bert()
     with pytest.raises(PruningError, match=r"inference_mode forbids.*a model that was made inside of it"):
         prune(made_inside, HeadPruner(sparsity=0.5, score="l1"))
+
+
+def _share_of_zeros(model, names) -> tuple[int, int]:
+    tensors = [model.get_parameter(name) for name in names]
+    return sum(int((one == 0).sum()) for one in tensors), sum(one.numel() for one in tensors)
+
+
+def _halves_of_rows(values: dict[str, torch.Tensor], keep: int) -> dict[str, torch.Tensor]:
+    """Of each row the better half stays: what removed columns hold must not decide."""
+    return {name: value > value.median(1, keepdim=True).values for name, value in values.items()}
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"score": "l1"},
+        {"score": "taylor"},
+        {"score": "l1", "allocation": "uniform"},
+        {"score": "l1", "pattern": "halves_of_rows"},
+    ],
+    ids=lambda how: " ".join(how.values()),
+)
+def test_a_sparsity_of_weights_is_of_the_units_that_are_left(how, monkeypatch):
+    """Masked or removed at once, units take their weights out of the reckoning: both ways end with the same model."""
+    monkeypatch.setattr(PATTERNS, "_entries", {**PATTERNS._entries})
+    register_pattern("halves_of_rows")(_halves_of_rows)
+    ended, units = [], [HeadPruner(sparsity=0.5), NeuronPruner(sparsity=0.5)]
+    for shrinks in (False, True):
+        model = build_bert()
+        weights = WeightPruner(sparsity=0.5, **how)
+        pruning, logs = run_loop(model, [*units, weights], clip=None, double=True, shrink_during_training=shrinks)
+        report = pruning.finish()
+        zeros, entries = _share_of_zeros(model, weights.choose_weights(model))
+        assert zeros == pytest.approx(0.5 * entries, rel=0.05 if "pattern" in how else 1e-9)
+        assert logs[-1]["sparsity_weight"] == pytest.approx(zeros / entries, abs=1e-6)
+        ended.append((model, report.kept, report.masked))
+    (masked, *told), (shrunk, *told_too) = ended
+    assert told == told_too
+    for name, tensor in masked.named_parameters():
+        assert torch.allclose(tensor, shrunk.get_parameter(name), atol=1e-9), name
+
+
+@pytest.mark.parametrize(("rule", "of_units"), [("rigl", "final"), ("anew", "anew")])
+def test_weights_that_come_back_are_of_the_units_that_are_left(rule, of_units):
+    model, weights = build_bert(), WeightPruner(sparsity=0.5, score="l1", rule=rule, allocation="uniform")
+    pruning, logs = run_loop(model, [NeuronPruner(sparsity=0.5, rule=of_units), weights])
+    assert logs[-1]["sparsity_weight"] == pytest.approx(0.5, abs=1e-3)
+    pruning.finish()
+    zeros, entries = _share_of_zeros(model, weights.choose_weights(model))
+    assert zeros == pytest.approx(0.5 * entries, abs=len(pruning.masks))  # each matrix rounds

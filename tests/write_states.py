@@ -1,6 +1,7 @@
 """Write pruning states that every later version must resume: `python tests/write_states.py`, once a format.
 
-What lies under `tests/states` stands for checkpoints on people's disks. It is added to, and never written again.
+What lies under `tests/states` stands for checkpoints on people's disks: it is added to, and never written again.
+Only how `returning` goes on was, when a sparsity of weights began to leave out those of masked units.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Chooser:
         for task in (one for one in due if not one.structured):
             taken = self.scorer.take(task, unread=self.told.data is not None)
             made, facts[task.weights[0]] = choose_weights(
-                task, taken, weights, self.masking.given, self.live.tensors, position, limit
+                task, taken, weights, self.masking.given, self.live.tensors, units.vectors, position, limit
             )
             weights |= made
         return units, weights, facts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -11,16 +12,17 @@ from torch import Tensor
 
 from ..allocation import bundles_of, select_units
 from ..live import Units
-from ..masks import Masks
+from ..masks import Masks, entries_left, keep_entries, vectors_by_tensor
 from ..patterns import PATTERNS
 from ..pruners import Pruner, WeightPruner
 from ..registry import takes
 from ..sharding import any_sharded, join, part_of, select_across
-from ..structure import Group, Kept
+from ..structure import Group, KeepVectors, Kept
 from .budgets import Budget
 from .tasks import Task
 
 Scores = Mapping[str, Tensor]
+Stays = Mapping[str, Mapping[int, Tensor]]  # tensor -> axis -> which of its entries are of units that are there
 Check = Callable[[Kept], None]
 _TENSOR_BY_TENSOR = ("global", "uniform")  # allocations that look at one tensor at a time
 
@@ -144,10 +146,11 @@ def choose_weights(
     masks: Mapping[str, Tensor],
     given: Mapping[str, Tensor],
     tensors: Mapping[str, Tensor],
+    vectors: KeepVectors,
     position: int,
     limit: float = 1.0,
 ) -> tuple[Masks, int]:
-    """Mask the weights that are worth least, over all of a task's tensors.
+    """Mask the weights that are worth least, over all of a task's tensors; those of removed units do not count.
 
     Args:
         task: How many, by which allocation, pattern and rule.
@@ -155,6 +158,7 @@ def choose_weights(
         masks: What is masked already.
         given: What stays masked whatever the rule.
         tensors: The live tensors by name.
+        vectors: Which of their entries are of units that are there.
         position: Of the schedule.
         limit: How much of the way may be gone then, in [0, 1].
 
@@ -164,12 +168,14 @@ def choose_weights(
     pruner, threshold = task.pruner, 0
     assert isinstance(pruner, WeightPruner)
     ours = {name: tensors[name] for name in task.weights}
-    total = sum(tensor.numel() for tensor in ours.values())
+    stays_in = vectors_by_tensor(vectors)
+    there = {name: keep_entries(tensors[name], stays, None) for name in ours if (stays := stays_in.get(name))}
+    total = entries_left(ours, tensors, vectors, {})
     keep = total - round(task.sparsity * min(limit, task.fraction(position)) * total)
 
     def select(values: Scores, among: Mapping[str, Tensor], *, fewer: float = 0.0) -> Masks:
         nonlocal threshold
-        stays = {name: _all([one[name] for one in (among, given) if name in one]) for name in values}
+        stays = {name: _all([one[name] for one in (among, given, there) if name in one]) for name in values}
         open_ = {
             name: value if (stay := stays[name]) is None else value.masked_fill(~stay, -torch.inf)
             for name, value in values.items()
@@ -178,15 +184,19 @@ def choose_weights(
         if pruner.threshold is not None:
             chosen = {name: _above(task, value, ours[name], position, limit) for name, value in open_.items()}
         elif any_sharded(ours.values()):
-            chosen, threshold = select_across(_allocate(pruner, open_, ours), ours, number)
+            chosen, threshold = select_across(_allocate(pruner, open_, ours, stays_in), ours, number)
         else:
-            chosen = PATTERNS[pruner.pattern].function(_ranked(pruner, open_), number)
+            values_left = _ranked(pruner, _without_removed(open_, stays_in))
+            chosen = _with_removed(PATTERNS[pruner.pattern].function(values_left, number), open_, stays_in, False)
         return {name: mask if (stay := stays[name]) is None else mask & stay for name, mask in chosen.items()}
 
     also: dict[str, Any] = {name: scores[name] for name in task.rule.also}
     if takes(task.rule.function, "progress"):
         also["progress"] = task.schedule.progress(position, task.total_steps)
-    return task.rule.function(scores[""], masks, select, **also), threshold
+    chosen = task.rule.function(scores[""], masks, select, **also)
+    for name, here in there.items():  # what comes back with its unit has the mask that it had
+        chosen[name] = chosen[name] & here | ~here & masks.get(name, True)
+    return chosen, threshold
 
 
 def _above(task: Task, scores: Tensor, tensor: Tensor, position: int, limit: float) -> Tensor:
@@ -195,8 +205,8 @@ def _above(task: Task, scores: Tensor, tensor: Tensor, position: int, limit: flo
 
 
 def _all(masks: Sequence[Tensor]) -> Tensor | None:
-    """Return what all of at most two masks keep; ``None``: there are none."""
-    return None if not masks else masks[0] if len(masks) == 1 else masks[0] & masks[1]
+    """Return what all of these masks keep; ``None``: there are none."""
+    return reduce(torch.Tensor.logical_and, masks) if masks else None
 
 
 def _ranked(pruner: WeightPruner, scores: Scores) -> dict[str, Tensor]:
@@ -213,12 +223,31 @@ def _ranked(pruner: WeightPruner, scores: Scores) -> dict[str, Tensor]:
     return {name: torch.where(score.isinf(), score, made[name]) for name, score in scores.items()}
 
 
-def _allocate(pruner: WeightPruner, scores: Scores, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _without_removed(scores: Scores, stays: Stays) -> dict[str, Tensor]:
+    """Return tensors as they will be once masked units are removed: allocations and patterns choose among these."""
+    left = dict(scores)
+    for name in scores.keys() & stays.keys():
+        for dim, vector in stays[name].items():
+            left[name] = left[name].index_select(dim, vector.nonzero().view(-1).to(left[name].device))
+    return left
+
+
+def _with_removed(left: Scores, whole: Scores, stays: Stays, fill: float) -> dict[str, Tensor]:
+    """Return tensors of the shapes that `whole` has; what belongs to removed units is `fill`."""
+    found = dict(left)
+    for name in left.keys() & stays.keys():
+        there = keep_entries(whole[name], stays[name], None)
+        empty = torch.full(there.shape, fill, dtype=left[name].dtype, device=there.device)
+        found[name] = empty.masked_scatter_(there, left[name])
+    return found
+
+
+def _allocate(pruner: WeightPruner, scores: Scores, tensors: Mapping[str, Tensor], stays: Stays) -> dict[str, Tensor]:
     """Make shards' scores comparable: an allocation sees whole tensors, one at a time where it takes them so."""
     one_by_one = pruner.allocation in _TENSOR_BY_TENSOR
     values: dict[str, Tensor] = {}
     for names in [[name] for name in scores] if one_by_one else [list(scores)]:
         full = {name: join(scores[name], tensors[name]) for name in names}
-        made = _ranked(pruner, full)
+        made = _with_removed(_ranked(pruner, _without_removed(full, stays)), full, stays, -torch.inf)
         values.update({name: part_of(made[name], tensors[name]) for name in names})
     return values

@@ -20,7 +20,7 @@ class Zeros:
 
     Args:
         sparsity: Share of zeros in all matrices that units are cut from or that single weights leave.
-        sparsity_weight: Share of masked weights where there are masks.
+        sparsity_weight: Share of masked weights where there are masks, of units that are there.
     """
 
     sparsity: float
@@ -65,7 +65,7 @@ class Numbers:
         beside = (in_scope | set(masking.weights)) - matrices
         total = live.dense_macs + sum(tensors[name].numel() for name in beside)
         left = entries_left(matrices | beside, tensors, masking.units.vectors, masking.weights)
-        masked, prunable = count_masked(tensors, masking.weights)
+        masked, prunable = count_masked(tensors, masking.units.vectors, masking.weights)
         self.zeros = Zeros(round(1 - left / total, 6), round(masked / prunable, 6) if prunable else 0.0)
 
     def remember_bytes(self) -> None:

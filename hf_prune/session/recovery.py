@@ -9,6 +9,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..kinds import KINDS
 from ..live import Units
+from ..masks import entries_left, keep_entries, vectors_by_tensor
 from ..removal import unmasked_units
 from ..sharding import whole
 from ..structure import Group
@@ -41,7 +42,8 @@ def recover(pruning: Pruning, steps: int) -> None:
         raise CheckpointError("zeros do not tell which of them a threshold has masked")
     _check_nothing_lost(pruning, steps)
     fresh = pruning.state_dict()
-    told = {"alive": _alive(pruning), "weights": _weight_masks(pruning, steps), "unchecked": True}
+    units = _units(pruning)
+    told = {"alive": dict(units.alive), "weights": _weight_masks(pruning, units, steps), "unchecked": True}
     clock = {**fresh["clock"], "steps": steps, "position": steps}
     pruning.load_state_dict({**fresh, "clock": clock, "masking": {**fresh["masking"], **told}})
     _check_units(pruning)
@@ -68,24 +70,28 @@ def _fraction(task: Task, steps: int) -> float:
     return task.fraction(last) if last else 0.0
 
 
-def _weight_masks(pruning: Pruning, steps: int) -> dict[str, Tensor]:
-    """Read masks of single weights; there must be exactly as many zeros as the schedule has made."""
-    tensors, masks = pruning.live.tensors, dict[str, Tensor]()
+def _weight_masks(pruning: Pruning, units: Units, steps: int) -> dict[str, Tensor]:
+    """Read masks of single weights; in units that are there must be exactly as many zeros as the schedule has made."""
+    tensors, masks, stays = pruning.live.tensors, dict[str, Tensor](), vectors_by_tensor(units.vectors)
     for task in (one for one in pruning.tasks.weights if _last_change(one, steps)):
-        mine = {name: whole(tensors[name].detach()) != 0 for name in task.weights}
-        total = sum(mask.numel() for mask in mine.values())
+        mine = dict[str, Tensor]()
+        zeros, total = 0, entries_left(task.weights, tensors, units.vectors, {})
+        for name in task.weights:
+            tensor = whole(tensors[name].detach())
+            there = keep_entries(tensor, stays.get(name, {}), None)
+            zeros += int((there & (tensor == 0)).sum())
+            mine[name] = (tensor != 0) | ~there
         expected = round(task.sparsity * _fraction(task, steps) * total)
-        zeros = total - sum(int(mask.sum()) for mask in mine.values())
         if zeros != expected:
             raise CheckpointError(f"{zeros} of {total} weights are zero, and the schedule has masked {expected}")
         masks.update(mine)
     return masks
 
 
-def _alive(pruning: Pruning) -> dict[str, Tensor]:
-    """Read masks of units: True where any entry that a unit owns is not zero."""
+def _units(pruning: Pruning) -> Units:
+    """Read which units are there: those of which any entry that they own is not zero."""
     bare = [replace(group, least=0, multiple=1) for group in pruning.groups if group.traits.zeros_tell]
-    return dict(pruning.masking.units.keep(unmasked_units(pruning.model, bare)).alive)
+    return pruning.masking.units.keep(unmasked_units(pruning.model, bare))
 
 
 def _check_units(pruning: Pruning) -> None:

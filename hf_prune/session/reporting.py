@@ -29,8 +29,8 @@ def report_of(
     kept = {name: [dense[unit] for unit in masking.units.kept[name]] for name, dense in dense_numbers.items()}
     tensors, masked = live.tensors, dict[str, float]()
     for name, mask in masking.weights.items():
-        gone, of = count_masked(tensors, {name: mask})
-        masked[name] = round(gone / of, 6)
+        gone, of = count_masked(tensors, masking.units.vectors, {name: mask})
+        masked[name] = round(gone / of, 6) if of else 0.0
     if masking.weights:
         sparsity = numbers.zeros.sparsity_weight
         annotate(live.model, weights={"sparsity": sparsity, "parameters": len(masking.weights)})

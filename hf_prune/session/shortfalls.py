@@ -114,7 +114,8 @@ class Shortfalls:
             dense, left, least = self.live.dense_units, self._left(task.groups), self._least(task)
         else:
             masks = {name: self.masking.weights[name] for name in task.weights if name in self.masking.weights}
-            counted = {name: count_masked(self.live.tensors, {name: mask}) for name, mask in masks.items()}
+            told = self.live.tensors, self.masking.units.vectors
+            counted = {name: count_masked(*told, {name: mask}) for name, mask in masks.items()}
             dense, least = {name: of for name, (_, of) in counted.items()}, dict.fromkeys(counted, 0)
             left = {name: of - gone for name, (gone, of) in counted.items()}
         if all(left[name] == dense[name] for name in left):
