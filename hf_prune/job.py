@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EvalPrediction, Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
+from torch import nn
+from transformers import (
+    EvalPrediction,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.trainer_pt_utils import nested_concat
 
 from .exporting import Exported, feed
@@ -129,6 +137,7 @@ def trainer_of(job: Job, model: Any, settings: TrainSettings, teacher: Any = Non
         "data_collator": job.collator,
         "compute_metrics": metrics_of(job, model),
         "preprocess_logits_for_metrics": losses_of(job.problem),
+        "callbacks": [NoDropout()] if settings.disable_dropout else None,
     }
     if teacher is None or recipe.distillation is None:
         return job.task.trainer(**common)
@@ -137,6 +146,29 @@ def trainer_of(job: Job, model: Any, settings: TrainSettings, teacher: Any = Non
     own: Any = job.task.trainer
     made = DistillationTrainer if own is Trainer else type(f"Distillation{own.__name__}", (DistillationMixin, own), {})
     return made(teacher=teacher, distillation=recipe.distillation, **common)
+
+
+class NoDropout(TrainerCallback):  # type: ignore[misc]
+    """Let a model train without its dropout; behind training it has its own again.
+
+    Modules have it as ``p`` of a `torch.nn.Dropout`, or as a number of their own (``attention_dropout``).
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, *, model: nn.Module, **kwargs: Any) -> None:
+        """Turn it off."""
+        self._held: list[tuple[nn.Module, str, float]] = []
+        for module in model.modules():
+            is_dropout = "dropout" in type(module).__name__.lower()
+            for name, value in vars(module).items():
+                if type(value) is float and ("drop" in name or (is_dropout and name == "p")):
+                    self._held.append((module, name, value))
+        for module, name, _ in self._held:
+            setattr(module, name, 0.0)
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        """Turn it on again."""
+        for module, name, value in self._held:
+            setattr(module, name, value)
 
 
 def steps_of(job: Job, settings: TrainSettings) -> int:

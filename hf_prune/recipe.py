@@ -86,6 +86,7 @@ class TrainSettings(RecipeSettings):
         warmup: Fraction of the steps that the learning rate rises, in [0, 1).
         weight_decay: As in AdamW.
         group_by_length: Put rows of like length into one batch: less padding.
+        disable_dropout: Train without the model's dropout: what learns from a teacher may follow it more closely.
         evaluations: How many times it is evaluated on the way, for curves of the metrics; 0: not at all.
     """
 
@@ -95,6 +96,7 @@ class TrainSettings(RecipeSettings):
     warmup: float = Field(default=0.1, ge=0, lt=1)
     weight_decay: float = Field(default=0.01, ge=0)
     group_by_length: bool = False
+    disable_dropout: bool = False
     evaluations: int = Field(default=0, ge=0)
 
 

@@ -9,12 +9,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset
-from models import TINY_RECIPE
-from transformers import AutoModelForImageClassification, BertConfig, BertForSequenceClassification, BertTokenizerFast
+from models import TINY_RECIPE, build_bert
+from transformers import (
+    AutoModelForImageClassification,
+    BartConfig,
+    BartModel,
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizerFast,
+)
 
 import hf_prune
 from hf_prune import CheckpointError, PruningError, RecipeError, workflow
-from hf_prune.job import Job
+from hf_prune.job import Job, NoDropout
 from hf_prune.plan import annotate
 from hf_prune.run_folder import RUN, check_run_folder
 
@@ -147,6 +154,39 @@ def test_a_run_that_fails_leaves_no_figures_of_an_earlier_one(tmp_path, monkeypa
     with pytest.raises(PruningError, match="diverged"):
         workflow.make_small(SimpleNamespace(output=tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_without_dropout_a_run_is_that_of_a_model_that_has_none(tmp_path):
+    both = ["dense.disable_dropout=true", "train.disable_dropout=true"]
+    ended = []
+    for rate in (0.0, 0.4):
+        drops = [f"model.config.{part}_dropout_prob={rate}" for part in ("hidden", "attention_probs")]
+        quick = ["onnx=false", "measure.repeats=1", f"output={tmp_path / str(rate)}"]
+        ended.append(hf_prune.run("quickstart", [*TINY, *both, *drops, *quick]))
+    assert ended[0].metrics == ended[1].metrics
+    assert ended[0].kept == ended[1].kept
+
+
+@pytest.mark.parametrize("kind", ["bert", "bart"])
+def test_dropout_is_back_behind_a_training(kind):
+    rates = {"dropout": 0.4, "attention_dropout": 0.4, "activation_dropout": 0.4}
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    if kind == "bert":
+        model = build_bert(hidden_dropout_prob=0.4, attention_probs_dropout_prob=0.4)
+    else:
+        model = BartModel(BartConfig(vocab_size=60, d_model=16, pad_token_id=0, **sizes, **rates))
+    words = torch.arange(3, 19).view(2, 8)
+
+    def differ() -> bool:
+        first, second = (model.train()(input_ids=words)[0] for _ in range(2))
+        return not torch.equal(first, second)
+
+    quiet = NoDropout()
+    assert differ()
+    quiet.on_train_begin(None, None, None, model=model)
+    assert not differ()
+    quiet.on_train_end()
+    assert differ()
 
 
 def test_the_command_ends_with_one_line_and_a_status(tmp_path):
