@@ -8,8 +8,10 @@ MiniLM-L6 on SST-2 (the small budget of `quality_sst2.py`), one dense model that
 `order` shuffles the batches that Trainer's grouping by length puts in order, from long to short, fifty at a time;
 `cuts` removes units at the baseline's moments (the first of its ten changes removes something); `reads` reads every
 step and fades as slowly as the baseline; `all` does all three. `free` lets whole branches leave (`min_kept: 0`), as the
-baseline does. Accuracy, cross-entropy and KL to the dense model are
-those of validation and test together. Writes results/half_point.json; it goes on where it was.
+baseline does; `fast` has twice the learning rate, `free_fast` both, `baseline_fast` is the baseline with that rate;
+`quiet` trains without dropout, `quiet_fast` and `all_three` with more of these.
+Accuracy, cross-entropy and KL to the dense model are those of validation and test together. Writes
+results/half_point.json; it goes on where it was.
 """
 
 from __future__ import annotations
@@ -42,7 +44,14 @@ STEPS, CUTS, UNTIL = 1000, 10, 0.6  # of the small budget, and of the baseline
 BY_HAND = [[round(UNTIL * STEPS * cut / CUTS), round(1 - (1 - cut / CUTS) ** 3, 4)] for cut in range(1, CUTS + 1)]
 GROUPED = trainer_pt_utils.get_length_grouped_indices
 CHANGES = ("order", "cuts", "reads")
-METHODS = {"library": (), "free": ("free",), "baseline": (), **{one: (one,) for one in CHANGES}, "all": CHANGES}
+METHODS = {
+    **{"library": (), "free": ("free",), "fast": ("fast",), "free_fast": ("free", "fast")},
+    **{"quiet": ("quiet",), "quiet_fast": ("quiet", "fast"), "all_three": ("quiet", "free", "fast")},
+    **{"baseline": (), "baseline_fast": ("fast",)},
+    **{one: (one,) for one in CHANGES},
+    "all": CHANGES,
+}
+FAST = 2e-4  # the recipe and the baseline have half of it
 
 
 @contextlib.contextmanager
@@ -73,10 +82,16 @@ def library(options: argparse.Namespace, dense: Path, method: str, seed: int, ou
             settings.append(f"schedule={{steps: {BY_HAND}}}")
         if "free" in METHODS[method]:
             settings += equal_time.FREE
+        if "fast" in METHODS[method]:
+            settings.append(f"train.learning_rate={FAST}")
+        if "quiet" in METHODS[method]:
+            settings.append("train.disable_dropout=true")
         return equal_time.train(options, dense, seed, output, settings)
 
 
-def baseline(options: argparse.Namespace, dense: Path, seed: int) -> tuple[torch.nn.Module, dict[str, Any]]:
+def baseline(
+    options: argparse.Namespace, dense: Path, method: str, seed: int
+) -> tuple[torch.nn.Module, dict[str, Any]]:
     """Train by the baseline's own code, from the same dense model."""
     sys.path.insert(0, str(options.baselines))
     import peer_quality
@@ -88,7 +103,8 @@ def baseline(options: argparse.Namespace, dense: Path, seed: int) -> tuple[torch
         shutil.copytree(dense, teacher)  # its answers are kept beside it
     task = peer_quality.Task("sst2", AutoTokenizer.from_pretrained(dense))
     model = peer_quality.load(task, dense)
-    told = peer_quality.gradual(model, peer_quality.load(task, teacher), task, float(options.ratio), seed)
+    rate = {"lr": FAST} if "fast" in METHODS[method] else {}
+    told = peer_quality.gradual(model, peer_quality.load(task, teacher), task, float(options.ratio), seed, **rate)
     names = [(f"layers.{n}.attention.heads", f"layers.{n}.mlp.neurons") for n in range(len(told["heads"]))]
     kept = {
         name: count for pair, both in zip(names, zip(told["heads"], told["neurons"])) for name, count in zip(pair, both)
@@ -100,8 +116,8 @@ def compare(options: argparse.Namespace, dense: Path, method: str, seed: int) ->
     note = {"method": method, "ratio": str(options.ratio), "seed": seed}
     if any(all(one[key] == note[key] for key in KEY) for one in load_records(NAME)):
         return
-    if method == "baseline":
-        model, told = baseline(options, dense, seed)
+    if method.startswith("baseline"):
+        model, told = baseline(options, dense, method, seed)
     else:
         output = options.work / f"{method}-{str(options.ratio).replace('/', '_')}-{seed}"
         told = library(options, dense, method, seed, output)
