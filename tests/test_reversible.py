@@ -425,6 +425,26 @@ def test_a_lost_state_is_recovered_once_nothing_changes():
     assert all(torch.equal(fresh.masks[name], mask) for name, mask in pruning.masks.items())
 
 
+@pytest.mark.parametrize("steps", [4, 5, 8])
+def test_a_lost_state_of_units_and_weights_is_recovered(steps):
+    """Zeros of masked units are not those of single weights: both go on alike."""
+    pruners = [sort(sparsity=0.5, score="l1") for sort in (HeadPruner, NeuronPruner, WeightPruner)]
+    model = build_bert()
+    _, pruning, step = start(model, pruners, EARLY, steps=8)
+    for seed in range(steps):
+        step(seed)
+    twin = copy.deepcopy(model)
+    _, again, step_again = start(twin, pruners, EARLY, steps=8)
+    recover(again, steps)
+    assert again.logs() == pruning.logs()
+    for seed in range(steps, 8):
+        step(seed)
+        step_again(seed)
+    zeros = [sum(int((one == 0).sum()) for one in named_tensors(of).values()) for of in (model, twin)]
+    assert zeros[0] == zeros[1] > 0
+    assert again.logs() == pruning.logs()
+
+
 @pytest.mark.parametrize(
     ("pruners", "settings", "message"),
     [
