@@ -4,12 +4,13 @@
     python benchmarks/half_point.py --table
 
 MiniLM-L6 on SST-2 (the small budget of `quality_sst2.py`), one dense model that is the teacher too, its answers cached.
-`baseline` is the gradual method of the baselines' `peer_quality.py` in float32; `library` the recipe `minilm_sst2`;
+`baseline` is the gradual method of the baselines' `peer_quality.py` in float32; `library` the recipe `minilm_sst2`
+with the model's dropout, as the baseline has it; `quiet` the recipe as it is, without;
 `order` shuffles the batches that Trainer's grouping by length puts in order, from long to short, fifty at a time;
 `cuts` removes units at the baseline's moments (the first of its ten changes removes something); `reads` reads every
 step and fades as slowly as the baseline; `all` does all three. `free` lets whole branches leave (`min_kept: 0`), as the
 baseline does; `fast` has twice the learning rate, `free_fast` both, `baseline_fast` is the baseline with that rate;
-`quiet` trains without dropout, `quiet_fast` and `all_three` with more of these.
+`quiet_fast` and `all_three` more of these without dropout, `baseline_quiet` the baseline without.
 Accuracy, cross-entropy and KL to the dense model are those of validation and test together. Writes
 results/half_point.json; it goes on where it was.
 """
@@ -47,7 +48,7 @@ CHANGES = ("order", "cuts", "reads")
 METHODS = {
     **{"library": (), "free": ("free",), "fast": ("fast",), "free_fast": ("free", "fast")},
     **{"quiet": ("quiet",), "quiet_fast": ("quiet", "fast"), "all_three": ("quiet", "free", "fast")},
-    **{"baseline": (), "baseline_fast": ("fast",)},
+    **{"baseline": (), "baseline_fast": ("fast",), "baseline_quiet": ("quiet",)},
     **{one: (one,) for one in CHANGES},
     "all": CHANGES,
 }
@@ -104,6 +105,9 @@ def baseline(
     task = peer_quality.Task("sst2", AutoTokenizer.from_pretrained(dense))
     model = peer_quality.load(task, dense)
     rate = {"lr": FAST} if "fast" in METHODS[method] else {}
+    if "quiet" in METHODS[method]:
+        for module in (one for one in model.modules() if isinstance(one, torch.nn.Dropout)):
+            module.p = 0.0
     told = peer_quality.gradual(model, peer_quality.load(task, teacher), task, float(options.ratio), seed, **rate)
     names = [(f"layers.{n}.attention.heads", f"layers.{n}.mlp.neurons") for n in range(len(told["heads"]))]
     kept = {

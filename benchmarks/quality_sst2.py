@@ -48,6 +48,7 @@ def overrides(options: argparse.Namespace, model: Path, output: Path, seed: int)
         f"output={output}",
     ]
     common += [f"seed={seed}", f"train.epochs={budget['epochs']}", "onnx=false"]
+    common += ["train.disable_dropout=false"]  # as the recipe was when most records were made; half_point.py has both
     return common + ([f"data.train_limit={budget['limit']}"] if budget["limit"] else [])
 
 
