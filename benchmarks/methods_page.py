@@ -54,7 +54,8 @@ zeros. Accuracy in %, cross-entropy and KL to the dense model in nats, on valida
 its recipe, not of the key alone.
 
 **One shot**: the same model on STS-B, without training: Spearman (times 100) with 3/4 and 1/2 of the MACs left, of
-single weights with half of them left; dense {dense}.
+single weights with half of them left; dense {dense}. `greedy` and `loss_without`, which ask about each unit by itself,
+stand [with heads and layers](#heads-or-layers-by-themselves).
 
 **A language model**, at the end: stories260k, fine-tuned on WikiText-2, then as many steps again.
 
