@@ -250,7 +250,7 @@ def few_units(records: list[Record]) -> str:
             rows.setdefault(score, {})[f"{of} {one['left']}"] = one["spearman"]
     columns = ("heads 3/4", "layers 2/3", "layers 1/2")
     cells = [[f"`{name}`", *(f"{row[one]:.2f}" if one in row else "" for one in columns)] for name, row in rows.items()]
-    cells.sort(key=lambda row: row[-1], reverse=True)
+    cells.sort(key=lambda row: float(row[-1] or 0), reverse=True)
     told = (
         "The model of the column *one shot*, calibrated with 64 pairs: a quarter of its 72 heads leaves, or "
         "two or three of its six layers. Spearman, times 100; what is missing was refused.\n\n"
